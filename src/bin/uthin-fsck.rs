@@ -1,0 +1,2 @@
+//! The `uthin-fsck` command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `uthin` command.
+fn main() {}

@@ -1,0 +1,67 @@
+//! What a disk is: a place of fixed size that keeps bytes. Knows nothing of the format.
+//!
+//! What was written before a successful [`Disk::flush`] survives power loss; anything written since may be kept, lost
+//! or torn at sector granularity. A failed flush is final: nobody may retry it and believe the second answer.
+
+mod buffer;
+mod file;
+mod lock;
+mod memory;
+
+pub use buffer::AlignedBuffer;
+pub use file::{FileDisk, OpenMode};
+pub use memory::MemoryDisk;
+
+use std::io;
+
+/// A place that keeps bytes. All faults of simulated disks hide behind this trait.
+pub trait Disk: Send + Sync {
+    /// The size in bytes, as of opening.
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `buffer` from `offset_bytes` on. Reading past the end is `UnexpectedEof`.
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `bytes` at `offset_bytes`. Writing past the end is `UnexpectedEof`; nothing grows.
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes everything durable whose write returned before this call.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Gives the range's space back; what it reads afterwards is undefined. `Unsupported` where the disk cannot.
+    fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()>;
+
+    /// What to call the disk in messages: a path, usually.
+    fn name(&self) -> String;
+}
+
+impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset_bytes, buffer)
+    }
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset_bytes, bytes)
+    }
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
+    fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
+        (**self).discard(offset_bytes, length_bytes)
+    }
+    fn name(&self) -> String {
+        (**self).name()
+    }
+}
+
+/// Proof that the data disk was flushed. A metadata commit asks for one, so that the order "data first, then the
+/// mappings that point at it" cannot be forgotten. Made only by [`flush_data`].
+#[derive(Debug)]
+pub struct DataFlushed(());
+
+/// Flushes the data disk and returns the proof.
+pub fn flush_data(data: &impl Disk) -> io::Result<DataFlushed> {
+    data.flush().map(DataFlushed)
+}

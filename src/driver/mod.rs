@@ -1,0 +1,1 @@
+//! Who moves bytes and owns threads.
