@@ -21,4 +21,6 @@ pub mod engine;
 pub mod error;
 pub mod format;
 pub mod metadata;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod units;

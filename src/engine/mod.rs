@@ -1,7 +1,19 @@
 //! The live pool: map tables, epochs, lanes and the keeper. No threads, no clocks, no data I/O.
+//!
+//! A [`Lane`] decides what a request needs, the driver moves the bytes, the [`Keeper`] changes the map.
 
+mod command;
+mod epochs;
+mod keeper;
+mod lane;
+mod map_table;
 mod request;
 mod volume;
 
+pub use command::*;
+pub use epochs::{Epoch, Epochs};
+pub use keeper::{Keeper, KeeperOptions, Outbox, Settled};
+pub use lane::Lane;
+pub use map_table::{Lookup, MapTable};
 pub use request::*;
-pub use volume::Volume;
+pub use volume::{Volume, VolumeLease};

@@ -1,0 +1,119 @@
+//! What the control plane asks of the keeper, and what it is told.
+
+use crate::error::Error;
+use crate::metadata::{Usage, VolumeDetails};
+use crate::units::{BlockSize, SnapTime, TransactionId, VirtualBlock, VolumeId};
+
+/// A step of the transaction id that is committed together with a command's change, or not at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IdStep {
+    /// What the id must be now.
+    pub from: TransactionId,
+    /// What it will be.
+    pub to: TransactionId,
+}
+
+/// A command of the control plane. Every change is durable when its answer arrives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Add an empty volume. Answer: `Done`.
+    CreateVolume {
+        /// Its number, not in use.
+        volume: VolumeId,
+        /// Its size, a multiple of 512.
+        size_bytes: u64,
+        /// The id's step.
+        step: IdStep,
+    },
+    /// Snapshot one or several volumes at one moment: no write is in one snapshot and missing in another that was
+    /// acknowledged before it. Answer: `Done`.
+    Snapshot {
+        /// Origin and snapshot, each.
+        pairs: Vec<(VolumeId, VolumeId)>,
+        /// The id's step.
+        step: IdStep,
+    },
+    /// Delete a volume. `Busy` while a client has it open. Answer: `Deleting`.
+    Delete {
+        /// The volume.
+        volume: VolumeId,
+        /// The id's step; `None` to go on with a deletion that an earlier run began.
+        step: Option<IdStep>,
+    },
+    /// Answer: `Status`.
+    Status,
+    /// Answer: `Volumes`.
+    Volumes,
+    /// Commit now. Answer: `Done`.
+    Commit,
+    /// Finish: waits for running requests, commits, and refuses everything from then on. Answer: `Done`.
+    Close,
+}
+
+/// The answer to a [`Command`].
+#[derive(Clone, PartialEq, Debug)]
+pub enum Answer {
+    /// Done, durably.
+    Done,
+    /// The volume is gone for everybody; `finished` tells whether its blocks are free already or are being freed in the
+    /// background ([`PoolStatus::deleting`] lists those).
+    Deleting {
+        /// Whether nothing is left to do.
+        finished: bool,
+    },
+    /// See [`Command::Status`].
+    Status(Box<PoolStatus>),
+    /// See [`Command::Volumes`]; in order of ids, those being deleted left out.
+    Volumes(Vec<VolumeInfo>),
+}
+
+/// The state a pool is in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Everything works.
+    Write,
+    /// No free data block is left; reads, overwrites, discards and deletions work.
+    OutOfDataSpace,
+    /// Failed stop, because of this.
+    Failed(Error),
+}
+
+/// The pool as a whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolStatus {
+    /// What works.
+    pub mode: Mode,
+    /// The transaction id.
+    pub transaction_id: TransactionId,
+    /// The snapshot clock.
+    pub time: SnapTime,
+    /// Size of a data block.
+    pub block_size: BlockSize,
+    /// How full it is.
+    pub usage: Usage,
+    /// The metadata snapshot's block, if one is held.
+    pub held_root: Option<u64>,
+    /// Whether freed blocks are given back to the data device.
+    pub discard_passdown: bool,
+    /// Whether fresh blocks are zeroed.
+    pub zero_new_blocks: bool,
+    /// Number of volumes, those being deleted left out.
+    pub volumes: usize,
+    /// Volumes being deleted in the background.
+    pub deleting: Vec<VolumeId>,
+}
+
+/// One volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeInfo {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its size.
+    pub size_bytes: u64,
+    /// As the metadata has it.
+    pub details: VolumeDetails,
+    /// Its highest mapped block.
+    pub highest_mapped: Option<VirtualBlock>,
+    /// Number of clients that have it open.
+    pub openers: u32,
+}
