@@ -186,7 +186,8 @@ pub enum ExtentState {
 pub enum Ask {
     /// Load the map page that holds this block. Answer: `Again`.
     Load(VolumeId, VirtualBlock),
-    /// A data block to put this block's next contents in. Answer: `Fill`, or `Again` if somebody else did it meanwhile.
+    /// A data block to put this block's next contents in. Answer: `Fill`, `Again` if somebody else did it meanwhile, or
+    /// `NoSpaceNow`.
     Fill(VolumeId, VirtualBlock),
     /// The fill is written: map it. Answer: `Done`.
     Publish(VolumeId, VirtualBlock, DataBlock),
@@ -198,6 +199,9 @@ pub enum Ask {
     Flush,
     /// Wait until the volume is not frozen. Answer: `Again`.
     Thaw(VolumeId),
+    /// After `NoSpaceNow`, and holding no epoch: wait until there may be space. Answer: `Again`, or `Failed(NoSpace)`
+    /// when there is nothing left to wait for.
+    AwaitSpace,
 }
 
 /// What the rest of a fresh block is filled with.
@@ -223,6 +227,8 @@ pub enum Reply {
         /// What the bytes are that the request does not write.
         source: FillSource,
     },
+    /// There is no block for the fill; let go of the epoch and ask `AwaitSpace`.
+    NoSpaceNow,
     /// Done.
     Done,
     /// Cannot be done.

@@ -1,0 +1,396 @@
+//! The keeper: the only one who changes metadata, map tables and reference counts. Plain blocking Rust, fed by an inbox.
+//!
+//! What must hold:
+//!
+//! - A block is handed out for a fill by one ask at a time; everybody else who wants to change that virtual block waits
+//!   until the fill is published or abandoned.
+//! - A fill is published only after its bytes are written, and a commit flushes the data disk before it makes published
+//!   mappings durable.
+//! - Blocks that a commit freed are given back in three steps: every lane has passed the epoch of that commit, the data
+//!   disk was told (discard), the allocator gets them.
+//! - A snapshot is taken when its origin is frozen and every change that began before has finished. The origin thaws
+//!   when the snapshot is durable.
+//! - After a failed flush or metadata change nothing is acknowledged any more that needs either (fail stop).
+
+mod commands;
+mod settle;
+
+use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo};
+use super::epochs::{Epoch, Epochs};
+use super::request::{Ask, Asker, FillSource, IoError, Reply};
+use super::volume::Volume;
+use crate::disk::{Disk, flush_data};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metadata::{Metadata, Progress};
+use crate::units::{DataBlock, MetaBlock, VirtualBlock, VolumeId};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Tree nodes that one step of a background deletion may touch: some ten milliseconds of work.
+const DELETE_STEP_NODES: usize = 1024;
+/// Mappings that one step of a long discard may remove.
+const UNMAP_STEP_MAPPINGS: u64 = 64 * 1024;
+/// Ranges that one step may give back to the data disk.
+const DISCARD_STEP_RANGES: usize = 32;
+/// Bytes that one of these may cover: a disk takes its time with them.
+const DISCARD_STEP_BYTES: u64 = 1 << 30;
+/// Mappings that wait in memory before they are brought into the trees without a commit.
+const PENDING_MAPPINGS_LIMIT: usize = 64 * 1024;
+
+/// How a pool behaves.
+#[derive(Clone, Debug)]
+pub struct KeeperOptions {
+    /// Zero the rest of a fresh block that a write does not cover.
+    pub zero_new_blocks: bool,
+    /// Give freed blocks back to the data device.
+    pub discard_passdown: bool,
+    /// Seats for lanes.
+    pub lanes: usize,
+    /// The volumes' sizes; one that is missing here gets the size up to its highest mapped block.
+    pub volume_sizes: HashMap<VolumeId, u64>,
+}
+
+/// What the keeper has to say after a call.
+#[derive(Default)]
+pub struct Outbox {
+    /// Answers to lanes (never to `Asker::Command`).
+    pub replies: Vec<(Asker, Reply)>,
+    /// Answers to commands, by their numbers.
+    pub answers: Vec<(u64, Result<Answer>)>,
+}
+
+impl Outbox {
+    fn reply(&mut self, to: Asker, reply: Reply) {
+        self.replies.push((to, reply));
+    }
+}
+
+/// What is left to do after [`Keeper::settle`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settled {
+    /// Nothing until the next message or tick.
+    Idle,
+    /// Something waits for lanes to finish running requests: look again soon (within a fraction of a millisecond).
+    WaitsForLanes,
+    /// Background work is left: call again as soon as the inbox is empty.
+    HasWork,
+}
+
+/// A fill under way, and who waits for its end.
+struct Filling {
+    target: DataBlock,
+    waiting_fills: Vec<Asker>,
+    waiting_unmaps: Vec<Unmap>,
+}
+
+/// A discard on its way through the trees.
+struct Unmap {
+    asker: Asker,
+    volume: VolumeId,
+    left: Range<u64>,
+}
+
+/// A snapshot that waits for its origins to drain.
+struct Freeze {
+    number: u64,
+    pairs: Vec<(VolumeId, VolumeId)>,
+    step: IdStep,
+    /// Changes that began in this epoch or before must have finished.
+    epoch: Epoch,
+}
+
+/// The keeper of one pool.
+pub struct Keeper<M: Disk, D: Disk> {
+    metadata: Metadata<M>,
+    data: D,
+    epochs: Arc<Epochs>,
+    zero_new_blocks: bool,
+    discard_passdown: bool,
+    volumes: BTreeMap<VolumeId, Arc<Volume>>,
+
+    filling: BTreeMap<(VolumeId, VirtualBlock), Filling>,
+    unmaps: VecDeque<Unmap>,
+    freezes: VecDeque<Freeze>,
+    thaws: Vec<(VolumeId, Asker)>,
+    deletions: VecDeque<VolumeId>,
+    /// The last step of a deletion lacked metadata space; the next tick tries again.
+    deletions_stalled: bool,
+
+    /// Who gets an answer from the next commit.
+    flushes: Vec<Asker>,
+    committed_answers: Vec<(u64, Answer)>,
+    /// Who waits for free blocks.
+    space_waiters: Vec<Asker>,
+    /// A fill found no space, and nothing has happened since that may have made some.
+    starved: bool,
+    /// The last fill found no free data block.
+    out_of_data_space: bool,
+
+    /// What commits freed, and the epoch that lanes must have passed.
+    limbo: VecDeque<(Epoch, Vec<Range<u64>>)>,
+    /// Out of everybody's reach; the data disk has not been told yet.
+    discards: VecDeque<Range<u64>>,
+
+    /// Why the pool has failed stop.
+    failed: Option<Error>,
+}
+
+impl<M: Disk, D: Disk> Keeper<M, D> {
+    /// Takes over opened metadata and the data disk that belongs to it. `Invalid` when the disk is smaller than the
+    /// metadata says.
+    pub fn new(mut metadata: Metadata<M>, data: D, options: KeeperOptions) -> Result<Self> {
+        let geometry = metadata.geometry();
+        let needed = geometry.data_blocks.saturating_mul(geometry.block_size.bytes());
+        if data.size_bytes() < needed {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "{}: the data disk has {} bytes, the metadata was made for {needed} ({} blocks of {} bytes)",
+                    data.name(),
+                    data.size_bytes(),
+                    geometry.data_blocks,
+                    geometry.block_size.bytes()
+                ),
+            )
+            .hint("give it back its size (truncate -s, or the right device) before opening the pool"));
+        }
+        let mut volumes = BTreeMap::new();
+        for (id, details) in metadata.volumes()? {
+            let size_bytes = match options.volume_sizes.get(&id) {
+                Some(size_bytes) => *size_bytes,
+                None => metadata.highest_mapped(id)?.map_or(0, |b| (b.0 + 1) * geometry.block_size.bytes()),
+            };
+            let volume = Volume::new(id, size_bytes, geometry.block_size, details.snapshotted_time);
+            volumes.insert(id, Arc::new(volume));
+        }
+        Ok(Keeper {
+            metadata,
+            data,
+            epochs: Arc::new(Epochs::new(options.lanes)),
+            zero_new_blocks: options.zero_new_blocks,
+            discard_passdown: options.discard_passdown,
+            volumes,
+            filling: BTreeMap::new(),
+            unmaps: VecDeque::new(),
+            freezes: VecDeque::new(),
+            thaws: Vec::new(),
+            deletions: VecDeque::new(),
+            deletions_stalled: false,
+            flushes: Vec::new(),
+            committed_answers: Vec::new(),
+            space_waiters: Vec::new(),
+            starved: false,
+            out_of_data_space: false,
+            limbo: VecDeque::new(),
+            discards: VecDeque::new(),
+            failed: None,
+        })
+    }
+
+    /// For making lanes.
+    pub fn epochs(&self) -> Arc<Epochs> {
+        self.epochs.clone()
+    }
+
+    /// Size of a data block.
+    pub fn block_size(&self) -> crate::units::BlockSize {
+        self.metadata.geometry().block_size
+    }
+
+    /// An open volume, `None` if there is none or it is being deleted.
+    pub fn volume(&self, id: VolumeId) -> Option<Arc<Volume>> {
+        self.volumes.get(&id).cloned()
+    }
+
+    /// A lane's question.
+    pub fn handle(&mut self, from: Asker, ask: Ask, out: &mut Outbox) {
+        if self.failed.is_some() {
+            return out.reply(from, Reply::Failed(IoError::Io));
+        }
+        match ask {
+            Ask::Load(volume, block) => self.on_load(from, volume, block, out),
+            Ask::Fill(volume, block) => self.on_fill(from, volume, block, out),
+            Ask::Publish(volume, block, target) => self.on_publish(from, volume, block, target, out),
+            Ask::Abandon(volume, block, target) => {
+                self.metadata.release_block(target);
+                self.end_filling(volume, block, target, out);
+                out.reply(from, Reply::Done);
+            }
+            Ask::Unmap(volume, left) => self.unmap_step(Unmap { asker: from, volume, left }, out),
+            Ask::Flush => self.flushes.push(from),
+            Ask::Thaw(volume) => match self.volumes.get(&volume) {
+                Some(open) if open.is_frozen() => self.thaws.push((volume, from)),
+                Some(_) => out.reply(from, Reply::Again),
+                None => out.reply(from, Reply::Failed(IoError::Gone)),
+            },
+            Ask::AwaitSpace => self.space_waiters.push(from),
+        }
+    }
+
+    fn on_load(&mut self, from: Asker, id: VolumeId, block: VirtualBlock, out: &mut Outbox) {
+        let Some(volume) = self.volumes.get(&id) else {
+            return out.reply(from, Reply::Failed(IoError::Gone));
+        };
+        let page = volume.table.page_of(block);
+        let mut mappings = Vec::new();
+        let read = self.metadata.for_each_mapping(id, page.clone(), &mut |block, mapping| {
+            mappings.push((block, mapping));
+        });
+        match read {
+            Ok(()) => {
+                volume.table.load_page(page, &mappings);
+                out.reply(from, Reply::Again);
+            }
+            // Nothing was changed: the rest of the pool goes on.
+            Err(error) => {
+                tracing::error!(volume = %id, block = block.0, "cannot read the map: {error}");
+                out.reply(from, Reply::Failed(IoError::Io));
+            }
+        }
+    }
+
+    fn on_fill(&mut self, from: Asker, id: VolumeId, block: VirtualBlock, out: &mut Outbox) {
+        if let Some(filling) = self.filling.get_mut(&(id, block)) {
+            return filling.waiting_fills.push(from);
+        }
+        let Some(volume) = self.volumes.get(&id) else {
+            return out.reply(from, Reply::Failed(IoError::Gone));
+        };
+        let current = match self.metadata.lookup(id, block) {
+            Ok(current) => current,
+            Err(error) => {
+                tracing::error!(volume = %id, block = block.0, "cannot read the map: {error}");
+                return out.reply(from, Reply::Failed(IoError::Io));
+            }
+        };
+        // Somebody else may have done the work between the lane's look at the map and now.
+        if current.is_some_and(|mapping| !volume.is_shared(mapping)) {
+            return out.reply(from, Reply::Again);
+        }
+        let target = match self.metadata.reserve_block() {
+            Ok(target) => target,
+            Err(error) if is_no_space(&error) => {
+                self.starved = true;
+                self.out_of_data_space = error.kind() == ErrorKind::NoDataSpace;
+                return out.reply(from, Reply::NoSpaceNow);
+            }
+            Err(error) => {
+                tracing::error!("cannot allocate: {error}");
+                return out.reply(from, Reply::Failed(IoError::Io));
+            }
+        };
+        self.out_of_data_space = false;
+        let filling = Filling { target, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
+        self.filling.insert((id, block), filling);
+        let source = match current {
+            Some(mapping) => FillSource::Block(mapping.block),
+            None if self.zero_new_blocks => FillSource::Zeros,
+            None => FillSource::Nothing,
+        };
+        out.reply(from, Reply::Fill { target, source });
+    }
+
+    fn on_publish(
+        &mut self,
+        from: Asker,
+        id: VolumeId,
+        block: VirtualBlock,
+        target: DataBlock,
+        out: &mut Outbox,
+    ) {
+        let volume = self.volumes.get(&id).expect("a volume with a request in flight is open and cannot go");
+        let mapping = self.metadata.map(id, block, target);
+        volume.table.set(block, Some(mapping));
+        out.reply(from, Reply::Done);
+        self.end_filling(id, block, target, out);
+        if self.metadata.pending_mappings() >= PENDING_MAPPINGS_LIMIT
+            && let Err(error) = self.metadata.apply_pending()
+        {
+            self.fail(error, out);
+        }
+    }
+
+    fn end_filling(&mut self, id: VolumeId, block: VirtualBlock, target: DataBlock, out: &mut Outbox) {
+        let filling = self.filling.remove(&(id, block)).expect("a fill ends that was begun");
+        assert_eq!(filling.target, target, "a fill ends with the block that it was given");
+        for waiting in filling.waiting_fills {
+            out.reply(waiting, Reply::Again);
+        }
+        self.unmaps.extend(filling.waiting_unmaps);
+    }
+
+    /// One bounded step of a discard.
+    fn unmap_step(&mut self, mut unmap: Unmap, out: &mut Outbox) {
+        let (id, left) = (unmap.volume, unmap.left.clone());
+        let Some(volume) = self.volumes.get(&id).cloned() else {
+            return out.reply(unmap.asker, Reply::Failed(IoError::Gone));
+        };
+        // A fill inside the range lands first: it has the old block in its hands.
+        let blocks = (id, VirtualBlock(left.start))..(id, VirtualBlock(left.end));
+        if let Some((_, filling)) = self.filling.range_mut(blocks).next() {
+            return filling.waiting_unmaps.push(unmap);
+        }
+        let step = self.change(out, |metadata| metadata.unmap_range(id, left.clone(), UNMAP_STEP_MAPPINGS));
+        match step {
+            Ok(Progress::Done) => {
+                volume.table.clear(left);
+                out.reply(unmap.asker, Reply::Done);
+            }
+            Ok(Progress::More(next)) => {
+                volume.table.clear(left.start..next);
+                unmap.left.start = next;
+                self.unmaps.push_back(unmap);
+            }
+            Err(error) if is_no_space(&error) => out.reply(unmap.asker, Reply::Failed(IoError::NoSpace)),
+            Err(_) => out.reply(unmap.asker, Reply::Failed(IoError::Io)),
+        }
+    }
+
+    /// Changes the metadata. If that lacks space, commits, which makes freed blocks usable, and tries once more. A refusal
+    /// has changed nothing; after any other error the state in memory cannot be trusted, and the pool fails stop.
+    fn change<T>(
+        &mut self,
+        out: &mut Outbox,
+        mut operation: impl FnMut(&mut Metadata<M>) -> Result<T>,
+    ) -> Result<T> {
+        let mut result = operation(&mut self.metadata);
+        if result.as_ref().is_err_and(is_no_space) && self.metadata.is_dirty() {
+            self.commit(out)?;
+            result = operation(&mut self.metadata);
+        }
+        result.inspect_err(|error| {
+            if !is_refusal(error) {
+                self.fail(error.clone(), out);
+            }
+        })
+    }
+}
+
+fn is_no_space(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NoDataSpace | ErrorKind::NoMetadataSpace)
+}
+
+/// Whether a metadata operation was refused before it changed anything.
+fn is_refusal(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::Failed | ErrorKind::NeedsCheck => false,
+        ErrorKind::Unsupported
+        | ErrorKind::Busy
+        | ErrorKind::NotFound
+        | ErrorKind::Exists
+        | ErrorKind::NoDataSpace
+        | ErrorKind::NoMetadataSpace
+        | ErrorKind::Invalid
+        | ErrorKind::WrongState => true,
+    }
+}
+
+/// What a failed pool answers from then on.
+fn failed_stop(cause: &Error) -> Error {
+    Error::new(
+        ErrorKind::Failed,
+        format!("the pool has failed and takes no more changes: {}", cause.message()),
+    )
+    .hint("close it, check its metadata, and open it again: everything flushed is safe")
+}

@@ -1,0 +1,174 @@
+//! What the keeper does when its inbox is empty: commits for all who wait, then a step of each background work.
+
+use super::*;
+
+impl<M: Disk, D: Disk> Keeper<M, D> {
+    /// To be called whenever the inbox is empty: group commit for everybody who waits for one, snapshots whose volumes
+    /// have drained, background work, one bounded step a call.
+    pub fn settle(&mut self, out: &mut Outbox) -> Settled {
+        if self.failed.is_some() {
+            return Settled::Idle;
+        }
+        if let Some(unmap) = self.unmaps.pop_front() {
+            self.unmap_step(unmap, out);
+        }
+        let taken = self.take_drained_snapshots(out);
+        let wanted = !self.flushes.is_empty() || !self.committed_answers.is_empty();
+        // Freed blocks become usable with a commit: worth one when somebody waits for space.
+        let frees = !self.space_waiters.is_empty() && self.metadata.is_dirty();
+        if (wanted || frees) && self.commit(out).is_err() {
+            return Settled::Idle;
+        }
+        for freeze in taken {
+            self.thaw(&freeze, out);
+        }
+        self.deletion_step(out);
+        self.pass_limbo();
+        self.discard_step();
+        self.settle_space(out);
+        self.what_is_left()
+    }
+
+    pub(super) fn what_is_left(&self) -> Settled {
+        let commits = !self.space_waiters.is_empty() && self.metadata.is_dirty();
+        let deletes = !self.deletions.is_empty() && !self.deletions_stalled;
+        if self.failed.is_some() {
+            Settled::Idle
+        } else if commits || deletes || !(self.unmaps.is_empty() && self.discards.is_empty()) {
+            Settled::HasWork
+        } else if !self.freezes.is_empty() || !self.limbo.is_empty() {
+            Settled::WaitsForLanes
+        } else {
+            Settled::Idle
+        }
+    }
+
+    /// To be called about once a second: commits what nobody asked to be flushed.
+    pub fn tick(&mut self, out: &mut Outbox) {
+        self.deletions_stalled = false;
+        if self.failed.is_none() && self.metadata.is_dirty() {
+            // A failure is on record, and everybody who waited has been told.
+            let _ = self.commit(out);
+        }
+    }
+
+    /// The one legal order: data, then the metadata that points at it, then whoever waits is told.
+    pub(super) fn commit(&mut self, out: &mut Outbox) -> Result<()> {
+        let flushed = flush_data(&self.data)
+            .map_err(|error| Error::io(format_args!("{}: flushing the data disk", self.data.name()), &error));
+        let freed = flushed.and_then(|data_first| {
+            if self.metadata.is_dirty() { self.metadata.commit(data_first) } else { Ok(Vec::new()) }
+        });
+        match freed {
+            Ok(freed) => {
+                self.starved = false;
+                if !freed.is_empty() {
+                    self.limbo.push_back((self.epochs.retire(), freed));
+                }
+                out.replies.extend(self.flushes.drain(..).map(|asker| (asker, Reply::Done)));
+                out.answers
+                    .extend(self.committed_answers.drain(..).map(|(number, answer)| (number, Ok(answer))));
+                Ok(())
+            }
+            Err(error) => {
+                self.fail(error.clone(), out);
+                Err(failed_stop(&error))
+            }
+        }
+    }
+
+    pub(super) fn deletion_step(&mut self, out: &mut Outbox) {
+        if self.deletions_stalled {
+            return;
+        }
+        let Some(id) = self.deletions.pop_front() else { return };
+        match self.change(out, |metadata| metadata.delete_volume(id, DELETE_STEP_NODES)) {
+            Ok(Progress::Done) => {}
+            Ok(Progress::More(())) => self.deletions.push_back(id),
+            Err(error) => {
+                tracing::warn!(volume = %id, "the deletion does not get on: {error}");
+                self.deletions_stalled = true;
+                self.deletions.push_front(id);
+            }
+        }
+    }
+
+    /// Moves on what every lane has passed by.
+    pub(super) fn pass_limbo(&mut self) {
+        while self.limbo.front().is_some_and(|(epoch, _)| self.epochs.all_past(*epoch)) {
+            let (_, freed) = self.limbo.pop_front().expect("there is a front");
+            self.discards.extend(freed);
+        }
+    }
+
+    /// Gives some free ranges back to the data disk, and then to the allocator.
+    pub(super) fn discard_step(&mut self) {
+        let block_bytes = self.block_size().bytes();
+        let step_blocks = (DISCARD_STEP_BYTES / block_bytes).max(1);
+        for _ in 0..DISCARD_STEP_RANGES {
+            let Some(mut range) = self.discards.pop_front() else { return };
+            if range.end - range.start > step_blocks {
+                self.discards.push_front(range.start + step_blocks..range.end);
+                range.end = range.start + step_blocks;
+            }
+            if self.discard_passdown {
+                let length_bytes = (range.end - range.start) * block_bytes;
+                match self.data.discard(range.start * block_bytes, length_bytes) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                        tracing::warn!("{}: cannot discard; freed blocks keep their space", self.data.name());
+                        self.discard_passdown = false;
+                    }
+                    // Only space is at stake, not data.
+                    Err(error) => tracing::warn!("{}: discard failed: {error}", self.data.name()),
+                }
+            }
+            self.metadata.make_reusable(range);
+            self.starved = false;
+            self.out_of_data_space = false;
+        }
+    }
+
+    /// Wakes those who wait for space when there may be some, or when none can be hoped for.
+    pub(super) fn settle_space(&mut self, out: &mut Outbox) {
+        if self.space_waiters.is_empty() {
+            return;
+        }
+        let on_its_way = self.metadata.is_dirty()
+            || !self.limbo.is_empty()
+            || !self.discards.is_empty()
+            || !self.unmaps.is_empty()
+            || (!self.deletions.is_empty() && !self.deletions_stalled)
+            || !self.filling.is_empty();
+        let reply = if !self.starved {
+            Reply::Again
+        } else if on_its_way {
+            return;
+        } else {
+            Reply::Failed(IoError::NoSpace)
+        };
+        out.replies.extend(self.space_waiters.drain(..).map(|waiter| (waiter, reply)));
+    }
+
+    /// Fail stop: on record, logged, and everybody who waits is told.
+    pub(super) fn fail(&mut self, error: Error, out: &mut Outbox) {
+        tracing::error!("the pool has failed and takes no more changes: {error}");
+        let failed = Reply::Failed(IoError::Io);
+        let mut tell = |asker: Asker| out.replies.push((asker, failed));
+        self.flushes.drain(..).for_each(&mut tell);
+        self.space_waiters.drain(..).for_each(&mut tell);
+        self.thaws.drain(..).for_each(|(_, asker)| tell(asker));
+        self.unmaps.drain(..).for_each(|unmap| tell(unmap.asker));
+        for filling in std::mem::take(&mut self.filling).into_values() {
+            filling.waiting_fills.into_iter().for_each(&mut tell);
+            filling.waiting_unmaps.into_iter().for_each(|unmap| tell(unmap.asker));
+        }
+        let numbers = self.committed_answers.drain(..).map(|(number, _)| number);
+        let numbers = numbers.chain(self.freezes.drain(..).map(|freeze| freeze.number));
+        out.answers.extend(numbers.map(|number| (number, Err(failed_stop(&error)))));
+        for volume in self.volumes.values() {
+            volume.set_frozen(false);
+        }
+        self.failed.get_or_insert(error);
+    }
+}
