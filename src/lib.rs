@@ -21,5 +21,6 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod format;
+pub mod frontend;
 pub mod metadata;
 pub mod units;
