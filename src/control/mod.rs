@@ -6,15 +6,15 @@
 
 pub mod api;
 pub mod catalog;
-// pub mod client;
-// pub mod create;
+pub mod client;
+pub mod create;
 // pub mod daemon;
-// pub mod direct;
-// pub mod http;
+pub mod direct;
+pub mod http;
 pub mod name;
-// pub mod open;
-// pub mod pool_dir;
+pub mod open;
+pub mod pool_dir;
 pub mod reconcile;
 pub mod service;
-// mod signature;
+mod signature;
 mod time;

@@ -63,6 +63,8 @@ enum Changes {
     Allowed,
     /// Catalog and metadata may be one step apart, because of this; opening the pool again puts it right.
     Uncertain(Error),
+    /// The pool is being closed.
+    Closed,
 }
 
 impl Service {
@@ -110,7 +112,8 @@ impl Service {
 
     /// Ends it: the catalog forgets deletions that are through, running requests finish, everything is committed.
     pub fn close(&self) -> Result<()> {
-        let _no_change = self.change.lock().expect(NO_PANIC);
+        let mut changes = self.change.lock().expect(NO_PANIC);
+        *changes = Changes::Closed;
         let mut catalog = self.catalog.read().expect(NO_PANIC).clone();
         let tidied = self
             .forget_finished_deletions(&mut catalog)
@@ -141,6 +144,7 @@ impl Service {
                 format!("nothing can be changed since an earlier operation failed: {}", error.message()),
             )
             .hint("close the pool and open it again")),
+            Changes::Closed => Err(Error::new(ErrorKind::WrongState, "the pool is being closed")),
         }
     }
 
@@ -150,9 +154,13 @@ impl Service {
             return Ok(false);
         }
         let still = self.pool_status()?.deleting;
-        let before = catalog.deleting.len();
+        if catalog.deleting.iter().all(|id| still.contains(id)) {
+            return Ok(false);
+        }
+        // Finished is not yet durable: without this commit, a crash would bring a volume back that nobody knows.
+        self.executor.run(Command::Commit)?;
         catalog.deleting.retain(|id| still.contains(id));
-        Ok(catalog.deleting.len() != before)
+        Ok(true)
     }
 
     /// The three steps of a change; the page of [`super::catalog`] says why they are safe.
@@ -289,7 +297,7 @@ impl PoolApi for Service {
                 Some(VolumeInfo {
                     name: entry.name.clone(),
                     id: info.id.get(),
-                    size_bytes: info.size_bytes,
+                    size_bytes: entry.size_bytes,
                     mapped_bytes: info.details.mapped_blocks.saturating_mul(block_size),
                     origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
                     created: entry.created_unix_seconds.map(time::rfc3339),

@@ -14,7 +14,19 @@ struct Disks {
     catalog: Vec<u8>,
     id: u64,
     volumes: BTreeMap<VolumeId, u64>,
+    /// Being deleted.
     dying: BTreeSet<VolumeId>,
+    /// Of these, gone in core, and with the next commit on disk.
+    gone_in_core: BTreeSet<VolumeId>,
+}
+
+impl Disks {
+    fn commit(&mut self) {
+        for id in std::mem::take(&mut self.gone_in_core) {
+            self.volumes.remove(&id);
+            self.dying.remove(&id);
+        }
+    }
 }
 
 /// Which of the calls to disk or keeper goes wrong.
@@ -83,6 +95,7 @@ fn step_id(disks: &mut Disks, step: Option<IdStep>) -> Result<()> {
         return Err(Error::new(ErrorKind::Invalid, "wrong transaction id"));
     }
     disks.id = step.to.0;
+    disks.commit();
     Ok(())
 }
 
@@ -132,7 +145,10 @@ impl Executor for Keeper {
                     .map(|(id, created)| info_of(*id, *created))
                     .collect(),
             )),
-            Command::Commit | Command::Close => Ok(Answer::Done),
+            Command::Commit | Command::Close => world.attempt(|disks| {
+                disks.commit();
+                Ok(Answer::Done)
+            }),
         }
     }
 }
@@ -170,7 +186,7 @@ fn status_of(world: &World) -> PoolStatus {
         discard_passdown: true,
         zero_new_blocks: true,
         volumes: world.disks.volumes.len() - world.disks.dying.len(),
-        deleting: world.disks.dying.iter().copied().collect(),
+        deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
     }
 }
 
@@ -178,6 +194,7 @@ fn status_of(world: &World) -> PoolStatus {
 fn open(disks: &Disks, fault: Option<Fault>) -> (Shared, Service) {
     let mut disks = disks.clone();
     disks.dying.clear();
+    disks.gone_in_core.clear();
     let loaded = (!disks.catalog.is_empty()).then(|| {
         Catalog::parse(&disks.catalog, Path::new("catalog")).expect("only sound catalogs are stored")
     });
@@ -234,12 +251,19 @@ enum Step {
     Create(usize),
     Snapshot(usize, usize),
     Delete(usize),
+    /// The background work of deletions gets through, without a commit.
+    Background,
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-fn perform(service: &Service, step: &Step) -> Result<()> {
+fn perform(world: &Shared, service: &Service, step: &Step) -> Result<()> {
     match step {
+        Step::Background => {
+            let disks = &mut world.lock().expect("whole").disks;
+            disks.gone_in_core = disks.dying.clone();
+            Ok(())
+        }
         Step::Create(new) => service.create(&create(NAMES[*new])).map(drop),
         Step::Snapshot(origin, new) => service
             .snapshot(&SnapshotPair { origin: name(NAMES[*origin]), name: name(NAMES[*new]) })
@@ -253,6 +277,7 @@ fn expected(before: &[String], step: &Step) -> Option<Vec<String>> {
     let has = |index: &usize| before.iter().any(|name| name == NAMES[*index]);
     let mut after: BTreeSet<String> = before.iter().cloned().collect();
     match step {
+        Step::Background => true,
         Step::Create(new) => !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Snapshot(origin, new) => has(origin) && !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Delete(old) => after.remove(NAMES[*old]),
@@ -265,6 +290,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..4usize).prop_map(Step::Create),
         3 => (0..4usize, 0..4usize).prop_map(|(origin, new)| Step::Snapshot(origin, new)),
         2 => (0..4usize).prop_map(Step::Delete),
+        1 => Just(Step::Background),
     ];
     proptest::collection::vec(step, 1..12)
 }
@@ -286,7 +312,7 @@ proptest! {
         let mut model: Vec<String> = vec![];
         for step in &steps {
             let after = expected(&model, step);
-            let result = perform(&service, step);
+            let result = perform(&world, &service, step);
             match (result, after) {
                 (Ok(()), Some(after)) => model = after,
                 (Ok(()), None) => prop_assert!(false, "{step:?} cannot be done"),
@@ -318,7 +344,7 @@ fn every_call_of_every_operation_can_be_the_last() {
             service.create(&create("a")).expect("no fault");
             let disks = world.lock().expect("whole").disks.clone();
             let (world, service) = open(&disks, Some(Fault { at_call, takes_effect, fatal: true }));
-            let result = perform(&service, &step);
+            let result = perform(&world, &service, &step);
             let happened = at_call == 2 || (at_call == 1 && takes_effect);
             assert_eq!(result.is_ok(), at_call == 2, "{step:?}: durable once the metadata has it");
             let disks = world.lock().expect("whole").disks.clone();
@@ -386,10 +412,10 @@ fn a_finished_deletion_is_forgotten_and_an_unfinished_one_goes_on() {
     assert_eq!(service.status().expect("a status").deleting, [0], "the next process goes on");
     {
         let mut inside = world.lock().expect("whole");
-        inside.disks.volumes.clear();
-        inside.disks.dying.clear();
+        inside.disks.gone_in_core = inside.disks.dying.clone();
     }
     service.close().expect("nothing is broken");
+    assert!(world.lock().expect("whole").disks.volumes.is_empty(), "durably gone before it is forgotten");
     let stored = world.lock().expect("whole").disks.catalog.clone();
     assert!(Catalog::parse(&stored, Path::new("catalog")).expect("sound").deleting.is_empty());
 }

@@ -80,7 +80,10 @@ mod tests {
     #[test]
     fn a_tiny_disk_can_be_looked_at() {
         assert_eq!(known_content(&MemoryDisk::zeroed(0)), Ok(None));
-        assert_eq!(known_content(&MemoryDisk::from_bytes(b"XFSB".repeat(128))), Ok(Some("an XFS filesystem")));
+        assert_eq!(
+            known_content(&MemoryDisk::from_bytes(b"XFSB".repeat(128))),
+            Ok(Some("an XFS filesystem"))
+        );
     }
 
     #[test]
