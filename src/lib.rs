@@ -15,6 +15,7 @@
 //! 4. Who waits without bound (for a frozen volume, for space) holds no epoch.
 
 pub mod checksum;
+pub mod cli;
 pub mod control;
 pub mod disk;
 pub mod driver;

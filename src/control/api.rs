@@ -119,7 +119,7 @@ pub struct PoolInfo {
     pub needs_check: bool,
     /// The daemon; `null` when the pool is not served.
     pub served_by: Option<ServedBy>,
-    /// Where volumes are to be had: one NBD URI for each listener, to which a volume's name is added.
+    /// Where volumes are to be had: one NBD URI for each listener (each volume has URIs of its own).
     pub exports: Vec<String>,
     /// What had to be put right when the pool was opened.
     #[serde(default)]
@@ -177,6 +177,9 @@ pub struct VolumeInfo {
     pub snapshotted_time: u32,
     /// Number of clients that have it open.
     pub open: u32,
+    /// Where it is to be had: NBD URIs; none when the pool is not served.
+    #[serde(default)]
+    pub exports: Vec<String>,
 }
 
 /// All volumes: `GET /v1/volumes`, `uthin volume list --json`.

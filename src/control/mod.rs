@@ -8,7 +8,7 @@ pub mod api;
 pub mod catalog;
 pub mod client;
 pub mod create;
-// pub mod daemon;
+pub mod daemon;
 pub mod direct;
 pub mod http;
 pub mod name;

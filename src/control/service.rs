@@ -14,6 +14,7 @@ use super::reconcile::volume_bytes_limit;
 use super::time;
 use crate::engine::{self, Answer, Command, IdStep, PoolStatus};
 use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
@@ -55,7 +56,7 @@ pub struct Service {
     change: Mutex<Changes>,
     notes: Vec<String>,
     needs_check: bool,
-    serving: OnceLock<(ServedBy, Vec<String>)>,
+    serving: OnceLock<(ServedBy, Vec<Address>)>,
 }
 
 /// Whether changes are possible; locked for the length of one.
@@ -77,8 +78,15 @@ impl Service {
     }
 
     /// Says who serves the pool, and where; once.
-    pub fn serve_as(&self, served_by: ServedBy, exports: Vec<String>) {
-        self.serving.set((served_by, exports)).expect("a daemon begins to serve once");
+    pub fn serve_as(&self, served_by: ServedBy, addresses: Vec<Address>) {
+        self.serving.set((served_by, addresses)).expect("a daemon begins to serve once");
+    }
+
+    /// The URIs of an export; none if nobody serves. The export without a name stands for all.
+    fn uris(&self, export: &str) -> Vec<String> {
+        self.serving.get().map_or_else(Vec::new, |(_, addresses)| {
+            addresses.iter().map(|address| address.uri(export)).collect()
+        })
     }
 
     /// The number of the volume of that name.
@@ -244,7 +252,6 @@ impl PoolApi for Service {
             engine::Mode::OutOfDataSpace => (Mode::OutOfDataSpace, None),
         };
         let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let (served_by, exports) = self.serving.get().cloned().unzip();
         Ok(PoolInfo {
             schema: SCHEMA.to_owned(),
             pool: name.unwrap_or_else(|| "/".to_owned()),
@@ -274,8 +281,8 @@ impl PoolApi for Service {
             discard: if status.discard_passdown { Discard::Passdown } else { Discard::NoPassdown },
             zero_new_blocks: status.zero_new_blocks,
             needs_check: self.needs_check,
-            served_by,
-            exports: exports.unwrap_or_default(),
+            served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
+            exports: self.uris(""),
             notes: self.notes.clone(),
         })
     }
@@ -305,6 +312,7 @@ impl PoolApi for Service {
                     creation_time: info.details.creation_time.0,
                     snapshotted_time: info.details.snapshotted_time.0,
                     open: info.openers,
+                    exports: self.uris(entry.name.as_str()),
                 })
             })
             .collect();
