@@ -10,6 +10,9 @@
 //! - A request that was begun is finished, whatever becomes of its connection.
 
 mod address;
+pub mod handshake;
+pub mod options;
+pub mod protocol;
 mod server;
 
 pub use address::Address;
