@@ -24,4 +24,6 @@ pub mod error;
 pub mod format;
 pub mod frontend;
 pub mod metadata;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod units;
