@@ -242,7 +242,8 @@ fn verdict_text(report: &Report) -> String {
     let leaked = report.data.over_counted;
     match report.verdict {
         Verdict::Clean if report.superblock.needs_check => {
-            "clean, though it asks for a check: thin_check --clear-needs-check-flag takes the flag away\n".to_owned()
+            "clean, though it asks for a check: thin_check --clear-needs-check-flag takes the flag away\n"
+                .to_owned()
         }
         Verdict::Clean => "clean\n".to_owned(),
         Verdict::Leaks => {

@@ -17,21 +17,22 @@ mod open;
 mod report;
 mod space_map;
 mod touches;
+mod volumes;
 mod walk;
 
 #[cfg(test)]
 mod tests;
 
-pub use report::{
-    Finding, Report, Severity, Space, SuperblockSummary, Touched, Verdict, VolumeSummary,
-};
+pub use report::{Finding, Report, Severity, Space, SuperblockSummary, Touched, Verdict, VolumeSummary};
 
+use crate::checksum::BlockKind;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::format::Superblock;
 use crate::units::{MetaBlock, SECTOR_BYTES};
 use report::Findings;
 use space_map::{MapKind, SpaceMap};
+use volumes::check_volumes;
 use walk::{Place, Walk};
 
 /// What to check, and how much to tell.
@@ -56,7 +57,7 @@ pub fn check(disk: &dyn Disk, options: &CheckOptions) -> Result<Report> {
     let superblock = open::read_superblock(disk, &mut findings)?;
     let mut walk = Walk::new(disk, &superblock, findings);
     walk.reference(MetaBlock::SUPERBLOCK, Place::Superblock);
-    let live = walk.volumes(&superblock, false);
+    let live = check_volumes(&mut walk, &superblock, false);
     if superblock.held_root != 0 {
         check_held_root(&mut walk, MetaBlock(superblock.held_root));
     }
@@ -74,7 +75,7 @@ pub fn check(disk: &dyn Disk, options: &CheckOptions) -> Result<Report> {
     Ok(Report {
         verdict,
         superblock: summary_of(&superblock),
-        volumes: live.volumes,
+        volumes: live.summaries,
         data,
         metadata,
         nodes,
@@ -88,18 +89,17 @@ fn check_held_root(walk: &mut Walk<'_>, number: MetaBlock) {
     if !walk.reference(number, Place::HeldRoot) {
         return;
     }
-    let Some(block) = walk.read(number, Place::HeldRoot) else { return };
+    let Some(block) = walk.read(number, Place::HeldRoot, BlockKind::Superblock) else { return };
     match Superblock::read(&block, number) {
         Ok(held) => {
             if held.held_root != 0 {
                 let message = format!("it names a further metadata snapshot, in block {}", held.held_root);
                 walk.damage(number, Place::HeldRoot, message);
             }
-            walk.volumes(&held, true);
+            check_volumes(walk, &held, true);
         }
         Err(error) => {
-            walk.damage(number, Place::HeldRoot, error.message());
-            walk.is_incomplete = true;
+            walk.unreadable(number, Place::HeldRoot, error.message());
         }
     }
 }

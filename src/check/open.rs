@@ -31,7 +31,8 @@ pub(super) fn read_superblock(disk: &dyn Disk, findings: &mut Findings) -> Resul
         ));
     }
     let mut block = Block::ZERO;
-    disk.read_at(0, &mut block.0).map_err(|error| Error::io(format_args!("{name}: reading block 0"), &error))?;
+    disk.read_at(0, &mut block.0)
+        .map_err(|error| Error::io(format_args!("{name}: reading block 0"), &error))?;
 
     let superblock = Superblock::decode(&block);
     let is_ours = superblock.magic == SUPERBLOCK_MAGIC || block.kind() == Some(BlockKind::Superblock);

@@ -20,7 +20,8 @@ pub(super) fn attribute(walk: &mut Walk<'_>, roots: &[(VolumeId, MetaBlock)]) {
         descend(walk, *volume, *root, &mut found);
         if found.len() > TOUCHES_LIMIT {
             found.truncate(TOUCHES_LIMIT);
-            let message = format!("damage touches more than {TOUCHES_LIMIT} places in volumes; no more are listed");
+            let message =
+                format!("damage touches more than {TOUCHES_LIMIT} places in volumes; no more are listed");
             walk.findings.note(Severity::Note, None, Place::Volumes(false), message);
             break;
         }

@@ -64,7 +64,8 @@ fn check_details(
     if let Some(subtree) = walk.known::<MappingRecord>(root) {
         let (found, stored) = (subtree.entries, record.mapped_blocks.get());
         if found != stored {
-            let message = format!("volume {volume} has {stored} mapped blocks by its details, {found} were found");
+            let message =
+                format!("volume {volume} has {stored} mapped blocks by its details, {found} were found");
             walk.findings.note(Severity::Damage, None, place, message);
         }
     }

@@ -116,8 +116,8 @@ impl Subtree {
 enum Visited {
     /// Being walked right now.
     Open,
-    /// Reported; nothing is known below.
-    Unreadable,
+    /// Reported as no sound node of this kind of tree; nothing is known below.
+    Unreadable(Tree),
     Read(Subtree),
 }
 
@@ -147,7 +147,10 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(disk: &'a dyn Disk, superblock: &Superblock, findings: Findings) -> Self {
-        let device_blocks = (disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT);
+        let on_disk = (disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT);
+        // What the space map does not reach cannot be in use; a size that cannot be is reported with that map.
+        let of_pool = superblock.metadata_space_map.total_blocks.get();
+        let device_blocks = if (1..=on_disk).contains(&of_pool) { of_pool } else { on_disk };
         let data_blocks = superblock.data_space_map.total_blocks.get();
         // A device cannot have bitmaps for more data blocks than this, whatever its superblock says.
         let counted_data_blocks = data_blocks.min(device_blocks * PAGE_ENTRIES);
@@ -167,6 +170,11 @@ impl<'a> Walk<'a> {
 
     pub(super) fn nodes_read(&self) -> u64 {
         self.nodes.len() as u64
+    }
+
+    /// Blocks that are on the disk.
+    pub(super) fn device_blocks(&self) -> u64 {
+        self.disk.size_bytes() / META_BLOCK_BYTES as u64
     }
 
     pub(super) fn is_flagged(&self, number: MetaBlock) -> bool {
@@ -192,7 +200,7 @@ impl<'a> Walk<'a> {
     }
 
     /// As [`Walk::damage`], for what hides whatever is below the block.
-    fn unreadable(&mut self, number: MetaBlock, place: Place, message: impl fmt::Display) {
+    pub(super) fn unreadable(&mut self, number: MetaBlock, place: Place, message: impl fmt::Display) {
         self.is_incomplete = true;
         self.damage(number, place, message);
     }
@@ -206,7 +214,7 @@ impl<'a> Walk<'a> {
             self.flagged.extend(parent);
             let path = &self.path[..self.path.len().saturating_sub(1)];
             let found = Found { severity: Severity::Damage, block: parent, path, keys: None };
-            let message = format_args!("refers to metadata block {number}, past the end of the device");
+            let message = format_args!("refers to metadata block {number}, past the end of the metadata");
             self.findings.add(found, place, message);
         }
         exists
@@ -242,6 +250,7 @@ impl<'a> Walk<'a> {
         }
         let subtree = match self.nodes.get(&number) {
             None => self.visit::<V>(number, place)?,
+            Some(Visited::Unreadable(tree)) if *tree != V::TREE => self.visit::<V>(number, place)?,
             Some(Visited::Read(subtree)) if subtree.tree == V::TREE => *subtree,
             Some(Visited::Read(_)) => {
                 self.unreadable(number, place, "a node of another kind of tree is used here");
@@ -251,13 +260,14 @@ impl<'a> Walk<'a> {
                 self.unreadable(number, place, "the node is its own descendant");
                 return None;
             }
-            Some(Visited::Unreadable) => return None,
+            Some(Visited::Unreadable(_)) => return None,
         };
         let fewest = smallest_occupancy(subtree.own_capacity);
         let is_root = self.path.is_empty();
         if !is_root && subtree.own_entries < fewest {
             let found = subtree.own_entries;
-            let message = format_args!("{found} entries, fewer than the {fewest} that a node below a root has");
+            let message =
+                format_args!("{found} entries, fewer than the {fewest} that a node below a root has");
             self.damage(number, place, message);
         }
         Some(subtree)
@@ -267,13 +277,17 @@ impl<'a> Walk<'a> {
     fn visit<V: LeafValue>(&mut self, number: MetaBlock, place: Place) -> Option<Subtree> {
         self.nodes.insert(number, Visited::Open);
         let subtree = self.judge::<V>(number, place);
-        self.nodes.insert(number, subtree.map_or(Visited::Unreadable, Visited::Read));
+        self.nodes.insert(number, subtree.map_or(Visited::Unreadable(V::TREE), Visited::Read));
         subtree
     }
 
     fn judge<V: LeafValue>(&mut self, number: MetaBlock, place: Place) -> Option<Subtree> {
         if self.path.len() >= DEPTH_LIMIT {
-            self.unreadable(number, place, format_args!("deeper than {DEPTH_LIMIT} levels, as no tree can be"));
+            self.unreadable(
+                number,
+                place,
+                format_args!("deeper than {DEPTH_LIMIT} levels, as no tree can be"),
+            );
             return None;
         }
         let block = self.read(number, place, BlockKind::Node)?;
@@ -287,7 +301,11 @@ impl<'a> Walk<'a> {
         };
         if !header.has_usual_capacity() {
             let room = header.max_entries.get();
-            self.damage(number, place, format_args!("room for {room} entries: its siblings cannot share with it"));
+            self.damage(
+                number,
+                place,
+                format_args!("room for {room} entries: its siblings cannot share with it"),
+            );
         }
         let own_capacity = header.max_entries.get() as usize;
         match node {
@@ -366,7 +384,7 @@ impl<'a> Walk<'a> {
     pub(super) fn known<V: LeafValue>(&self, number: MetaBlock) -> Option<Subtree> {
         match self.nodes.get(&number) {
             Some(Visited::Read(subtree)) if subtree.tree == V::TREE => Some(*subtree),
-            Some(Visited::Read(_) | Visited::Open | Visited::Unreadable) | None => None,
+            Some(Visited::Read(_) | Visited::Open | Visited::Unreadable(_)) | None => None,
         }
     }
 
