@@ -16,11 +16,14 @@
 
 pub mod check;
 pub mod checksum;
+pub mod cli;
+pub mod control;
 pub mod disk;
 pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod format;
+pub mod frontend;
 pub mod metadata;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
