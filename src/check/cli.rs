@@ -5,9 +5,10 @@
 //! with a warning: they are safe, and no machine should fail to boot over one.
 
 use super::report::{Report, Severity, Verdict};
-use super::{CheckOptions, check};
+use super::{CheckOptions, check, open};
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::META_BLOCK_BYTES;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use std::ffi::OsString;
@@ -165,6 +166,12 @@ fn check_file(path: &Path) -> Result<Report> {
         } else {
             error
         });
+    }
+    if found.is_file() && found.len() < META_BLOCK_BYTES as u64 {
+        // Too small even to be read in blocks; a dump of an empty pool is.
+        let beginning = std::fs::read(path).map_err(|error| Error::io(shown.to_string(), &error))?;
+        let error = open::too_small(&shown.to_string(), found.len());
+        return Err(open::looks_like(&beginning).map_or(error.clone(), |words| error.hint(words)));
     }
     let disk = FileDisk::open(path, OpenMode::ReadOnly)?;
     check(&disk, &CheckOptions::default())

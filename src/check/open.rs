@@ -25,10 +25,7 @@ const LOOKS_LIKE: [(&[u8], usize, &str); 7] = [
 pub(super) fn read_superblock(disk: &dyn Disk, findings: &mut Findings) -> Result<Superblock> {
     let name = disk.name();
     if disk.size_bytes() < META_BLOCK_BYTES as u64 {
-        let message = format!("{name}: {} bytes are too few for a pool's metadata", disk.size_bytes());
-        return Err(Error::new(ErrorKind::Invalid, message).hint(
-            "the smallest metadata is many blocks of 4096 bytes; was the right file given, and copied in full?",
-        ));
+        return Err(too_small(&name, disk.size_bytes()));
     }
     let mut block = Block::ZERO;
     disk.read_at(0, &mut block.0)
@@ -49,6 +46,12 @@ pub(super) fn read_superblock(disk: &dyn Disk, findings: &mut Findings) -> Resul
     }
     notes(&block, &superblock, findings);
     Ok(superblock)
+}
+
+pub(super) fn too_small(name: &str, size_bytes: u64) -> Error {
+    let message = format!("{name}: no pool's metadata: {size_bytes} bytes are too few");
+    Error::new(ErrorKind::Invalid, message)
+        .hint("metadata is many blocks of 4096 bytes; was the right file given, and copied in full?")
 }
 
 /// What is unusual and wrong for nobody.
@@ -79,8 +82,13 @@ fn not_metadata(name: &str, block: &Block) -> Error {
         return error("no pool's metadata: the first block is all zeros")
             .hint("a pool that was never opened, or a wiped device; was the data device given instead?");
     }
-    let begins_with = |bytes: &[u8], offset: usize| block.0[offset..].starts_with(bytes);
-    let looks = LOOKS_LIKE.iter().find(|(bytes, offset, _)| begins_with(bytes, *offset));
-    let hint = looks.map_or("was the data device given instead of the metadata?", |(_, _, words)| words);
-    error("no pool's metadata: neither magic nor checksum of a superblock in block 0").hint(hint)
+    error("no pool's metadata: neither magic nor checksum of a superblock in block 0")
+        .hint(looks_like(&block.0).unwrap_or("was the data device given instead of the metadata?"))
+}
+
+/// What a file is that begins with these bytes, if it is something that people have beside metadata.
+pub(super) fn looks_like(beginning: &[u8]) -> Option<&'static str> {
+    let begins_with =
+        |bytes, offset| beginning.get(offset..).is_some_and(|rest: &[u8]| rest.starts_with(bytes));
+    LOOKS_LIKE.iter().find(|(bytes, offset, _)| begins_with(bytes, *offset)).map(|(_, _, words)| *words)
 }
