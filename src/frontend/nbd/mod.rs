@@ -14,6 +14,8 @@ pub mod handshake;
 pub mod options;
 pub mod protocol;
 mod server;
+pub mod session;
+pub mod validate;
 
 pub use address::Address;
 pub use server::{Limits, Server};
