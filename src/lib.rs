@@ -15,6 +15,8 @@
 //! 4. Who waits without bound (for a frozen volume, for space) holds no epoch.
 
 pub mod checksum;
+pub mod cli;
+pub mod control;
 pub mod disk;
 pub mod driver;
 pub mod engine;
@@ -22,4 +24,6 @@ pub mod error;
 pub mod format;
 pub mod frontend;
 pub mod metadata;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod units;

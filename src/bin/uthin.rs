@@ -1,2 +1,7 @@
 //! The `uthin` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    uthin::cli::main()
+}

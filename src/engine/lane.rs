@@ -540,3 +540,7 @@ impl<T> Slab<T> {
         self.free.len() == self.slots.len()
     }
 }
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;

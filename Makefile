@@ -1,0 +1,40 @@
+# Every target installs what it needs first (tools/need says so aloud); only the Rust toolchain is assumed.
+
+RUST_NEEDS  := cargo gcc,libc6-dev=cc
+CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
+TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit zstd python3 python3-libnbd
+BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
+
+.PHONY: help build lint test demo bench clean
+
+help:
+	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
+	@echo 'make demo    a pool, a volume, real NBD clients, a snapshot under load: under a minute'
+	@echo 'make test    build, lint and all tests, real clients and independent checkers among them'
+	@echo 'make bench   uthin beside its peers on this machine; the table lands in bench/results/'
+	@echo 'make lint    formatting and clippy'
+
+build:
+	@tools/need $(RUST_NEEDS)
+	cargo build --locked --release --bins
+
+lint:
+	@tools/need $(RUST_NEEDS) rustfmt clippy
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+test: build lint
+	@tools/need $(TEST_NEEDS)
+	@tools/oracle >/dev/null
+	cargo test --locked
+
+demo: build
+	@tools/need $(CLIENTS)
+	@tools/demo
+
+bench: build
+	@tools/need $(BENCH_NEEDS)
+	@bench/run
+
+clean:
+	cargo clean

@@ -1,0 +1,330 @@
+//! `uthin pool`.
+
+use super::table::{Cell, Column, TableArgs, render, render_properties, select};
+use super::{look, print, print_json, refuse_table_options, size};
+use crate::control::api::{Discard, PoolInfo, SCHEMA};
+use crate::control::client::Client;
+use crate::control::create::{self, CreatePool};
+use crate::control::name::{PoolRef, base_directory};
+use crate::control::pool_dir::PoolDir;
+use crate::disk::OpenMode;
+use crate::error::{Error, ErrorKind, Result};
+use clap::ValueEnum;
+use std::path::PathBuf;
+
+#[derive(clap::Subcommand, Debug)]
+pub(super) enum Verb {
+    /// Make a pool
+    ///
+    /// Without --data and --metadata these are sparse files in the pool's directory, which need no space until they are
+    /// written.
+    Create(CreateArgs),
+    /// Show how a pool is doing
+    Status {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        /// `dm` is the kernel's status line of a thin-pool target
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+        #[command(flatten)]
+        table: TableArgs,
+    },
+    /// End the daemon that serves a pool, and wait until it is gone
+    Close {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+    },
+    /// List the pools that have a name
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        table: TableArgs,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct CreateArgs {
+    /// The pool
+    #[arg(value_parser = PoolRef::parse)]
+    pool: PoolRef,
+    /// Space for data; what is no whole block at its end stays unused [default: all of --data]
+    #[arg(long, value_parser = size::parse, required_unless_present = "data")]
+    size: Option<u64>,
+    /// Keep the data on this block device or existing file
+    #[arg(long, value_name = "DEVICE")]
+    data: Option<PathBuf>,
+    /// Keep the metadata on this block device or existing file
+    #[arg(long, value_name = "DEVICE")]
+    metadata: Option<PathBuf>,
+    /// Size of a data block: 64K to 1G in steps of 64K. Larger ones need less metadata, and copy more after a snapshot
+    #[arg(long, value_parser = size::parse, default_value = "64K")]
+    block_size: u64,
+    /// Size of the metadata file; `auto` chooses generously
+    #[arg(long, value_parser = parse_metadata_size, default_value = "auto")]
+    metadata_size: MetadataSize,
+    /// Use devices whatever they hold
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum MetadataSize {
+    Auto,
+    Bytes(u64),
+}
+
+fn parse_metadata_size(text: &str) -> Result<MetadataSize> {
+    if text == "auto" { Ok(MetadataSize::Auto) } else { size::parse(text).map(MetadataSize::Bytes) }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Format {
+    Table,
+    Json,
+    Dm,
+}
+
+/// What becomes of freed blocks' space.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum DiscardArg {
+    Passdown,
+    Nopassdown,
+}
+
+pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
+    match verb {
+        Verb::Create(args) => create(args, json),
+        Verb::Status { pool, format, table } => status(&pool, format, json, &table),
+        Verb::Close { pool } => close(&pool, json),
+        Verb::List { table } => list(json, &table),
+    }
+}
+
+fn create(args: CreateArgs, json: bool) -> Result<()> {
+    let wanted = CreatePool {
+        size_bytes: args.size,
+        data: args.data,
+        metadata: args.metadata,
+        block_size_bytes: args.block_size,
+        metadata_bytes: match args.metadata_size {
+            MetadataSize::Auto => None,
+            MetadataSize::Bytes(bytes) => Some(bytes),
+        },
+        force: args.force,
+    };
+    let made = create::create(&args.pool, &wanted)?;
+    if json {
+        return print_json(&made);
+    }
+    let mut text = format!(
+        "pool {} made: {} for data in blocks of {}, {} for metadata\n",
+        args.pool.text(),
+        size::human(made.data_bytes),
+        size::human(made.block_size_bytes),
+        size::human(made.metadata_bytes)
+    );
+    made.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
+    print(&text)
+}
+
+const COLUMNS: &[Column<PoolInfo>] = &[
+    Column { name: "pool", by_default: true, cell: |pool| Cell::Text(pool.pool.clone()) },
+    Column { name: "path", by_default: true, cell: |pool| Cell::Text(pool.path.clone()) },
+    Column { name: "state", by_default: true, cell: |pool| Cell::Text(state(pool)) },
+    Column { name: "mode", by_default: true, cell: |pool| Cell::Text(pool.mode.word().replace('_', " ")) },
+    Column {
+        name: "failure",
+        by_default: false,
+        cell: |pool| Cell::maybe(pool.failure.as_ref().map(Error::message)),
+    },
+    Column { name: "needs_check", by_default: false, cell: |pool| yes_or_no(pool.needs_check) },
+    Column { name: "block_size", by_default: true, cell: |pool| Cell::Bytes(pool.block_size_bytes) },
+    Column { name: "data_size", by_default: true, cell: |pool| Cell::Bytes(pool.data.total_bytes) },
+    Column { name: "data_used", by_default: true, cell: |pool| Cell::Bytes(pool.data.used_bytes) },
+    Column { name: "data_free", by_default: true, cell: |pool| Cell::Bytes(pool.data.free_bytes) },
+    Column { name: "metadata_size", by_default: true, cell: |pool| Cell::Bytes(pool.metadata.total_bytes) },
+    Column { name: "metadata_used", by_default: true, cell: |pool| Cell::Bytes(pool.metadata.used_bytes) },
+    Column { name: "metadata_free", by_default: true, cell: |pool| Cell::Bytes(pool.metadata.free_bytes) },
+    Column {
+        name: "metadata_reserve",
+        by_default: true,
+        cell: |pool| Cell::Bytes(pool.metadata.reserve_bytes),
+    },
+    Column { name: "volumes", by_default: true, cell: |pool| Cell::Number(pool.volumes) },
+    Column { name: "virtual_size", by_default: true, cell: |pool| Cell::Bytes(pool.virtual_bytes) },
+    Column { name: "deleting", by_default: true, cell: |pool| Cell::Number(pool.deleting.len() as u64) },
+    Column { name: "transaction_id", by_default: true, cell: |pool| Cell::Number(pool.transaction_id) },
+    Column { name: "time", by_default: false, cell: |pool| Cell::Number(pool.time.into()) },
+    Column { name: "held_root", by_default: false, cell: |pool| Cell::maybe(pool.held_root) },
+    Column { name: "discard", by_default: true, cell: |pool| Cell::Text(discard(pool).to_owned()) },
+    Column { name: "zero_new_blocks", by_default: true, cell: |pool| yes_or_no(pool.zero_new_blocks) },
+    Column { name: "exports", by_default: true, cell: |pool| Cell::Text(pool.exports.join(" ")) },
+];
+
+fn state(pool: &PoolInfo) -> String {
+    pool.served_by.as_ref().map_or_else(
+        || "closed".to_owned(),
+        |daemon| format!("served by process {} since {}", daemon.pid, daemon.since),
+    )
+}
+
+fn yes_or_no(value: bool) -> Cell {
+    Cell::Text(if value { "yes" } else { "no" }.to_owned())
+}
+
+fn discard(pool: &PoolInfo) -> &'static str {
+    match pool.discard {
+        Discard::Passdown => "passdown",
+        Discard::NoPassdown => "nopassdown",
+    }
+}
+
+fn status(pool: &PoolRef, format: Option<Format>, json: bool, table: &TableArgs) -> Result<()> {
+    let format = match (format, json) {
+        (None, false) => Format::Table,
+        (None | Some(Format::Json), _) => Format::Json,
+        (Some(format), false) => format,
+        (Some(Format::Table | Format::Dm), true) => {
+            return Err(Error::new(ErrorKind::Invalid, "--json and another --format exclude each other"));
+        }
+    };
+    refuse_table_options(format != Format::Table, table)?;
+    let columns = select(COLUMNS, table)?;
+    let info = look(pool, |pool| pool.status())?;
+    match format {
+        Format::Json => print_json(&info),
+        Format::Dm => print(&(info.dm_line() + "\n")),
+        Format::Table if table.no_header || !table.columns.is_empty() => {
+            print(&render(&columns, &[info], table))
+        }
+        Format::Table => {
+            let mut text = render_properties(&columns, &info, table);
+            if let Some(failure) = &info.failure {
+                text.push_str(&format!("failure: {}\n", failure.message()));
+            }
+            if info.needs_check {
+                text.push_str("the metadata must be checked before it can be served again\n");
+            }
+            info.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
+            print(&text)
+        }
+    }
+}
+
+fn close(pool: &PoolRef, json: bool) -> Result<()> {
+    let dir = PoolDir::of(pool);
+    let was_served = match Client::find(&dir)? {
+        Some(client) => {
+            client.close(&dir)?;
+            true
+        }
+        None => {
+            // Whoever has it without a control socket is nobody that could be asked to end.
+            drop(dir.open_disks(OpenMode::ReadOnly)?);
+            false
+        }
+    };
+    if json {
+        return print_json(
+            &serde_json::json!({ "schema": SCHEMA, "pool": pool.text(), "was_served": was_served }),
+        );
+    }
+    print(&format!("pool {} {}\n", pool.text(), if was_served { "closed" } else { "was not being served" }))
+}
+
+/// A line of `pool list`.
+#[derive(serde::Serialize)]
+struct Listed {
+    name: String,
+    path: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Error>,
+    volumes: Option<u64>,
+    data_total_bytes: Option<u64>,
+    data_used_bytes: Option<u64>,
+}
+
+const LIST_COLUMNS: &[Column<Listed>] = &[
+    Column { name: "name", by_default: true, cell: |pool| Cell::Text(pool.name.clone()) },
+    Column { name: "state", by_default: true, cell: |pool| Cell::Text(pool.state.to_owned()) },
+    Column {
+        name: "volumes",
+        by_default: true,
+        cell: |pool| pool.volumes.map_or(Cell::Text(String::new()), Cell::Number),
+    },
+    Column {
+        name: "size",
+        by_default: true,
+        cell: |pool| pool.data_total_bytes.map_or(Cell::Text(String::new()), Cell::Bytes),
+    },
+    Column {
+        name: "used",
+        by_default: true,
+        cell: |pool| pool.data_used_bytes.map_or(Cell::Text(String::new()), Cell::Bytes),
+    },
+    Column { name: "path", by_default: true, cell: |pool| Cell::Text(pool.path.clone()) },
+    Column {
+        name: "error",
+        by_default: false,
+        cell: |pool| Cell::maybe(pool.error.as_ref().map(Error::message)),
+    },
+];
+
+fn list(json: bool, table: &TableArgs) -> Result<()> {
+    refuse_table_options(json, table)?;
+    let columns = select(LIST_COLUMNS, table)?;
+    let base = base_directory();
+    let mut names = Vec::new();
+    match std::fs::read_dir(&base) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry =
+                    entry.map_err(|source| Error::io(format!("reading {}", base.display()), &source))?;
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        // Nobody has made a pool yet.
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::io(format!("reading {}", base.display()), &source)),
+    }
+    names.sort();
+    let pools: Vec<_> = names.iter().filter_map(|name| listed(name)).collect();
+    if json {
+        return print_json(&serde_json::json!({ "schema": SCHEMA, "pools": pools }));
+    }
+    print(&render(&columns, &pools, table))
+}
+
+/// `None` for what is no pool.
+fn listed(name: &str) -> Option<Listed> {
+    let pool = PoolRef::parse(name).ok()?;
+    if !pool.path().join("metadata").symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+        return None;
+    }
+    let path = pool.path().display().to_string();
+    let empty = Listed {
+        name: name.to_owned(),
+        path,
+        state: "unreadable",
+        error: None,
+        volumes: None,
+        data_total_bytes: None,
+        data_used_bytes: None,
+    };
+    Some(match look(&pool, |pool| pool.status()) {
+        Ok(info) => Listed {
+            state: if info.served_by.is_some() { "served" } else { "closed" },
+            volumes: Some(info.volumes),
+            data_total_bytes: Some(info.data.total_bytes),
+            data_used_bytes: Some(info.data.used_bytes),
+            ..empty
+        },
+        Err(error) => {
+            let state = if error.kind() == ErrorKind::Busy { "in use" } else { "unreadable" };
+            Listed { state, error: Some(error), ..empty }
+        }
+    })
+}

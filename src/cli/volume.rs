@@ -1,0 +1,115 @@
+//! `uthin volume`.
+
+use super::table::{Cell, Column, TableArgs, render, select};
+use super::{change, look, print, print_json, refuse_table_options, size};
+use crate::control::api::{CreateVolume, SnapshotPair, VolumeInfo};
+use crate::control::name::{PoolRef, VolumeName, VolumeRef};
+use crate::error::{Error, ErrorKind, Result};
+
+#[derive(clap::Subcommand, Debug)]
+pub(super) enum Verb {
+    /// Make an empty volume
+    Create {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// Its size, a multiple of 512 bytes; it takes space only as it is written
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+    },
+    /// Make a writable snapshot of a volume, in use or not
+    #[command(visible_alias = "snap")]
+    Snapshot {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        origin: VolumeRef,
+        /// The snapshot's name, in the same pool
+        #[arg(value_parser = parse_snapshot_name)]
+        name: VolumeName,
+    },
+    /// List a pool's volumes
+    #[command(visible_alias = "ls")]
+    List {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        #[command(flatten)]
+        table: TableArgs,
+    },
+    /// Delete a volume or snapshot that no client uses; in any order, its snapshots stay
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+    },
+}
+
+fn parse_snapshot_name(text: &str) -> Result<VolumeName> {
+    if text.contains('/') {
+        return Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no name: it has a slash in it"))
+            .hint("a snapshot is in its volume's pool: give its name alone"));
+    }
+    VolumeName::parse_new(text)
+}
+
+const COLUMNS: &[Column<VolumeInfo>] = &[
+    Column { name: "name", by_default: true, cell: |volume| Cell::Text(volume.name.to_string()) },
+    Column { name: "id", by_default: true, cell: |volume| Cell::Number(volume.id) },
+    Column { name: "size", by_default: true, cell: |volume| Cell::Bytes(volume.size_bytes) },
+    Column { name: "mapped", by_default: true, cell: |volume| Cell::Bytes(volume.mapped_bytes) },
+    Column { name: "origin", by_default: true, cell: |volume| Cell::maybe(volume.origin.as_ref()) },
+    Column { name: "created", by_default: true, cell: |volume| Cell::maybe(volume.created.as_ref()) },
+    Column { name: "open", by_default: true, cell: |volume| Cell::Number(volume.open.into()) },
+    Column { name: "transaction_id", by_default: false, cell: |volume| Cell::Number(volume.transaction_id) },
+    Column {
+        name: "creation_time",
+        by_default: false,
+        cell: |volume| Cell::Number(volume.creation_time.into()),
+    },
+    Column {
+        name: "snapshotted_time",
+        by_default: false,
+        cell: |volume| Cell::Number(volume.snapshotted_time.into()),
+    },
+    Column { name: "exports", by_default: false, cell: |volume| Cell::Text(volume.exports.join(",")) },
+];
+
+pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
+    match verb {
+        Verb::Create { volume, size } => {
+            let request =
+                CreateVolume { name: VolumeName::parse_new(volume.volume.as_str())?, size_bytes: size };
+            let made = change(&volume.pool, |pool| pool.create(&request))?;
+            if json {
+                return print_json(&made);
+            }
+            print(&format!("volume {} made: {}\n", made.name, size::human(made.size_bytes)))
+        }
+        Verb::Snapshot { origin, name } => {
+            let request = SnapshotPair { origin: origin.volume, name };
+            let made = change(&origin.pool, |pool| pool.snapshot(&request))?;
+            if json {
+                return print_json(&made);
+            }
+            print(&format!("snapshot {} made of {}\n", made.name, request.origin))
+        }
+        Verb::List { pool, table } => {
+            refuse_table_options(json, &table)?;
+            let columns = select(COLUMNS, &table)?;
+            let list = look(&pool, |pool| pool.volumes())?;
+            if json {
+                return print_json(&list);
+            }
+            print(&render(&columns, &list.volumes, &table))
+        }
+        Verb::Delete { volume } => {
+            let deleted = change(&volume.pool, |pool| pool.delete(&volume.volume))?;
+            if json {
+                return print_json(&deleted);
+            }
+            let rest = if deleted.finished { "" } else { "; its blocks are being freed in the background" };
+            print(&format!("volume {} deleted{rest}\n", deleted.name))
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! What the control socket and the command line say to the outside: one set of types for `--json` and for HTTP bodies.
+//!
+//! Sizes are integers in bytes, enums lower-case words. Every answer carries `"schema": "uthin/v1"`; within that version
+//! fields are added, never changed or removed, so readers must not mind fields that they do not know.
+
+use super::name::VolumeName;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// The version that every answer carries.
+pub const SCHEMA: &str = "uthin/v1";
+
+/// How a pool is doing, as far as clients are concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Everything works.
+    Rw,
+    /// Not served, and the metadata's needs-check flag forbids to serve it.
+    Ro,
+    /// No free data block: writes that need one fail; reads, overwrites, discards and deletions work.
+    OutOfDataSpace,
+    /// Failed stop after an error.
+    Fail,
+}
+
+impl Mode {
+    /// The word that device-mapper and our JSON use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Mode::Rw => "rw",
+            Mode::Ro => "ro",
+            Mode::OutOfDataSpace => "out_of_data_space",
+            Mode::Fail => "fail",
+        }
+    }
+}
+
+/// What becomes of discarded blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Discard {
+    /// Unmapped, and their space is given back to the filesystem or device that holds the data.
+    Passdown,
+    /// Unmapped only.
+    NoPassdown,
+}
+
+/// Space on the data disk, in whole blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DataSpace {
+    /// In all.
+    pub total_bytes: u64,
+    /// Mapped by some volume.
+    pub used_bytes: u64,
+    /// The rest.
+    pub free_bytes: u64,
+}
+
+/// Space on the metadata disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MetadataSpace {
+    /// In all.
+    pub total_bytes: u64,
+    /// In use, the reserve not counted.
+    pub used_bytes: u64,
+    /// Neither in use nor reserved.
+    pub free_bytes: u64,
+    /// Kept back so that deletions and commits always go through.
+    pub reserve_bytes: u64,
+}
+
+/// The daemon that serves a pool.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServedBy {
+    /// Its process.
+    pub pid: u32,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
+/// A pool: `GET /v1/pool`, `uthin pool status --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The pool's name: the last part of its path.
+    pub pool: String,
+    /// Its directory, absolute.
+    pub path: String,
+    /// What works.
+    pub mode: Mode,
+    /// Why it failed, in mode [`Mode::Fail`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Error>,
+    /// The metadata's user-space transaction id.
+    pub transaction_id: u64,
+    /// The snapshot clock.
+    pub time: u32,
+    /// Size of a data block.
+    pub block_size_bytes: u64,
+    /// Space for data.
+    pub data: DataSpace,
+    /// Space for metadata.
+    pub metadata: MetadataSpace,
+    /// Number of volumes.
+    pub volumes: u64,
+    /// Sum of the volumes' sizes.
+    pub virtual_bytes: u64,
+    /// Numbers of deleted volumes whose blocks are still being freed.
+    pub deleting: Vec<u64>,
+    /// The metadata block of the metadata snapshot, if one is held.
+    pub held_root: Option<u64>,
+    /// What becomes of discarded blocks.
+    pub discard: Discard,
+    /// Whether the unwritten rest of a fresh block is zeroed.
+    pub zero_new_blocks: bool,
+    /// Whether the metadata asks to be checked before it is used.
+    pub needs_check: bool,
+    /// The daemon; `null` when the pool is not served.
+    pub served_by: Option<ServedBy>,
+    /// Where volumes are to be had: one NBD URI for each listener (each volume has URIs of its own).
+    pub exports: Vec<String>,
+    /// What had to be put right when the pool was opened.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+impl PoolInfo {
+    /// The kernel's status line of a thin-pool target, to the letter: what follows `START LENGTH thin-pool `.
+    /// Nine words (one, `Fail`, for a failed pool), each followed by a blank.
+    pub fn dm_line(&self) -> String {
+        if self.mode == Mode::Fail {
+            return "Fail".to_owned();
+        }
+        let block = crate::units::META_BLOCK_BYTES as u64;
+        let total = self.metadata.total_bytes / block;
+        // The kernel's "used" is all that cannot be handed out to mappings: the reserve included.
+        let used = total - self.metadata.free_bytes / block;
+        format!(
+            "{} {used}/{total} {}/{} {} {} {} error_if_no_space {} {} ",
+            self.transaction_id,
+            self.data.used_bytes / self.block_size_bytes,
+            self.data.total_bytes / self.block_size_bytes,
+            self.held_root.map_or_else(|| "-".to_owned(), |block| block.to_string()),
+            self.mode.word(),
+            match self.discard {
+                Discard::Passdown => "discard_passdown",
+                Discard::NoPassdown => "no_discard_passdown",
+            },
+            if self.needs_check { "needs_check" } else { "-" },
+            (total / 4).min(1024),
+        )
+    }
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Bytes of data blocks that it maps, shared ones included.
+    pub mapped_bytes: u64,
+    /// Name of the volume it is a snapshot of, if that still exists.
+    pub origin: Option<VolumeName>,
+    /// When it was made, RFC 3339; `null` for a volume that was found in the metadata.
+    pub created: Option<String>,
+    /// The pool's transaction id when it was made.
+    pub transaction_id: u64,
+    /// The snapshot clock when it was made.
+    pub creation_time: u32,
+    /// The snapshot clock at its last snapshot.
+    pub snapshotted_time: u32,
+    /// Number of clients that have it open.
+    pub open: u32,
+    /// Where it is to be had: NBD URIs; none when the pool is not served.
+    #[serde(default)]
+    pub exports: Vec<String>,
+}
+
+/// All volumes: `GET /v1/volumes`, `uthin volume list --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeList {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// In order of names.
+    pub volumes: Vec<VolumeInfo>,
+}
+
+/// The answer to the making of a volume or snapshot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewVolume {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Name of the volume it is a snapshot of.
+    pub origin: Option<VolumeName>,
+    /// When it was made, RFC 3339.
+    pub created: String,
+}
+
+/// The body of `POST /v1/volumes`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// The name that it is to have.
+    pub name: VolumeName,
+    /// Its size, a multiple of 512, not 0.
+    pub size_bytes: u64,
+}
+
+/// One origin and the snapshot to be made of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotPair {
+    /// The volume to snapshot.
+    pub origin: VolumeName,
+    /// The snapshot's name.
+    pub name: VolumeName,
+}
+
+/// The body of `POST /v1/volumes/{name}/snapshot`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotVolume {
+    /// The snapshot's name.
+    pub name: VolumeName,
+}
+
+/// The answer to `DELETE /v1/volumes/{name}`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Deleted {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume's name, which is free again.
+    pub name: VolumeName,
+    /// Whether its blocks are free already; else they are being freed in the background.
+    pub finished: bool,
+}
+
+/// The answer to `POST /v1/close`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Closed {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The daemon, which ends right after this answer.
+    pub pid: u32,
+}
+
+/// How any failure is told, over HTTP and on stderr with `--json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// `code`, `message` and perhaps `hint`.
+    pub error: Error,
+}
+
+/// A pool as its users see it: in this process, or behind the control socket of the daemon that serves it.
+pub trait PoolApi {
+    /// How the pool is doing.
+    fn status(&self) -> Result<PoolInfo>;
+    /// All volumes, in order of names.
+    fn volumes(&self) -> Result<VolumeList>;
+    /// Makes an empty volume.
+    fn create(&self, request: &CreateVolume) -> Result<NewVolume>;
+    /// Makes a snapshot.
+    fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume>;
+    /// Deletes a volume that nobody has open.
+    fn delete(&self, name: &VolumeName) -> Result<Deleted>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn sample() -> PoolInfo {
+        PoolInfo {
+            schema: SCHEMA.to_owned(),
+            pool: "p".to_owned(),
+            path: "/p".to_owned(),
+            mode: Mode::Rw,
+            failure: None,
+            transaction_id: 0,
+            time: 0,
+            block_size_bytes: 65_536,
+            data: DataSpace { total_bytes: 65_536_000_000, used_bytes: 0, free_bytes: 65_536_000_000 },
+            metadata: MetadataSpace {
+                total_bytes: 1024 * 4096,
+                used_bytes: 70 * 4096,
+                free_bytes: 852 * 4096,
+                reserve_bytes: 102 * 4096,
+            },
+            volumes: 0,
+            virtual_bytes: 0,
+            deleting: vec![],
+            held_root: None,
+            discard: Discard::Passdown,
+            zero_new_blocks: true,
+            needs_check: false,
+            served_by: None,
+            exports: vec![],
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn the_dm_line_is_the_kernels() {
+        let mut info = sample();
+        assert_eq!(info.dm_line(), "0 172/1024 0/1000000 - rw discard_passdown error_if_no_space - 256 ");
+        info.held_root = Some(17);
+        info.transaction_id = 5;
+        info.mode = Mode::OutOfDataSpace;
+        info.discard = Discard::NoPassdown;
+        info.data.used_bytes = 65_536;
+        info.metadata.total_bytes = 16_384 * 4096;
+        info.metadata.free_bytes = 10_000 * 4096;
+        assert_eq!(
+            info.dm_line(),
+            "5 6384/16384 1/1000000 17 out_of_data_space no_discard_passdown error_if_no_space - 1024 "
+        );
+        info.needs_check = true;
+        info.mode = Mode::Ro;
+        assert!(info.dm_line().contains(" ro ") && info.dm_line().contains(" needs_check 1024 "));
+        info.mode = Mode::Fail;
+        assert_eq!(info.dm_line(), "Fail");
+    }
+
+    #[test]
+    fn json_has_lower_case_words_and_bytes() {
+        let json = serde_json::to_value(sample()).expect("JSON");
+        assert_eq!(json["schema"], "uthin/v1");
+        assert_eq!(json["mode"], "rw");
+        assert_eq!(json["discard"], "passdown");
+        assert_eq!(json["served_by"], serde_json::Value::Null);
+        assert_eq!(json["metadata"]["reserve_bytes"], 102 * 4096);
+        let back: PoolInfo = serde_json::from_value(json).expect("our own JSON");
+        assert_eq!(back, sample());
+    }
+}

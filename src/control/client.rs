@@ -1,0 +1,200 @@
+//! The way to a daemon: HTTP over the control socket of the pool that it serves.
+
+use super::api::{
+    Closed, CreateVolume, Deleted, Failure, NewVolume, PoolApi, PoolInfo, SnapshotPair, SnapshotVolume,
+    VolumeList,
+};
+use super::name::VolumeName;
+use super::pool_dir::{PoolDir, short_socket_path};
+use crate::disk::{FileDisk, OpenMode};
+use crate::error::{Error, ErrorKind, Result};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A daemon that has not answered by then is stuck. Snapshots of a busy volume and closing take seconds at most.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a daemon that said that it is closed may take to be gone.
+const EXIT_PATIENCE: Duration = Duration::from_secs(30);
+/// The longest list of volumes is far below this.
+const ANSWER_BYTES_LIMIT: usize = 1 << 30;
+
+/// A daemon that serves a pool.
+pub struct Client {
+    pool: String,
+    socket: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Client {
+    /// The daemon that serves the pool; `None` if there is none. A socket without a listener, which a killed daemon leaves
+    /// behind, counts as none.
+    pub fn find(dir: &PoolDir) -> Result<Option<Self>> {
+        dir.require()?;
+        let socket = dir.control_socket();
+        match connect(&socket) {
+            Ok(_) => {}
+            Err(source) => {
+                return match source.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                    io::ErrorKind::PermissionDenied => Err(Error::new(
+                        ErrorKind::Busy,
+                        format!("pool `{}` is served by a daemon of another user", dir.shown()),
+                    )
+                    .hint("become that user, or root")),
+                    _ => Err(Error::io(format!("connecting to {}", socket.display()), &source)),
+                };
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| Error::io("starting a client", &source))?;
+        Ok(Some(Client { pool: dir.shown().to_owned(), socket, runtime }))
+    }
+
+    /// Ends the daemon clean, and waits until its process is gone and the pool is free.
+    pub fn close(&self, dir: &PoolDir) -> Result<()> {
+        let process = self.daemon_process();
+        let _closed: Closed = self.ask(Method::POST, "/v1/close", &())?;
+        let deadline = Instant::now() + EXIT_PATIENCE;
+        if let Some(process) = process {
+            let patience = Timespec { tv_sec: EXIT_PATIENCE.as_secs() as i64, tv_nsec: 0 };
+            // An error here leaves the lock to wait for, below.
+            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience));
+        }
+        loop {
+            match FileDisk::open(&dir.metadata(), OpenMode::ReadOnly) {
+                Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    return Err(error.context("the daemon has closed the pool but does not end"));
+                }
+                // Whatever else is wrong with it, nobody has it.
+                Ok(_) | Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// A handle to the daemon's process that stays its, whatever becomes of the number. `None` where the system has none
+    /// to give, or the process is not visible from here.
+    fn daemon_process(&self) -> Option<std::os::fd::OwnedFd> {
+        let stream = connect(&self.socket).ok()?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+        let pid = Pid::from_raw(peer.pid.as_raw_nonzero().get())?;
+        pidfd_open(pid, PidfdFlags::empty()).ok()
+    }
+
+    fn ask<Q: Serialize, A: DeserializeOwned>(&self, method: Method, path: &str, question: &Q) -> Result<A> {
+        let (status, body) = self.runtime.block_on(self.exchange(method, path, question))?;
+        if status.is_success() {
+            return serde_json::from_slice(&body)
+                .map_err(|error| self.strange(&format!("its answer: {error}")));
+        }
+        match serde_json::from_slice::<Failure>(&body) {
+            Ok(failure) => Err(failure.error),
+            Err(_) => Err(self.strange(&format!("it says {status}"))),
+        }
+    }
+
+    async fn exchange<Q: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        question: &Q,
+    ) -> Result<(StatusCode, Bytes)> {
+        let body = if method == Method::POST {
+            serde_json::to_vec(question).expect("our questions have nothing that JSON cannot hold")
+        } else {
+            Vec::new()
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, "uthin")
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .expect("volume names need no escapes in a path");
+        let stream = connect(&self.socket)
+            .and_then(|stream| {
+                stream.set_nonblocking(true)?;
+                tokio::net::UnixStream::from_std(stream)
+            })
+            .map_err(|source| self.gone(&source))?;
+        let talk = async {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| self.gone(&error))?;
+            tokio::spawn(connection);
+            let response = sender.send_request(request).await.map_err(|error| self.gone(&error))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_LIMIT).collect().await;
+            Ok((status, body.map_err(|error| self.gone(&error))?.to_bytes()))
+        };
+        tokio::time::timeout(ANSWER_PATIENCE, talk).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "the daemon of pool `{}` has not answered for {} s",
+                    self.pool,
+                    ANSWER_PATIENCE.as_secs()
+                ),
+            )
+            .hint("what was asked may still happen; its log says more"))
+        })
+    }
+
+    fn gone(&self, why: &dyn std::fmt::Display) -> Error {
+        Error::new(
+            ErrorKind::Io,
+            format!("the daemon of pool `{}` went away before it answered: {why}", self.pool),
+        )
+        .hint("look at the pool before you ask again: it may have happened")
+    }
+
+    fn strange(&self, what: &str) -> Error {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("the daemon of pool `{}` is not understood: {what}", self.pool),
+        )
+        .hint("use the same version of uthin as the daemon")
+    }
+}
+
+fn connect(socket: &std::path::Path) -> io::Result<UnixStream> {
+    let (path, _directory) = short_socket_path(socket)?;
+    UnixStream::connect(path)
+}
+
+impl PoolApi for Client {
+    fn status(&self) -> Result<PoolInfo> {
+        self.ask(Method::GET, "/v1/pool", &())
+    }
+
+    fn volumes(&self) -> Result<VolumeList> {
+        self.ask(Method::GET, "/v1/volumes", &())
+    }
+
+    fn create(&self, request: &CreateVolume) -> Result<NewVolume> {
+        self.ask(Method::POST, "/v1/volumes", request)
+    }
+
+    fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume> {
+        let body = SnapshotVolume { name: request.name.clone() };
+        self.ask(Method::POST, &format!("/v1/volumes/{}/snapshot", request.origin), &body)
+    }
+
+    fn delete(&self, name: &VolumeName) -> Result<Deleted> {
+        self.ask(Method::DELETE, &format!("/v1/volumes/{name}"), &())
+    }
+}

@@ -1,0 +1,238 @@
+//! The daemon: opens a pool, serves its volumes, answers on the control socket, and ends clean.
+//!
+//! Nobody is told `ready` before every listener listens. At the end the order is: no new clients, requests under way finish
+//! (for a bounded time), the catalog is tidied, the pool commits, whoever asked for it is told how that went, sockets go.
+//! The lock goes last, with the process. A daemon that is killed leaves sockets behind, which the next one removes: it has
+//! the pool's lock, so nobody listens there.
+
+use super::api::ServedBy;
+use super::http::{self, CloseRequest};
+use super::name::PoolRef;
+use super::open::{OpenPool, open};
+use super::pool_dir::{PoolDir, short_socket_path};
+use super::service::{Executor, Parts, Service};
+use super::time;
+use crate::driver::Pool;
+use crate::engine::{Answer, Command, Keeper, KeeperOptions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::nbd::{Address, Export, Exports, Limits, Server};
+use crate::metadata::Access;
+use crate::units::BlockSize;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+/// How long the last answers on the control socket may take.
+const CONTROL_GRACE: Duration = Duration::from_secs(2);
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Where to serve NBD; the pool's own socket if empty.
+    pub listen: Vec<Address>,
+    /// Whether addresses other than loopback ones are allowed.
+    pub allow_remote: bool,
+    /// Zero the unwritten rest of fresh blocks.
+    pub zero_new_blocks: bool,
+    /// Give the space of freed blocks back.
+    pub discard_passdown: bool,
+}
+
+/// Serves the pool until somebody ends it: a signal, or a request to close. `ready` is called once, when clients can come.
+pub fn serve(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::io("starting the daemon", &source))?;
+    let served = runtime.block_on(run(pool, options, ready));
+    // A handler that still blocks waits for a pool that has closed; it must not hold up the end.
+    runtime.shutdown_timeout(CONTROL_GRACE);
+    served
+}
+
+async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Result<()> {
+    // First of all, so that no signal from here on ends the process in the middle of something.
+    let listen_to = |kind| signal(kind).map_err(|source| Error::io("listening to signals", &source));
+    let mut signals = (listen_to(SignalKind::terminate())?, listen_to(SignalKind::interrupt())?);
+    let dir = PoolDir::of(pool);
+    let (service, driver, block_size) = start_pool(&dir, options)?;
+    let (close, mut close_requests) = mpsc::channel(1);
+    let control = match bind_control(&dir) {
+        Ok(control) => control,
+        Err(error) => return give_up(&service, error),
+    };
+    let exports = Arc::new(PoolExports { service: service.clone(), pool: driver.clone(), block_size });
+    let server = match start_nbd(&dir, options, driver, exports) {
+        Ok(server) => server,
+        Err(error) => {
+            remove_socket(&dir.control_socket());
+            return give_up(&service, error);
+        }
+    };
+    let pid = std::process::id();
+    let since = time::rfc3339(time::now_unix_seconds());
+    service.serve_as(ServedBy { pid, since }, server.addresses().iter().map(absolute).collect());
+    let (stop, stopped) = watch::channel(());
+    let router = http::router(service.clone(), close);
+    let control = tokio::spawn(async move {
+        let mut stopped = stopped;
+        axum::serve(control, router)
+            .with_graceful_shutdown(async move { drop(stopped.changed().await) })
+            .await
+    });
+    for address in server.addresses() {
+        tracing::info!("serving {} at {address}", dir.shown());
+    }
+    ready();
+    let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
+    let closing = service.clone();
+    let closed = tokio::task::spawn_blocking(move || {
+        let mut server = server;
+        server.stop();
+        closing.close()
+    })
+    .await
+    .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Failed, format!("closing has met a bug: {panic}"))));
+    if let Some(asker) = asked_by {
+        // If it has gone away in the meantime, the exit status still tells.
+        let _ = asker.send(closed.clone());
+    }
+    remove_socket(&dir.control_socket());
+    drop(stop);
+    if tokio::time::timeout(CONTROL_GRACE, control).await.is_err() {
+        tracing::warn!("a client of the control socket did not take its answer");
+    }
+    closed
+}
+
+/// The pool with its keeper, and what an earlier run left to do under way.
+fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Pool, BlockSize)> {
+    let opened = open(dir, Access::ReadWrite)?;
+    let keeper_options = KeeperOptions {
+        zero_new_blocks: options.zero_new_blocks,
+        discard_passdown: options.discard_passdown,
+        lanes: Limits::default().connections,
+        volume_sizes: opened.volume_sizes(),
+    };
+    let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
+    let block_size = metadata.geometry().block_size;
+    let data = Arc::new(data);
+    let driver = Pool::start(Keeper::new(metadata, data.clone(), keeper_options)?, data)?;
+    let executor = Box::new(PoolExecutor(driver.clone()));
+    let store = Box::new(dir.catalog());
+    let service = Service::new(Parts { path, executor, store, catalog, notes, needs_check });
+    service.resume_deletions()?;
+    Ok((Arc::new(service), driver, block_size))
+}
+
+fn start_nbd(
+    dir: &PoolDir,
+    options: &ServeOptions,
+    driver: Pool,
+    exports: Arc<PoolExports>,
+) -> Result<Server> {
+    let limits = Limits { allow_remote: options.allow_remote, ..Limits::default() };
+    if !options.listen.is_empty() {
+        return Server::start(&options.listen, driver, exports, limits);
+    }
+    remove_socket(&dir.nbd_socket());
+    Server::start(&[Address::unix(dir.nbd_socket())?], driver, exports, limits)
+}
+
+/// The end of a start that failed: the pool closes, the first error is the one to tell.
+fn give_up(service: &Service, error: Error) -> Result<()> {
+    if let Err(second) = service.close() {
+        tracing::warn!("closing the pool: {second}");
+    }
+    Err(error)
+}
+
+async fn wait_for_the_end(
+    signals: &mut (Signal, Signal),
+    close_requests: &mut mpsc::Receiver<CloseRequest>,
+) -> Option<CloseRequest> {
+    let (terminate, interrupt) = signals;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: closing"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: closing"),
+        request = close_requests.recv() => {
+            tracing::info!("asked to close");
+            return request;
+        }
+    }
+    None
+}
+
+/// The control socket, for its owner only from its first moment on.
+fn bind_control(dir: &PoolDir) -> Result<UnixListener> {
+    let socket = dir.control_socket();
+    remove_socket(&socket);
+    let context = |source| Error::io(format!("listening at {}", socket.display()), &source);
+    let (path, _directory) = short_socket_path(&socket).map_err(context)?;
+    // The keeper's thread makes no files, and nobody else runs yet.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    listener.map_err(context)
+}
+
+/// Removes a socket that nobody can be listening at: whoever calls has the pool's lock.
+fn remove_socket(path: &Path) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket && let Err(source) = std::fs::remove_file(path) {
+        tracing::warn!("removing {}: {source}", path.display());
+    }
+}
+
+/// For URIs, which are used from other directories.
+fn absolute(address: &Address) -> Address {
+    match address {
+        Address::Unix(path) => Address::Unix(
+            path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone()),
+        ),
+        Address::Tcp { .. } => address.clone(),
+    }
+}
+
+/// The keeper on the driver's thread.
+struct PoolExecutor(Pool);
+
+impl Executor for PoolExecutor {
+    fn run(&self, command: Command) -> Result<Answer> {
+        match command {
+            Command::Close => self.0.close().map(|()| Answer::Done),
+            Command::CreateVolume { .. }
+            | Command::Snapshot { .. }
+            | Command::Delete { .. }
+            | Command::Status
+            | Command::Volumes
+            | Command::Commit => self.0.command(command),
+        }
+    }
+}
+
+/// Every volume is an export by its name.
+struct PoolExports {
+    service: Arc<Service>,
+    pool: Pool,
+    block_size: BlockSize,
+}
+
+impl Exports for PoolExports {
+    fn list(&self) -> Vec<String> {
+        self.service.volume_names()
+    }
+
+    fn open(&self, name: &str) -> Result<Export> {
+        let not_found =
+            || Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"));
+        let id = self.service.volume_id(name).ok_or_else(not_found)?;
+        let lease = self.pool.open_volume(id)?;
+        let description = format!("uthin volume {name} (number {id})");
+        Ok(Export { lease, read_only: false, description, block_size: self.block_size })
+    }
+}

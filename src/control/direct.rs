@@ -1,0 +1,118 @@
+//! A pool without a daemon: opened by the command that needs it, for as long as that takes.
+
+use super::name::PoolRef;
+use super::open::{OpenPool, open};
+use super::pool_dir::PoolDir;
+use super::service::{Executor, Parts, Service};
+use crate::disk::{Disk, FileDisk};
+use crate::driver::blocking::Blocking;
+use crate::engine::{Answer, Command, Keeper, KeeperOptions, Mode, PoolStatus, VolumeInfo};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metadata::{Access, Metadata};
+use crate::units::{MetaBlock, VolumeId};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+/// Opens the pool to look at it. Nothing is written, and changes are refused.
+pub fn open_to_look(pool: &PoolRef) -> Result<Service> {
+    let dir = PoolDir::of(pool);
+    let OpenPool { path, metadata, data: _, catalog, notes, needs_check } = open(&dir, Access::ReadOnly)?;
+    let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting: catalog.deleting.clone() });
+    Ok(Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes, needs_check }))
+}
+
+/// Opens the pool to change it; to be ended with [`Service::close`]. Deletions that were left unfinished go on.
+pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
+    let dir = PoolDir::of(pool);
+    let opened = open(&dir, Access::ReadWrite)?;
+    let options = KeeperOptions {
+        zero_new_blocks: true,
+        discard_passdown: true,
+        lanes: 0,
+        volume_sizes: opened.volume_sizes(),
+    };
+    let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
+    let data = Arc::new(data);
+    let keeper = Keeper::new(metadata, data.clone(), options)?;
+    let executor = Box::new(InlineKeeper(Mutex::new(Blocking::new(keeper, data))));
+    let service =
+        Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes, needs_check });
+    service.resume_deletions()?;
+    Ok(service)
+}
+
+/// A keeper without lanes. What a daemon does in the background is done before the answer.
+struct InlineKeeper<M: Disk, D: Disk>(Mutex<Blocking<M, D>>);
+
+impl<M: Disk, D: Disk> Executor for InlineKeeper<M, D> {
+    fn run(&self, command: Command) -> Result<Answer> {
+        let mut pool = self.0.lock().expect("nobody panics while holding the keeper");
+        let deleted = match &command {
+            Command::Delete { volume, .. } => Some(*volume),
+            Command::CreateVolume { .. }
+            | Command::Snapshot { .. }
+            | Command::Status
+            | Command::Volumes
+            | Command::Commit
+            | Command::Close => None,
+        };
+        let answer = pool.command(command)?;
+        let (Some(deleted), Answer::Deleting { finished: false }) = (deleted, &answer) else {
+            return Ok(answer);
+        };
+        pool.run();
+        let Answer::Status(status) = pool.command(Command::Status)? else { return Ok(answer) };
+        // The deletion counts as finished when it is durable.
+        let finished = !status.deleting.contains(&deleted) && pool.command(Command::Commit).is_ok();
+        Ok(Answer::Deleting { finished })
+    }
+}
+
+/// Answers from the metadata alone, without a keeper: reads and nothing else.
+struct Onlooker {
+    metadata: Mutex<Metadata<FileDisk>>,
+    deleting: BTreeSet<VolumeId>,
+}
+
+impl Executor for Onlooker {
+    fn run(&self, command: Command) -> Result<Answer> {
+        let mut metadata = self.metadata.lock().expect("nobody panics while holding the metadata");
+        match command {
+            Command::Status => self.status(&mut metadata).map(|status| Answer::Status(Box::new(status))),
+            Command::Volumes => self.volumes(&mut metadata).map(Answer::Volumes),
+            Command::CreateVolume { .. }
+            | Command::Snapshot { .. }
+            | Command::Delete { .. }
+            | Command::Commit
+            | Command::Close => Err(Error::new(ErrorKind::WrongState, "the pool is open for reading only")),
+        }
+    }
+}
+
+impl Onlooker {
+    fn status(&self, metadata: &mut Metadata<FileDisk>) -> Result<PoolStatus> {
+        let all = metadata.volumes()?;
+        let (deleting, volumes): (Vec<_>, Vec<_>) =
+            all.into_iter().map(|(id, _)| id).partition(|id| self.deleting.contains(id));
+        Ok(PoolStatus {
+            mode: Mode::Write,
+            transaction_id: metadata.transaction_id(),
+            time: metadata.time(),
+            block_size: metadata.geometry().block_size,
+            usage: metadata.usage(),
+            held_root: metadata.held_root().map(|MetaBlock(block)| block),
+            // As a daemon does it unless told otherwise.
+            discard_passdown: true,
+            zero_new_blocks: true,
+            volumes: volumes.len(),
+            deleting,
+        })
+    }
+
+    fn volumes(&self, metadata: &mut Metadata<FileDisk>) -> Result<Vec<VolumeInfo>> {
+        let all = metadata.volumes()?.into_iter().filter(|(id, _)| !self.deleting.contains(id));
+        Ok(all
+            .map(|(id, details)| VolumeInfo { id, size_bytes: 0, details, highest_mapped: None, openers: 0 })
+            .collect())
+    }
+}

@@ -1,0 +1,20 @@
+//! The control plane: what a pool directory holds, names and sizes of volumes, the daemon and its control socket.
+//!
+//! dm-thin keeps neither names nor sizes. The [`catalog`] does, in step with the metadata's transaction id; [`reconcile`]
+//! decides at every open which of the two is ahead. [`service`] is the one place where a volume is made, snapshotted or
+//! deleted, whether a daemon runs (then requests come over [`http`]) or a command opened the pool for itself.
+
+pub mod api;
+pub mod catalog;
+pub mod client;
+pub mod create;
+pub mod daemon;
+pub mod direct;
+pub mod http;
+pub mod name;
+pub mod open;
+pub mod pool_dir;
+pub mod reconcile;
+pub mod service;
+mod signature;
+mod time;

@@ -1,0 +1,104 @@
+//! Opening a pool: lock, metadata, catalog, and what the two have to say to each other.
+
+use super::catalog::{Catalog, CatalogStore};
+use super::pool_dir::{PoolDir, PoolDisks};
+use super::reconcile::{FoundVolume, Reconciled, reconcile};
+use crate::disk::{Disk, FileDisk, OpenMode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metadata::{Access, Metadata};
+use crate::units::VolumeId;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// A pool, open and locked, its catalog in step.
+pub struct OpenPool {
+    /// The directory, absolute.
+    pub path: PathBuf,
+    /// The metadata.
+    pub metadata: Metadata<FileDisk>,
+    /// The data disk.
+    pub data: FileDisk,
+    /// The catalog; on disk as well if opened for reading and writing.
+    pub catalog: Catalog,
+    /// What had to be put right.
+    pub notes: Vec<String>,
+    /// Whether the metadata asks to be checked; it can be looked at all the same.
+    pub needs_check: bool,
+}
+
+impl OpenPool {
+    /// The volumes' sizes, for the keeper.
+    pub fn volume_sizes(&self) -> HashMap<VolumeId, u64> {
+        // A volume that is being deleted has nothing to show to anybody.
+        let deleting = self.catalog.deleting.iter().map(|id| (*id, 0));
+        self.catalog.volumes.iter().map(|entry| (entry.id, entry.size_bytes)).chain(deleting).collect()
+    }
+}
+
+/// Opens the pool. With [`Access::ReadOnly`] nothing is written, whatever would have to be put right.
+pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
+    let mode = match access {
+        Access::ReadOnly => OpenMode::ReadOnly,
+        Access::ReadWrite => OpenMode::ReadWrite,
+    };
+    let PoolDisks { metadata, data } = dir.open_disks(mode)?;
+    let metadata_name = metadata.name();
+    let mut metadata =
+        Metadata::open(metadata, access).map_err(|error| as_found(error).context(&metadata_name))?;
+    check_data_size(&metadata, &data)?;
+    let store = dir.catalog();
+    let loaded = store.load()?;
+    let found: Vec<_> = metadata
+        .volumes()?
+        .into_iter()
+        .map(|(id, details)| FoundVolume { id, created: details.transaction_id })
+        .collect();
+    let (metadata_id, block_size) = (metadata.transaction_id(), metadata.geometry().block_size);
+    let Reconciled { catalog, notes, lost, keep_copy } =
+        reconcile(loaded.clone(), metadata_id, &found, block_size, &mut |id| metadata.highest_mapped(id))?;
+    match access {
+        Access::ReadOnly => {}
+        Access::ReadWrite => {
+            for note in &notes {
+                tracing::warn!("{}: {note}", dir.shown());
+            }
+            if let (Some(replaced), true) = (&loaded, keep_copy) {
+                store.save_backup(replaced, &lost)?;
+            }
+            if loaded.as_ref() != Some(&catalog) {
+                store.save(&catalog)?;
+            }
+        }
+    }
+    let needs_check = metadata.needs_check();
+    Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, needs_check })
+}
+
+/// A disk that does not fit is a state that the pool is in, not a mistake in the command.
+fn as_found(error: Error) -> Error {
+    if error.kind() != ErrorKind::Invalid {
+        return error;
+    }
+    let found = Error::new(ErrorKind::WrongState, error.message());
+    match error.next_step() {
+        Some(hint) => found.hint(hint),
+        None => found,
+    }
+}
+
+fn check_data_size(metadata: &Metadata<FileDisk>, data: &FileDisk) -> Result<()> {
+    let geometry = metadata.geometry();
+    let needed_bytes = geometry.data_blocks.saturating_mul(geometry.block_size.bytes());
+    if data.size_bytes() >= needed_bytes {
+        return Ok(());
+    }
+    let message = format!(
+        "{} has {} bytes, and the pool was made with {needed_bytes} ({} blocks of {} bytes)",
+        data.name(),
+        data.size_bytes(),
+        geometry.data_blocks,
+        geometry.block_size.bytes()
+    );
+    Err(Error::new(ErrorKind::WrongState, message)
+        .hint("give it back its size: `truncate -s` for a file, the right device behind the link otherwise"))
+}

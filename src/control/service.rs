@@ -1,0 +1,395 @@
+//! What can be done with an open pool: one implementation for the daemon and for commands that open the pool themselves.
+//!
+//! Every change goes through the three steps of [`super::catalog`], one change at a time; readers are not held up by it.
+//! What must hold: a name is given to a client only when catalog and metadata both have the volume, durably; after a
+//! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
+
+use super::api::{
+    CreateVolume, DataSpace, Deleted, Discard, MetadataSpace, Mode, NewVolume, PoolApi, PoolInfo, SCHEMA,
+    ServedBy, SnapshotPair, VolumeInfo, VolumeList,
+};
+use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
+use super::name::VolumeName;
+use super::reconcile::volume_bytes_limit;
+use super::time;
+use crate::engine::{self, Answer, Command, IdStep, PoolStatus};
+use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::nbd::Address;
+use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+
+/// Carries commands to whoever owns the metadata.
+pub trait Executor: Send + Sync {
+    /// Does `command` and waits for its answer.
+    fn run(&self, command: Command) -> Result<Answer>;
+}
+
+impl<T: Executor + ?Sized> Executor for Arc<T> {
+    fn run(&self, command: Command) -> Result<Answer> {
+        (**self).run(command)
+    }
+}
+
+/// What a [`Service`] is made of.
+pub struct Parts {
+    /// The pool's directory, absolute.
+    pub path: PathBuf,
+    /// Who owns the metadata.
+    pub executor: Box<dyn Executor>,
+    /// Where the catalog is kept.
+    pub store: Box<dyn CatalogStore>,
+    /// The catalog, in step with the metadata.
+    pub catalog: Catalog,
+    /// What had to be put right at opening.
+    pub notes: Vec<String>,
+    /// Whether the metadata asks to be checked.
+    pub needs_check: bool,
+}
+
+/// An open pool with its catalog.
+pub struct Service {
+    path: PathBuf,
+    executor: Box<dyn Executor>,
+    store: Box<dyn CatalogStore>,
+    catalog: RwLock<Catalog>,
+    change: Mutex<Changes>,
+    notes: Vec<String>,
+    needs_check: bool,
+    serving: OnceLock<(ServedBy, Vec<Address>)>,
+}
+
+/// Whether changes are possible; locked for the length of one.
+enum Changes {
+    Allowed,
+    /// Catalog and metadata may be one step apart, because of this; opening the pool again puts it right.
+    Uncertain(Error),
+    /// The pool is being closed.
+    Closed,
+}
+
+impl Service {
+    /// Takes over an open pool.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { path, executor, store, catalog, notes, needs_check } = parts;
+        let change = Mutex::new(Changes::Allowed);
+        let catalog = RwLock::new(catalog);
+        Service { path, executor, store, catalog, change, notes, needs_check, serving: OnceLock::new() }
+    }
+
+    /// Says who serves the pool, and where; once.
+    pub fn serve_as(&self, served_by: ServedBy, addresses: Vec<Address>) {
+        self.serving.set((served_by, addresses)).expect("a daemon begins to serve once");
+    }
+
+    /// The URIs of an export; none if nobody serves. The export without a name stands for all.
+    fn uris(&self, export: &str) -> Vec<String> {
+        self.serving.get().map_or_else(Vec::new, |(_, addresses)| {
+            addresses.iter().map(|address| address.uri(export)).collect()
+        })
+    }
+
+    /// The number of the volume of that name.
+    pub fn volume_id(&self, name: &str) -> Option<VolumeId> {
+        let catalog = self.catalog.read().expect(NO_PANIC);
+        catalog.volumes.iter().find(|entry| entry.name.as_str() == name).map(|entry| entry.id)
+    }
+
+    /// Names of all volumes, in order.
+    pub fn volume_names(&self) -> Vec<String> {
+        let catalog = self.catalog.read().expect(NO_PANIC);
+        let mut names: Vec<_> = catalog.volumes.iter().map(|entry| entry.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// Goes on with the deletions that an earlier run left unfinished.
+    pub fn resume_deletions(&self) -> Result<()> {
+        let ids = self.catalog.read().expect(NO_PANIC).deleting.clone();
+        for volume in ids {
+            match self.executor.run(Command::Delete { volume, step: None }) {
+                Ok(_) => tracing::info!("freeing the blocks of deleted volume {volume}"),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error.context(format!("going on with the deletion of volume {volume}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends it: the catalog forgets deletions that are through, running requests finish, everything is committed.
+    pub fn close(&self) -> Result<()> {
+        let mut changes = self.change.lock().expect(NO_PANIC);
+        *changes = Changes::Closed;
+        let mut catalog = self.catalog.read().expect(NO_PANIC).clone();
+        let tidied = self
+            .forget_finished_deletions(&mut catalog)
+            .and_then(|changed| if changed { self.store.save(&catalog) } else { Ok(()) });
+        if let Err(error) = tidied {
+            // Only the list of deletions is older than it could be; the next open looks again.
+            tracing::warn!("the catalog keeps finished deletions: {error}");
+        }
+        self.executor.run(Command::Close).map(drop)
+    }
+
+    fn pool_status(&self) -> Result<Box<PoolStatus>> {
+        match self.executor.run(Command::Status)? {
+            Answer::Status(status) => Ok(status),
+            Answer::Done | Answer::Deleting { .. } | Answer::Volumes(_) => {
+                unreachable!("the answer is a status")
+            }
+        }
+    }
+
+    /// Begins a change: nobody else changes anything until the guard is dropped.
+    fn begin_change(&self) -> Result<MutexGuard<'_, Changes>> {
+        let guard = self.change.lock().expect(NO_PANIC);
+        match &*guard {
+            Changes::Allowed => Ok(guard),
+            Changes::Uncertain(error) => Err(Error::new(
+                ErrorKind::Failed,
+                format!("nothing can be changed since an earlier operation failed: {}", error.message()),
+            )
+            .hint("close the pool and open it again")),
+            Changes::Closed => Err(Error::new(ErrorKind::WrongState, "the pool is being closed")),
+        }
+    }
+
+    /// Drops the numbers from `deleting` that the pool is through with; whether there were any.
+    fn forget_finished_deletions(&self, catalog: &mut Catalog) -> Result<bool> {
+        if catalog.deleting.is_empty() {
+            return Ok(false);
+        }
+        let still = self.pool_status()?.deleting;
+        if catalog.deleting.iter().all(|id| still.contains(id)) {
+            return Ok(false);
+        }
+        // Finished is not yet durable: without this commit, a crash would bring a volume back that nobody knows.
+        self.executor.run(Command::Commit)?;
+        catalog.deleting.retain(|id| still.contains(id));
+        Ok(true)
+    }
+
+    /// The three steps of a change; the page of [`super::catalog`] says why they are safe.
+    fn carry_out(
+        &self,
+        changes: &mut Changes,
+        operation: Operation,
+        command: impl FnOnce(IdStep) -> Command,
+    ) -> Result<Answer> {
+        let before = self.catalog.read().expect(NO_PANIC).clone();
+        let mut catalog = before.clone();
+        self.forget_finished_deletions(&mut catalog)?;
+        let from = TransactionId(catalog.transaction_id);
+        let to = from.next();
+        let deleted = match &operation {
+            Operation::Delete(name) => catalog.find(name).map(|entry| entry.id),
+            Operation::Create(_) | Operation::Snapshot(_) => None,
+        };
+        catalog.pending = Some(Pending { transaction_id: to.0, operation });
+        self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
+        let answer = match self.executor.run(command(IdStep { from, to })) {
+            Ok(answer) => answer,
+            Err(error) => {
+                if self.certainly_at(from) {
+                    // If this fails, a pending operation stays on disk that the next change or the next open drops.
+                    if let Err(second) = self.store.save(&before) {
+                        tracing::warn!("the catalog keeps an operation that did not happen: {second}");
+                    }
+                } else {
+                    *changes = Changes::Uncertain(error.clone());
+                }
+                return Err(error);
+            }
+        };
+        catalog.apply_pending();
+        if let (Some(id), Answer::Deleting { finished: true }) = (deleted, &answer) {
+            catalog.deleting.remove(&id);
+        }
+        if let Err(error) = self.store.save(&catalog) {
+            // It has happened, and the catalog on disk says enough to find that out: the next change or open writes it.
+            tracing::warn!("the catalog is one step behind until the next change: {error}");
+        }
+        *self.catalog.write().expect(NO_PANIC) = catalog;
+        Ok(answer)
+    }
+
+    /// Whether the metadata is known to be at `id`, in core and on disk.
+    fn certainly_at(&self, id: TransactionId) -> bool {
+        self.pool_status().is_ok_and(|status| {
+            status.transaction_id == id && !matches!(status.mode, engine::Mode::Failed(_))
+        })
+    }
+
+    fn new_volume(&self, entry: &VolumeEntry) -> NewVolume {
+        let catalog = self.catalog.read().expect(NO_PANIC);
+        NewVolume {
+            schema: SCHEMA.to_owned(),
+            name: entry.name.clone(),
+            id: entry.id.get(),
+            size_bytes: entry.size_bytes,
+            origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
+            created: time::rfc3339(entry.created_unix_seconds.unwrap_or_default()),
+        }
+    }
+}
+
+/// Nothing that can panic runs under the locks here.
+const NO_PANIC: &str = "nobody panics while holding this lock";
+
+impl PoolApi for Service {
+    fn status(&self) -> Result<PoolInfo> {
+        let status = self.pool_status()?;
+        let catalog = self.catalog.read().expect(NO_PANIC);
+        let block_size = status.block_size.bytes();
+        let usage = status.usage;
+        let meta_bytes = |blocks: u64| blocks * META_BLOCK_BYTES as u64;
+        let (mode, failure) = match status.mode {
+            engine::Mode::Failed(error) => (Mode::Fail, Some(error)),
+            engine::Mode::Write | engine::Mode::OutOfDataSpace if self.needs_check => (Mode::Ro, None),
+            engine::Mode::Write => (Mode::Rw, None),
+            engine::Mode::OutOfDataSpace => (Mode::OutOfDataSpace, None),
+        };
+        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(PoolInfo {
+            schema: SCHEMA.to_owned(),
+            pool: name.unwrap_or_else(|| "/".to_owned()),
+            path: self.path.to_string_lossy().into_owned(),
+            mode,
+            failure,
+            transaction_id: status.transaction_id.0,
+            time: status.time.0,
+            block_size_bytes: block_size,
+            data: DataSpace {
+                total_bytes: usage.data_total * block_size,
+                used_bytes: usage.data_allocated * block_size,
+                free_bytes: usage.data_total.saturating_sub(usage.data_allocated) * block_size,
+            },
+            metadata: MetadataSpace {
+                total_bytes: meta_bytes(usage.metadata_total),
+                used_bytes: meta_bytes(usage.metadata_allocated),
+                free_bytes: meta_bytes(
+                    usage.metadata_total.saturating_sub(usage.metadata_allocated + usage.metadata_reserve),
+                ),
+                reserve_bytes: meta_bytes(usage.metadata_reserve),
+            },
+            volumes: status.volumes as u64,
+            virtual_bytes: catalog.volumes.iter().fold(0, |sum, entry| sum.saturating_add(entry.size_bytes)),
+            deleting: status.deleting.iter().map(|id| id.get()).collect(),
+            held_root: status.held_root,
+            discard: if status.discard_passdown { Discard::Passdown } else { Discard::NoPassdown },
+            zero_new_blocks: status.zero_new_blocks,
+            needs_check: self.needs_check,
+            served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
+            exports: self.uris(""),
+            notes: self.notes.clone(),
+        })
+    }
+
+    fn volumes(&self) -> Result<VolumeList> {
+        let block_size = self.pool_status()?.block_size.bytes();
+        let volumes = match self.executor.run(Command::Volumes)? {
+            Answer::Volumes(volumes) => volumes,
+            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
+                unreachable!("the answer is a list")
+            }
+        };
+        let catalog = self.catalog.read().expect(NO_PANIC);
+        let mut list: Vec<_> = volumes
+            .into_iter()
+            .filter_map(|info| {
+                // One that is not in the catalog is just being made or deleted: its operation is not through.
+                let entry = catalog.by_id(info.id)?;
+                Some(VolumeInfo {
+                    name: entry.name.clone(),
+                    id: info.id.get(),
+                    size_bytes: entry.size_bytes,
+                    mapped_bytes: info.details.mapped_blocks.saturating_mul(block_size),
+                    origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
+                    created: entry.created_unix_seconds.map(time::rfc3339),
+                    transaction_id: info.details.transaction_id.0,
+                    creation_time: info.details.creation_time.0,
+                    snapshotted_time: info.details.snapshotted_time.0,
+                    open: info.openers,
+                    exports: self.uris(entry.name.as_str()),
+                })
+            })
+            .collect();
+        list.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(VolumeList { schema: SCHEMA.to_owned(), volumes: list })
+    }
+
+    fn create(&self, request: &CreateVolume) -> Result<NewVolume> {
+        let name = VolumeName::parse_new(request.name.as_str())?;
+        let mut changes = self.begin_change()?;
+        let size_bytes = request.size_bytes;
+        check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
+        let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, None)?;
+        let volume = entry.id;
+        self.carry_out(&mut changes, Operation::Create(entry.clone()), |step| Command::CreateVolume {
+            volume,
+            size_bytes,
+            step,
+        })
+        .map_err(|error| error.context(format!("creating volume `{}`", entry.name)))?;
+        Ok(self.new_volume(&entry))
+    }
+
+    fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume> {
+        let name = VolumeName::parse_new(request.name.as_str())?;
+        let mut changes = self.begin_change()?;
+        let (origin, entry) = {
+            let catalog = self.catalog.read().expect(NO_PANIC);
+            let origin = catalog.require(&request.origin)?;
+            (origin.id, catalog.plan_volume(name, origin.size_bytes, Some(origin.id))?)
+        };
+        let pairs = vec![(origin, entry.id)];
+        self.carry_out(&mut changes, Operation::Snapshot(vec![entry.clone()]), |step| Command::Snapshot {
+            pairs,
+            step,
+        })
+        .map_err(|error| {
+            error.context(format!("snapshot `{}` of volume `{}`", entry.name, request.origin))
+        })?;
+        Ok(self.new_volume(&entry))
+    }
+
+    fn delete(&self, name: &VolumeName) -> Result<Deleted> {
+        let mut changes = self.begin_change()?;
+        let volume = self.catalog.read().expect(NO_PANIC).require(name)?.id;
+        let answer = self
+            .carry_out(&mut changes, Operation::Delete(name.clone()), |step| Command::Delete {
+                volume,
+                step: Some(step),
+            })
+            .map_err(|error| {
+                if error.kind() == ErrorKind::Busy {
+                    return Error::new(ErrorKind::Busy, format!("volume `{name}` is in use by a client"))
+                        .hint("disconnect its clients first; `uthin volume list POOL` counts them");
+                }
+                error.context(format!("deleting volume `{name}`"))
+            })?;
+        let finished = answer == Answer::Deleting { finished: true };
+        Ok(Deleted { schema: SCHEMA.to_owned(), name: name.clone(), finished })
+    }
+}
+
+fn check_volume_size(size_bytes: u64, limit_bytes: u64) -> Result<()> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        let message =
+            format!("a volume cannot have {size_bytes} bytes: sizes are multiples of {SECTOR_BYTES}, not 0");
+        let below = (size_bytes / SECTOR_BYTES).max(1) * SECTOR_BYTES;
+        return Err(Error::new(ErrorKind::Invalid, message).hint(format!("{below} would do")));
+    }
+    if size_bytes > limit_bytes {
+        let message =
+            format!("a volume cannot have {size_bytes} bytes: {limit_bytes} are the most in this pool");
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;

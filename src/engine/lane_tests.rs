@@ -1,0 +1,307 @@
+//! A lane alone, with the test in the place of driver and keeper.
+
+use super::*;
+use crate::units::{Mapping, SnapTime, VolumeId};
+
+const BLOCK: u64 = 65_536;
+
+struct Bench {
+    lane: Lane,
+    epochs: Arc<Epochs>,
+    volume: Arc<Volume>,
+    out: Vec<Action>,
+}
+
+fn bench(block_size: BlockSize, blocks: u64) -> Bench {
+    let epochs = Arc::new(Epochs::new(1));
+    let id = VolumeId::new(7).expect("a small number");
+    let volume = Volume::new(id, blocks * block_size.bytes() - 512, block_size, SnapTime(5));
+    // Block 0 is a hole, 1 exclusive, 2 shared; the pages of the rest are loaded as holes.
+    let mapping = |block, time| Mapping { block: DataBlock(block), time: SnapTime(time) };
+    let known = [(VirtualBlock(1), mapping(11, 5)), (VirtualBlock(2), mapping(12, 4))];
+    volume.table.load_page(volume.table.page_of(VirtualBlock(0)), &known);
+    let lane = Lane::new(LaneId(0), epochs.clone(), block_size);
+    Bench { lane, epochs, volume: Arc::new(volume), out: Vec::new() }
+}
+
+impl Bench {
+    fn begin(&mut self, kind: Kind, offset_bytes: u64, length_bytes: u64) -> Vec<Action> {
+        let request = Request { tag: Tag(1), volume: self.volume.clone(), kind, offset_bytes, length_bytes };
+        self.lane.begin(request, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+    fn reply(&mut self, op: OpId, reply: Reply) -> Vec<Action> {
+        self.lane.reply(op, reply, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+    fn io_done(&mut self, op: OpId, ok: bool) -> Vec<Action> {
+        self.lane.io_done(op, ok, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+    fn id(&self) -> VolumeId {
+        self.volume.id()
+    }
+}
+
+fn complete() -> Action {
+    Action::Complete { tag: Tag(1), result: Ok(()) }
+}
+
+fn failed(error: IoError) -> Action {
+    Action::Complete { tag: Tag(1), result: Err(error) }
+}
+
+fn op_of(action: &Action) -> OpId {
+    match action {
+        Action::ReadData { op, .. } | Action::WriteData { op, .. } | Action::Ask { op, .. } => *op,
+        other => panic!("{other:?} has no op"),
+    }
+}
+
+#[test]
+fn a_read_of_a_hole_is_zeros_and_of_a_mapped_block_one_read() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    let out = bench.begin(Kind::Read, BLOCK - 1024, 2048);
+    let read = Action::ReadData {
+        op: op_of(&out[1]),
+        disk_offset_bytes: 11 * BLOCK,
+        length_bytes: 1024,
+        into: Place::Request(Tag(1), 1024),
+    };
+    let zeros = Action::ZeroRequest { tag: Tag(1), offset_bytes: 0, length_bytes: 1024 };
+    assert_eq!(out, [zeros, read]);
+    assert_eq!(bench.io_done(op_of(&out[1]), true), [complete()]);
+    assert!(bench.lane.is_idle());
+}
+
+#[test]
+fn a_write_goes_in_place_only_where_nobody_else_sees_the_block() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    let out = bench.begin(Kind::Write { fua: false }, BLOCK + 512, 512);
+    assert!(
+        matches!(out[..], [Action::WriteData { disk_offset_bytes, .. }] if disk_offset_bytes == 11 * BLOCK + 512)
+    );
+    assert_eq!(bench.io_done(op_of(&out[0]), true), [complete()]);
+
+    let out = bench.begin(Kind::Write { fua: false }, 2 * BLOCK, 512);
+    let op = op_of(&out[0]);
+    assert_eq!(out, [Action::Ask { op, ask: Ask::Fill(bench.id(), VirtualBlock(2)) }]);
+    let fill = Reply::Fill { target: DataBlock(20), source: FillSource::Block(DataBlock(12)) };
+    let out = bench.reply(op, fill);
+    assert!(
+        matches!(out[..], [Action::ReadData { disk_offset_bytes, length_bytes: BLOCK, .. }] if disk_offset_bytes == 12 * BLOCK)
+    );
+    let out = bench.io_done(op, true);
+    assert!(matches!(out[0], Action::PatchScratch { at_bytes: 0, length_bytes: 512, .. }));
+    assert!(
+        matches!(out[1], Action::WriteData { disk_offset_bytes, length_bytes: BLOCK, .. } if disk_offset_bytes == 20 * BLOCK)
+    );
+    let out = bench.io_done(op, true);
+    assert_eq!(out, [Action::Ask { op, ask: Ask::Publish(bench.id(), VirtualBlock(2), DataBlock(20)) }]);
+    assert_eq!(bench.reply(op, Reply::Done), [Action::DropScratch { op }, complete()]);
+}
+
+#[test]
+fn a_write_of_a_whole_block_reads_nothing() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    let out = bench.begin(Kind::Write { fua: false }, 2 * BLOCK, BLOCK);
+    let op = op_of(&out[0]);
+    let out =
+        bench.reply(op, Reply::Fill { target: DataBlock(20), source: FillSource::Block(DataBlock(12)) });
+    let from = Place::Request(Tag(1), 0);
+    let write = Action::WriteData { op, disk_offset_bytes: 20 * BLOCK, length_bytes: BLOCK, from };
+    assert_eq!(out, [write]);
+    bench.io_done(op, true);
+    bench.reply(op, Reply::Done);
+    assert!(bench.lane.is_idle());
+}
+
+#[test]
+fn a_failed_fill_is_abandoned_and_fails_the_write() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    let out = bench.begin(Kind::Write { fua: true }, 0, 512);
+    let op = op_of(&out[0]);
+    bench.reply(op, Reply::Fill { target: DataBlock(20), source: FillSource::Zeros });
+    let out = bench.io_done(op, false);
+    assert_eq!(out, [Action::Ask { op, ask: Ask::Abandon(bench.id(), VirtualBlock(0), DataBlock(20)) }]);
+    assert_eq!(bench.reply(op, Reply::Done), [Action::DropScratch { op }, failed(IoError::Io)]);
+}
+
+#[test]
+fn a_forced_write_is_flushed_before_it_completes() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    let out = bench.begin(Kind::Write { fua: true }, BLOCK, 512);
+    let out = bench.io_done(op_of(&out[0]), true);
+    assert!(matches!(out[..], [Action::Ask { ask: Ask::Flush, .. }]));
+    assert_eq!(bench.reply(op_of(&out[0]), Reply::Done), [complete()]);
+}
+
+#[test]
+fn who_waits_without_bound_holds_no_epoch() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    bench.volume.set_frozen(true);
+    let frozen = bench.begin(Kind::Write { fua: false }, 0, 512);
+    let op = op_of(&frozen[0]);
+    assert_eq!(frozen, [Action::Ask { op, ask: Ask::Thaw(bench.id()) }]);
+    assert!(
+        bench.epochs.all_past(bench.epochs.retire()),
+        "a parked write holds up the snapshot it waits for"
+    );
+
+    bench.volume.set_frozen(false);
+    assert!(matches!(bench.reply(op, Reply::Again)[..], [Action::Ask { ask: Ask::Fill(..), .. }]));
+    assert!(!bench.epochs.all_past(bench.epochs.retire()), "a running write is waited for");
+    assert_eq!(bench.reply(op, Reply::NoSpaceNow), [Action::Ask { op, ask: Ask::AwaitSpace }]);
+    assert!(
+        bench.epochs.all_past(bench.epochs.retire()),
+        "who waits for space holds up what would free some"
+    );
+    assert_eq!(bench.reply(op, Reply::Failed(IoError::NoSpace)), [failed(IoError::NoSpace)]);
+}
+
+#[test]
+fn a_discard_unmaps_the_blocks_that_lie_wholly_inside() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    assert_eq!(bench.begin(Kind::Discard, 512, BLOCK), [complete()], "no whole block");
+    let out = bench.begin(Kind::Discard, 512, 3 * BLOCK);
+    let op = op_of(&out[0]);
+    assert_eq!(out, [Action::Ask { op, ask: Ask::Unmap(bench.id(), 1..3) }]);
+    assert_eq!(bench.reply(op, Reply::Done), [complete()]);
+    // The last block is short, and the request reaches the volume's end.
+    let out = bench.begin(Kind::Discard, 3 * BLOCK, BLOCK - 512);
+    assert!(matches!(&out[..], [Action::Ask { ask: Ask::Unmap(_, blocks), .. }] if *blocks == (3..4)));
+    bench.reply(op_of(&out[0]), Reply::Done);
+}
+
+#[test]
+fn zeroes_unmap_whole_blocks_and_write_the_edges() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    let zeroes = Kind::WriteZeroes { fua: false, may_unmap: true };
+    let out = bench.begin(zeroes, BLOCK + 512, 2 * BLOCK);
+    let edge = Action::WriteData {
+        op: op_of(&out[0]),
+        disk_offset_bytes: 11 * BLOCK + 512,
+        length_bytes: BLOCK - 512,
+        from: Place::Zeros,
+    };
+    assert_eq!(out[0], edge);
+    assert!(matches!(&out[1], Action::Ask { ask: Ask::Unmap(_, blocks), .. } if *blocks == (2..3)));
+    assert_eq!(out.len(), 2, "the edge in block 3 is a hole and reads zeros as it is");
+    assert!(bench.io_done(op_of(&out[0]), true).is_empty());
+    assert_eq!(bench.reply(op_of(&out[1]), Reply::Done), [complete()]);
+
+    let mapped = Kind::WriteZeroes { fua: false, may_unmap: false };
+    let out = bench.begin(mapped, 0, 512);
+    assert!(
+        matches!(out[..], [Action::Ask { ask: Ask::Fill(..), .. }]),
+        "a hole must be mapped when asked for"
+    );
+    let op = op_of(&out[0]);
+    let out = bench.reply(op, Reply::Fill { target: DataBlock(20), source: FillSource::Zeros });
+    assert!(matches!(out[..], [Action::WriteData { length_bytes: BLOCK, from: Place::Zeros, .. }]));
+    bench.io_done(op, true);
+    bench.reply(op, Reply::Done);
+}
+
+#[test]
+fn extents_join_neighbours_in_the_same_state() {
+    let mut bench = bench(BlockSize::MIN, 4);
+    let out = bench.begin(Kind::Extents, 512, 4 * BLOCK - 1024);
+    let extent = |length_bytes, state| Extent { length_bytes, state };
+    let extents = vec![
+        extent(BLOCK - 512, ExtentState::Hole),
+        extent(BLOCK, ExtentState::Exclusive),
+        extent(BLOCK, ExtentState::Shared),
+        extent(BLOCK - 512, ExtentState::Hole),
+    ];
+    assert_eq!(out, [Action::Extents { tag: Tag(1), extents }, complete()]);
+}
+
+/// Every fill writes each byte of its block once, the guest's bytes from the request, whatever the sizes.
+#[test]
+fn fills_cover_the_block_once() {
+    let sizes = [1, 4, 16, 64].map(|n| BlockSize::from_bytes(n * BLOCK).expect("a block size"));
+    for (size, source) in sizes.into_iter().flat_map(|size| {
+        [FillSource::Zeros, FillSource::Block(DataBlock(12)), FillSource::Nothing]
+            .map(|source| (size, source))
+    }) {
+        let bytes = size.bytes();
+        let ranges = [
+            0..512,
+            0..bytes,
+            512..bytes,
+            4096..bytes - 512,
+            bytes - 512..bytes,
+            bytes / 2..bytes / 2 + 4096,
+        ];
+        for range in ranges {
+            assert_eq!(
+                written_by_fill(size, source, range.clone()),
+                expected(size, source, range.clone()),
+                "{range:?}"
+            );
+        }
+    }
+}
+
+/// For each sector of the block: how often it was written, and whether the last time with the guest's bytes.
+type Sectors = Vec<(u32, bool)>;
+
+fn expected(size: BlockSize, source: FillSource, guest: Range<u64>) -> Sectors {
+    let sector = |at: u64| match guest.contains(&(at * 512)) {
+        true => (1, true),
+        false => (u32::from(source != FillSource::Nothing), false),
+    };
+    (0..u64::from(size.sectors())).map(sector).collect()
+}
+
+fn written_by_fill(size: BlockSize, source: FillSource, guest: Range<u64>) -> Sectors {
+    let mut bench = bench(size, 4);
+    let mut sectors = vec![(0, false); size.sectors() as usize];
+    let mut patched = 0..0;
+    let out = bench.begin(Kind::Write { fua: false }, guest.start, guest.end - guest.start);
+    let op = op_of(&out[0]);
+    let mut out = bench.reply(op, Reply::Fill { target: DataBlock(20), source });
+    let base = 20 * size.bytes();
+    loop {
+        let mut next = Vec::new();
+        for action in out {
+            match action {
+                Action::ZeroScratch { .. } => patched = 0..0,
+                Action::ReadData { length_bytes, .. } => {
+                    assert!(length_bytes <= CHUNK_BYTES);
+                    patched = 0..0;
+                    next.extend(bench.io_done(op, true));
+                }
+                Action::PatchScratch { at_bytes, length_bytes, .. } => {
+                    patched = at_bytes..at_bytes + length_bytes
+                }
+                Action::WriteData { disk_offset_bytes, length_bytes, from, .. } => {
+                    let begin = disk_offset_bytes - base;
+                    for at in (0..length_bytes).step_by(512) {
+                        let guests = match from {
+                            Place::Request(_, first) => {
+                                assert_eq!(
+                                    first + at,
+                                    begin + at - guest.start,
+                                    "the right bytes of the request"
+                                );
+                                true
+                            }
+                            Place::Scratch(_) => patched.contains(&at),
+                            Place::Zeros => false,
+                        };
+                        let sector = &mut sectors[((begin + at) / 512) as usize];
+                        *sector = (sector.0 + 1, guests);
+                    }
+                    next.extend(bench.io_done(op, true));
+                }
+                Action::Ask { ask: Ask::Publish(..), .. } => next.extend(bench.reply(op, Reply::Done)),
+                Action::DropScratch { .. } => {}
+                Action::Complete { result: Ok(()), .. } => return sectors,
+                other => panic!("{other:?}"),
+            }
+        }
+        out = next;
+    }
+}

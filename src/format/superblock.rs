@@ -1,0 +1,308 @@
+//! The superblock (format §3): block 0, from which everything else hangs, and its copy in a metadata snapshot.
+//!
+//! Bytes that mean nothing to us (unknown flags, the uuid, the tail) are kept as they were read.
+
+use super::block::Block;
+use super::records::{SPACE_MAP_ROOT_BYTES, SpaceMapRoot};
+use crate::checksum::BlockKind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{BlockSize, META_BLOCK_BYTES, MetaBlock, SnapTime, TransactionId};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute, transmute_ref};
+
+/// What bytes 32..40 of a superblock hold.
+pub const SUPERBLOCK_MAGIC: u64 = 27_022_010;
+/// The one version of the format that we know.
+pub const SUPERBLOCK_VERSION: u32 = 2;
+/// Bit of [`Superblock::flags`]: a checker must look at the metadata before it is changed.
+pub const FLAG_NEEDS_CHECK: u32 = 1;
+/// Size of a metadata block in sectors, the only one there is.
+pub const METADATA_BLOCK_SECTORS: u32 = 8;
+
+/// A space map root with the zeros behind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct PaddedRoot {
+    root: SpaceMapRoot,
+    padding: [u8; SPACE_MAP_ROOT_BYTES - size_of::<SpaceMapRoot>()],
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    checksum: U32,
+    flags: U32,
+    number: U64,
+    uuid: [u8; 16],
+    magic: U64,
+    version: U32,
+    time: U32,
+    transaction_id: U64,
+    held_root: U64,
+    data_space_map: PaddedRoot,
+    metadata_space_map: PaddedRoot,
+    mapping_root: U64,
+    details_root: U64,
+    data_block_sectors: U32,
+    metadata_block_sectors: U32,
+    metadata_blocks_at_format: U64,
+    compat_flags: U32,
+    compat_ro_flags: U32,
+    incompat_flags: U32,
+    tail: [u8; META_BLOCK_BYTES - 364],
+}
+
+/// A superblock's fields. What is read by [`Superblock::decode`] and given to [`Superblock::encode`] unchanged yields the
+/// same bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Superblock {
+    /// Bits; [`FLAG_NEEDS_CHECK`] is the only one known.
+    pub flags: u32,
+    /// Whatever was found there; the kernel writes zeros.
+    pub uuid: [u8; 16],
+    /// [`SUPERBLOCK_MAGIC`].
+    pub magic: u64,
+    /// [`SUPERBLOCK_VERSION`].
+    pub version: u32,
+    /// The pool's clock, incremented once per snapshot.
+    pub time: SnapTime,
+    /// The user-space transaction id.
+    pub transaction_id: TransactionId,
+    /// The block of the metadata snapshot; 0 = none.
+    pub held_root: u64,
+    /// Of the data device. All zeros in a metadata snapshot.
+    pub data_space_map: SpaceMapRoot,
+    /// Of the metadata device. All zeros in a metadata snapshot.
+    pub metadata_space_map: SpaceMapRoot,
+    /// Root of the upper mapping tree.
+    pub mapping_root: MetaBlock,
+    /// Root of the details tree.
+    pub details_root: MetaBlock,
+    /// Size of a data block in sectors.
+    pub data_block_sectors: u32,
+    /// [`METADATA_BLOCK_SECTORS`].
+    pub metadata_block_sectors: u32,
+    /// Size of the metadata device in blocks when it was formatted; stale after it has grown.
+    pub metadata_blocks_at_format: u64,
+    /// Feature bits that anyone may ignore.
+    pub compat_flags: u32,
+    /// Feature bits that forbid writing to who does not know them.
+    pub compat_ro_flags: u32,
+    /// Feature bits that forbid opening to who does not know them.
+    pub incompat_flags: u32,
+    rest: Rest,
+}
+
+/// The bytes of a superblock that mean nothing to us.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Rest {
+    after_data_root: [u8; SPACE_MAP_ROOT_BYTES - size_of::<SpaceMapRoot>()],
+    after_metadata_root: [u8; SPACE_MAP_ROOT_BYTES - size_of::<SpaceMapRoot>()],
+    tail: Box<[u8]>,
+}
+
+impl Superblock {
+    /// One for a new pool, with zeros for roots and space maps.
+    pub fn new(data_block_size: BlockSize, metadata_blocks: u64) -> Self {
+        let mut superblock = Self::decode(&Block::ZERO);
+        superblock.magic = SUPERBLOCK_MAGIC;
+        superblock.version = SUPERBLOCK_VERSION;
+        superblock.data_block_sectors = data_block_size.sectors();
+        superblock.metadata_block_sectors = METADATA_BLOCK_SECTORS;
+        superblock.metadata_blocks_at_format = metadata_blocks;
+        superblock
+    }
+
+    /// The fields of any block, without judging them.
+    pub fn decode(block: &Block) -> Self {
+        let raw: &Raw = transmute_ref!(&block.0);
+        Superblock {
+            flags: raw.flags.get(),
+            uuid: raw.uuid,
+            magic: raw.magic.get(),
+            version: raw.version.get(),
+            time: SnapTime(raw.time.get()),
+            transaction_id: TransactionId(raw.transaction_id.get()),
+            held_root: raw.held_root.get(),
+            data_space_map: raw.data_space_map.root,
+            metadata_space_map: raw.metadata_space_map.root,
+            mapping_root: MetaBlock(raw.mapping_root.get()),
+            details_root: MetaBlock(raw.details_root.get()),
+            data_block_sectors: raw.data_block_sectors.get(),
+            metadata_block_sectors: raw.metadata_block_sectors.get(),
+            metadata_blocks_at_format: raw.metadata_blocks_at_format.get(),
+            compat_flags: raw.compat_flags.get(),
+            compat_ro_flags: raw.compat_ro_flags.get(),
+            incompat_flags: raw.incompat_flags.get(),
+            rest: Rest {
+                after_data_root: raw.data_space_map.padding,
+                after_metadata_root: raw.metadata_space_map.padding,
+                tail: raw.tail.as_slice().into(),
+            },
+        }
+    }
+
+    /// The fields of a block that must be a sound superblock of a version and with features that we know.
+    ///
+    /// `Corrupt`: magic, checksum, own number, or a field that cannot be. `Unsupported`: version, or incompatible
+    /// features. Left to the caller: read-only features, needs_check, and whether the roots are where they can be.
+    pub fn read(block: &Block, number: MetaBlock) -> Result<Self> {
+        let superblock = Self::decode(block);
+        if superblock.magic != SUPERBLOCK_MAGIC {
+            return Err(Error::corrupt(
+                number,
+                format_args!(
+                    "no superblock of a thin pool: found magic {:#x}, expected {SUPERBLOCK_MAGIC:#x}",
+                    superblock.magic
+                ),
+            ));
+        }
+        block.verify(number, BlockKind::Superblock)?;
+        superblock.require_known_version(number)?;
+        superblock.require_sane_fields(number)?;
+        Ok(superblock)
+    }
+
+    fn require_known_version(&self, number: MetaBlock) -> Result<()> {
+        if self.version != SUPERBLOCK_VERSION {
+            let what = format!(
+                "metadata block {number}: found metadata version {}, expected {SUPERBLOCK_VERSION}",
+                self.version
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        if self.incompat_flags != 0 {
+            let what = format!(
+                "metadata block {number}: found incompatible features {:#x}, expected none",
+                self.incompat_flags
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("the metadata was written by a newer program; open it with that one"));
+        }
+        Ok(())
+    }
+
+    fn require_sane_fields(&self, number: MetaBlock) -> Result<()> {
+        if self.data_block_size().is_none() {
+            return Err(Error::corrupt(
+                number,
+                format_args!(
+                    "found a data block size of {} sectors, expected a multiple of {} up to {}",
+                    self.data_block_sectors,
+                    BlockSize::MIN.sectors(),
+                    BlockSize::MAX.sectors()
+                ),
+            ));
+        }
+        if self.metadata_block_sectors != METADATA_BLOCK_SECTORS {
+            return Err(Error::corrupt(
+                number,
+                format_args!(
+                    "found a metadata block size of {} sectors, expected {METADATA_BLOCK_SECTORS}",
+                    self.metadata_block_sectors
+                ),
+            ));
+        }
+        if self.time > SnapTime::MAX {
+            return Err(Error::corrupt(
+                number,
+                format_args!("found pool time {}, expected at most {}", self.time.0, SnapTime::MAX.0),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The size of a data block, if it is one that can be.
+    pub fn data_block_size(&self) -> Option<BlockSize> {
+        BlockSize::from_sectors(u64::from(self.data_block_sectors))
+    }
+
+    /// Whether a checker must look at the metadata before it is changed.
+    pub fn needs_check(&self) -> bool {
+        self.flags & FLAG_NEEDS_CHECK != 0
+    }
+
+    /// The block's bytes, sealed with `number` (0, or the copy's own in a metadata snapshot).
+    pub fn encode(&self, number: MetaBlock) -> Block {
+        let mut tail = [0; META_BLOCK_BYTES - 364];
+        tail.copy_from_slice(&self.rest.tail);
+        let raw = Raw {
+            checksum: U32::ZERO,
+            flags: U32::new(self.flags),
+            number: U64::new(number.0),
+            uuid: self.uuid,
+            magic: U64::new(self.magic),
+            version: U32::new(self.version),
+            time: U32::new(self.time.0),
+            transaction_id: U64::new(self.transaction_id.0),
+            held_root: U64::new(self.held_root),
+            data_space_map: PaddedRoot { root: self.data_space_map, padding: self.rest.after_data_root },
+            metadata_space_map: PaddedRoot {
+                root: self.metadata_space_map,
+                padding: self.rest.after_metadata_root,
+            },
+            mapping_root: U64::new(self.mapping_root.0),
+            details_root: U64::new(self.details_root.0),
+            data_block_sectors: U32::new(self.data_block_sectors),
+            metadata_block_sectors: U32::new(self.metadata_block_sectors),
+            metadata_blocks_at_format: U64::new(self.metadata_blocks_at_format),
+            compat_flags: U32::new(self.compat_flags),
+            compat_ro_flags: U32::new(self.compat_ro_flags),
+            incompat_flags: U32::new(self.incompat_flags),
+            tail,
+        };
+        let mut block = Block(transmute!(raw));
+        block.seal(number, BlockKind::Superblock);
+        block
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_where_the_format_says() {
+        assert_eq!(std::mem::offset_of!(Raw, magic), 32);
+        assert_eq!(std::mem::offset_of!(Raw, data_space_map), 64);
+        assert_eq!(std::mem::offset_of!(Raw, metadata_space_map), 192);
+        assert_eq!(std::mem::offset_of!(Raw, mapping_root), 320);
+        assert_eq!(std::mem::offset_of!(Raw, metadata_blocks_at_format), 344);
+        assert_eq!(std::mem::offset_of!(Raw, tail), 364);
+        assert_eq!(size_of::<Raw>(), META_BLOCK_BYTES);
+    }
+
+    #[test]
+    fn bytes_that_mean_nothing_to_us_are_kept() {
+        let mut block = Superblock::new(BlockSize::MIN, 1024).encode(MetaBlock::SUPERBLOCK);
+        for byte in [5, 7, 16, 31, 96, 191, 224, 319, 352, 364, 511, 4095] {
+            block.0[byte] = 0xa5;
+        }
+        block.seal(MetaBlock::SUPERBLOCK, BlockKind::Superblock);
+        let superblock = Superblock::read(&block, MetaBlock::SUPERBLOCK).unwrap();
+        assert_eq!(superblock.encode(MetaBlock::SUPERBLOCK).0, block.0);
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know_and_says_what() {
+        type Change = fn(&mut Superblock);
+        let cases: [(Change, ErrorKind, &str); 6] = [
+            (|s| s.magic += 1, ErrorKind::Corrupt, "found magic 0x19c52bb, expected 0x19c52ba"),
+            (|s| s.version = 3, ErrorKind::Unsupported, "found metadata version 3, expected 2"),
+            (|s| s.incompat_flags = 4, ErrorKind::Unsupported, "found incompatible features 0x4"),
+            (|s| s.data_block_sectors = 100, ErrorKind::Corrupt, "data block size of 100 sectors"),
+            (|s| s.metadata_block_sectors = 16, ErrorKind::Corrupt, "metadata block size of 16 sectors"),
+            (|s| s.time = SnapTime(1 << 24), ErrorKind::Corrupt, "found pool time 16777216"),
+        ];
+        for (change, kind, words) in cases {
+            let mut superblock = Superblock::new(BlockSize::MIN, 1024);
+            change(&mut superblock);
+            let error = Superblock::read(&superblock.encode(MetaBlock(0)), MetaBlock(0)).unwrap_err();
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.message().contains(words), "{error}");
+            assert!(error.message().contains("block 0"), "{error}");
+        }
+        let block = Superblock::new(BlockSize::MIN, 1024).encode(MetaBlock(9));
+        assert!(Superblock::read(&block, MetaBlock(0)).is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! A disk with a volatile cache and a plug that can be pulled.
+//!
+//! A write goes to the cache; a flush makes the cache durable. When the power is cut, each unflushed sector keeps any one
+//! of the values written to it since the last flush, or none of them: writes are torn and reordered at will.
+
+use crate::disk::Disk;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+const SECTOR: usize = 512;
+type Sector = [u8; SECTOR];
+
+/// A virtual disk. Clones share it.
+#[derive(Clone)]
+pub struct SimDisk {
+    inner: Arc<Mutex<Inner>>,
+    name: &'static str,
+}
+
+struct Inner {
+    durable: Vec<u8>,
+    /// What was written to each sector since the last flush, oldest first.
+    cache: BTreeMap<u64, Vec<Sector>>,
+    /// Writes and flushes until the power goes; `None`: it stays.
+    operations_left: Option<u64>,
+    /// Writes and flushes so far.
+    operations: u64,
+}
+
+impl SimDisk {
+    /// A disk of `size_bytes` zeros.
+    pub fn new(name: &'static str, size_bytes: usize) -> Self {
+        let inner = Inner {
+            durable: vec![0; size_bytes],
+            cache: BTreeMap::new(),
+            operations_left: None,
+            operations: 0,
+        };
+        SimDisk { inner: Arc::new(Mutex::new(inner)), name }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no panic while the disk is locked")
+    }
+
+    /// The power goes after this many more writes and flushes; the one after fails, and so does everything then.
+    pub fn cut_power_after(&self, operations: u64) {
+        self.lock().operations_left = Some(operations);
+    }
+
+    /// Whether the power is gone.
+    pub fn is_off(&self) -> bool {
+        self.lock().operations_left == Some(0)
+    }
+
+    /// Writes and flushes that were done.
+    pub fn operations(&self) -> u64 {
+        self.lock().operations
+    }
+
+    /// The power is cut, and comes back: `choose(n)` picks one of `0..n` for each unflushed sector.
+    pub fn power_cycle(&self, choose: &mut dyn FnMut(usize) -> usize) {
+        let mut inner = self.lock();
+        for (sector, versions) in std::mem::take(&mut inner.cache) {
+            let kept = choose(versions.len() + 1);
+            if let Some(bytes) = versions.get(kept) {
+                let at = sector as usize * SECTOR;
+                inner.durable[at..at + SECTOR].copy_from_slice(bytes);
+            }
+        }
+        inner.operations_left = None;
+    }
+
+    /// All bytes as a reader sees them now.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.lock().durable.len()];
+        self.read_at(0, &mut bytes).expect("reading the whole disk");
+        bytes
+    }
+
+    fn count_operation(inner: &mut Inner) -> io::Result<()> {
+        match &mut inner.operations_left {
+            Some(0) => return Err(io::Error::other("the power is off")),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        inner.operations += 1;
+        Ok(())
+    }
+}
+
+fn sectors(offset_bytes: u64, length: usize) -> io::Result<std::ops::Range<u64>> {
+    if !offset_bytes.is_multiple_of(SECTOR as u64) || !length.is_multiple_of(SECTOR) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not aligned to a sector"));
+    }
+    let first = offset_bytes / SECTOR as u64;
+    Ok(first..first + (length / SECTOR) as u64)
+}
+
+impl Disk for SimDisk {
+    fn size_bytes(&self) -> u64 {
+        self.lock().durable.len() as u64
+    }
+
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let inner = self.lock();
+        let range = sectors(offset_bytes, buffer.len())?;
+        let at = offset_bytes as usize;
+        let durable = inner.durable.get(at..at + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(durable);
+        for (sector, versions) in inner.cache.range(range.clone()) {
+            let at = (sector - range.start) as usize * SECTOR;
+            let last = versions.last().expect("a cached sector has a version");
+            buffer[at..at + SECTOR].copy_from_slice(last);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.lock();
+        let range = sectors(offset_bytes, bytes.len())?;
+        if range.end * SECTOR as u64 > inner.durable.len() as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Self::count_operation(&mut inner)?;
+        for (sector, bytes) in range.zip(bytes.chunks_exact(SECTOR)) {
+            let bytes: Sector = bytes.try_into().expect("a chunk is a sector");
+            inner.cache.entry(sector).or_default().push(bytes);
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut inner = self.lock();
+        Self::count_operation(&mut inner)?;
+        for (sector, versions) in std::mem::take(&mut inner.cache) {
+            let at = sector as usize * SECTOR;
+            inner.durable[at..at + SECTOR]
+                .copy_from_slice(versions.last().expect("a cached sector has a version"));
+        }
+        Ok(())
+    }
+
+    /// Scribbles: whoever relies on a discarded block's content is found out.
+    fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
+        self.write_at(offset_bytes, &vec![0xdd; length_bytes as usize])
+    }
+
+    fn name(&self) -> String {
+        self.name.to_owned()
+    }
+}

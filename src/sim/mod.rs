@@ -1,0 +1,34 @@
+//! A simulated world for the engine: virtual disks that lose power, lanes and the keeper stepped in an order that a seed
+//! decides, and a model that knows for every sector which values it may hold. Tests only.
+//!
+//! The lanes, the keeper and the metadata code are those of production; only the disks and the scheduler are not.
+
+mod disk;
+mod model;
+mod world;
+
+pub use disk::SimDisk;
+pub use world::{Outcome, World, WorldOptions};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A slice of every run of the test suite; `UTHIN_SIM_SEEDS=FIRST..END` runs others.
+    #[test]
+    fn no_seed_breaks_a_promise() {
+        let seeds = std::env::var("UTHIN_SIM_SEEDS").unwrap_or_else(|_| "1..301".to_owned());
+        let (first, end) = seeds.split_once("..").expect("UTHIN_SIM_SEEDS is FIRST..END");
+        let seeds = first.parse::<u64>().expect("a number")..end.parse::<u64>().expect("a number");
+        let mut total = Outcome::default();
+        for seed in seeds {
+            let world = World::new(WorldOptions::crowded(seed)).expect("a fresh pool");
+            match world.run() {
+                Ok(outcome) => total.add(outcome),
+                Err(wrong) => panic!("{wrong}"),
+            }
+        }
+        println!("{total:?}");
+        assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
+    }
+}

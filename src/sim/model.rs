@@ -1,0 +1,225 @@
+//! What every sector of every volume may hold: now, and after a power cut.
+//!
+//! A sector's value is a stamp that its write wrote to it, 0 for zeros. Requests in flight never overlap in sectors, so a
+//! sector has one value now, except where a snapshot was taken while it was being written: then it may have either,
+//! until somebody looks.
+
+use crate::units::VolumeId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// A sector's content.
+pub type Stamp = u64;
+
+/// One sector: what was acknowledged since the last flush that is known to cover it.
+#[derive(Clone, Debug)]
+struct SectorHistory {
+    /// When it was acknowledged, and the values it may be. The first entry is durable; the last is now.
+    acknowledged: Vec<(u64, BTreeSet<Stamp>)>,
+    /// A write in flight.
+    in_flight: Option<Stamp>,
+}
+
+/// One volume.
+#[derive(Clone, Debug)]
+pub struct ModelVolume {
+    sectors: Vec<SectorHistory>,
+}
+
+/// A snapshot being taken.
+#[derive(Debug)]
+struct Taking {
+    origin: VolumeId,
+    /// For each sector what it may hold.
+    sectors: Vec<BTreeSet<Stamp>>,
+}
+
+/// The model of the pool.
+#[derive(Default)]
+pub struct Model {
+    volumes: BTreeMap<VolumeId, ModelVolume>,
+    clock: u64,
+    creating: BTreeMap<VolumeId, u64>,
+    taking: BTreeMap<VolumeId, Taking>,
+    deleting: BTreeMap<VolumeId, ModelVolume>,
+}
+
+impl ModelVolume {
+    fn holding(values: impl Iterator<Item = BTreeSet<Stamp>>, at: u64) -> Self {
+        let sector = |values| SectorHistory { acknowledged: vec![(at, values)], in_flight: None };
+        ModelVolume { sectors: values.map(sector).collect() }
+    }
+
+    fn slice_mut(&mut self, range: Range<u64>) -> &mut [SectorHistory] {
+        &mut self.sectors[range.start as usize..range.end as usize]
+    }
+}
+
+impl SectorHistory {
+    fn now(&self) -> &BTreeSet<Stamp> {
+        &self.acknowledged.last().expect("a sector always has a value").1
+    }
+
+    fn after_power_cut(&self) -> BTreeSet<Stamp> {
+        self.acknowledged.iter().flat_map(|(_, values)| values).chain(&self.in_flight).copied().collect()
+    }
+}
+
+impl Model {
+    /// The volumes there are for sure.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> {
+        self.volumes.keys().copied()
+    }
+
+    /// Whether a volume of this number exists or is coming or going.
+    pub fn knows(&self, id: VolumeId) -> bool {
+        self.volumes.contains_key(&id)
+            || self.creating.contains_key(&id)
+            || self.taking.contains_key(&id)
+            || self.deleting.contains_key(&id)
+    }
+
+    /// A write of `stamp` (0: discard or zeroes) to `range` has been issued.
+    pub fn write_begins(&mut self, id: VolumeId, range: Range<u64>, stamp: Stamp) {
+        for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range.clone()) {
+            assert!(sector.in_flight.replace(stamp).is_none(), "the world issues no overlapping writes");
+        }
+        for taking in self.taking.values_mut().filter(|taking| taking.origin == id) {
+            for values in &mut taking.sectors[range.start as usize..range.end as usize] {
+                values.insert(stamp);
+            }
+        }
+    }
+
+    /// It has ended. If it failed, its sectors may hold either from now on.
+    pub fn write_ends(&mut self, id: VolumeId, range: Range<u64>, ok: bool) {
+        self.clock += 1;
+        let clock = self.clock;
+        for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range) {
+            let stamp = sector.in_flight.take().expect("the write was begun");
+            let mut values = BTreeSet::from([stamp]);
+            if !ok {
+                values.extend(sector.now());
+            }
+            sector.acknowledged.push((clock, values));
+        }
+    }
+
+    /// The moment that a flush beginning now covers.
+    pub fn flush_begins(&mut self) -> u64 {
+        self.clock
+    }
+
+    /// A flush has ended that began at `covers`: what was acknowledged before is durable.
+    pub fn flush_ends(&mut self, covers: u64) {
+        for volume in self.volumes.values_mut() {
+            for sector in &mut volume.sectors {
+                let newest = sector.acknowledged.iter().rposition(|(at, _)| *at <= covers).unwrap_or(0);
+                sector.acknowledged.drain(..newest);
+            }
+        }
+    }
+
+    /// A forced write to `range` has ended well: what it wrote is durable.
+    pub fn force(&mut self, id: VolumeId, range: Range<u64>) {
+        for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range) {
+            sector.acknowledged.drain(..sector.acknowledged.len() - 1);
+        }
+    }
+
+    /// Whether `id` is being deleted.
+    pub fn is_being_deleted(&self, id: VolumeId) -> bool {
+        self.deleting.contains_key(&id)
+    }
+
+    /// A read has seen `stamps` in `range`. Says which sector is wrong.
+    pub fn check_read(&mut self, id: VolumeId, range: Range<u64>, stamps: &[Stamp]) -> Result<(), String> {
+        let first = range.start;
+        let volume = self.volumes.get_mut(&id).expect("read volumes exist");
+        for (at, (sector, stamp)) in volume.slice_mut(range).iter_mut().zip(stamps).enumerate() {
+            if sector.in_flight.is_some() {
+                continue; // either is right, and nobody knows yet
+            }
+            if !sector.now().contains(stamp) {
+                let at = first + at as u64;
+                return Err(format!("volume {id} sector {at}: read {stamp}, may be {sector:?}"));
+            }
+            sector.acknowledged.last_mut().expect("a sector always has a value").1 = BTreeSet::from([*stamp]);
+        }
+        Ok(())
+    }
+
+    /// An empty volume of `sectors` has been asked for.
+    pub fn create_begins(&mut self, id: VolumeId, sectors: u64) {
+        self.creating.insert(id, sectors);
+    }
+
+    /// A snapshot has been asked for.
+    pub fn snapshot_begins(&mut self, origin: VolumeId, id: VolumeId) {
+        let sectors = &self.volumes[&origin].sectors;
+        let values = |sector: &SectorHistory| sector.now().iter().chain(&sector.in_flight).copied().collect();
+        self.taking.insert(id, Taking { origin, sectors: sectors.iter().map(values).collect() });
+    }
+
+    /// A deletion has been asked for: nobody uses the volume any more.
+    pub fn delete_begins(&mut self, id: VolumeId) {
+        let volume = self.volumes.remove(&id).expect("deleted volumes exist");
+        self.deleting.insert(id, volume);
+    }
+
+    /// The command that makes, snapshots or deletes `id` was answered.
+    pub fn command_ends(&mut self, id: VolumeId, ok: bool) {
+        self.clock += 1;
+        if let Some(sectors) = self.creating.remove(&id).filter(|_| ok) {
+            let zeros = (0..sectors).map(|_| BTreeSet::from([0]));
+            self.volumes.insert(id, ModelVolume::holding(zeros, self.clock));
+        }
+        if let Some(taking) = self.taking.remove(&id).filter(|_| ok) {
+            self.volumes.insert(id, ModelVolume::holding(taking.sectors.into_iter(), self.clock));
+        }
+        if let Some(volume) = self.deleting.remove(&id).filter(|_| !ok) {
+            self.volumes.insert(id, volume);
+        }
+    }
+
+    /// The pool was opened after a power cut and holds `found`: each volume's sectors. Checks that this may be, and takes
+    /// it as what is durable now.
+    pub fn after_power_cut(&mut self, found: &BTreeMap<VolumeId, Vec<Stamp>>) -> Result<(), String> {
+        for id in self.volumes.keys() {
+            if !found.contains_key(id) {
+                return Err(format!("volume {id} is lost"));
+            }
+        }
+        for (id, stamps) in found {
+            let allowed: Vec<BTreeSet<Stamp>> = if let Some(volume) = self.volumes.get(id) {
+                volume.sectors.iter().map(SectorHistory::after_power_cut).collect()
+            } else if self.deleting.contains_key(id) {
+                continue; // half deleted: nobody reads it any more
+            } else if let Some(taking) = self.taking.get(id) {
+                taking.sectors.clone()
+            } else if let Some(sectors) = self.creating.get(id) {
+                (0..*sectors).map(|_| BTreeSet::from([0])).collect()
+            } else {
+                return Err(format!("volume {id} came from nowhere"));
+            };
+            for (sector, (stamp, allowed)) in stamps.iter().zip(&allowed).enumerate() {
+                if !allowed.contains(stamp) {
+                    return Err(format!("volume {id} sector {sector}: holds {stamp}, may be {allowed:?}"));
+                }
+            }
+        }
+        self.clock += 1;
+        let clock = self.clock;
+        let deleting = std::mem::take(&mut self.deleting);
+        self.volumes = found
+            .iter()
+            .filter(|(id, _)| !deleting.contains_key(id))
+            .map(|(id, stamps)| {
+                (*id, ModelVolume::holding(stamps.iter().map(|s| BTreeSet::from([*s])), clock))
+            })
+            .collect();
+        self.creating.clear();
+        self.taking.clear();
+        Ok(())
+    }
+}

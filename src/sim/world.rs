@@ -1,0 +1,625 @@
+//! The world: lanes, keeper and disks stepped by a seed, power cuts included.
+
+use super::disk::SimDisk;
+use super::model::{Model, Stamp};
+use crate::disk::Disk;
+use crate::engine::{
+    Action, Answer, Ask, Asker, Command, IdStep, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
+    Outbox, Place, Reply, Request, Settled, Tag,
+};
+use crate::error::Result;
+use crate::metadata::{Access, Geometry, Metadata};
+use crate::units::{BlockSize, TransactionId, VolumeId};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+const SECTOR: u64 = 512;
+const BLOCK_SECTORS: u64 = 128;
+/// The command number of deletions that an earlier life of the pool began.
+const RESUMED_DELETION: u64 = 1;
+
+/// How a run goes.
+#[derive(Clone, Debug)]
+pub struct WorldOptions {
+    /// Decides everything.
+    pub seed: u64,
+    /// Events to step through.
+    pub steps: u64,
+    /// Blocks of the data disk: few, so that they are reused soon.
+    pub data_blocks: u64,
+    /// Blocks of a volume.
+    pub volume_blocks: u64,
+    /// The most volumes at a time.
+    pub volumes: usize,
+    /// Lanes.
+    pub lanes: u16,
+    /// One power cut in about so many steps.
+    pub steps_between_power_cuts: u64,
+}
+
+impl WorldOptions {
+    /// A crowded little world.
+    pub fn crowded(seed: u64) -> Self {
+        WorldOptions {
+            seed,
+            steps: 3000,
+            data_blocks: 20,
+            volume_blocks: 6,
+            volumes: 5,
+            lanes: 3,
+            steps_between_power_cuts: 700,
+        }
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Outcome {
+    /// Requests completed.
+    pub requests: u64,
+    /// Of these, refused for lack of space.
+    pub no_space: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Snapshots taken.
+    pub snapshots: u64,
+    /// Volumes deleted.
+    pub deletions: u64,
+    /// Power cuts survived.
+    pub power_cuts: u64,
+}
+
+impl Outcome {
+    /// Adds another run's figures.
+    pub fn add(&mut self, other: Outcome) {
+        self.requests += other.requests;
+        self.no_space += other.no_space;
+        self.flushes += other.flushes;
+        self.snapshots += other.snapshots;
+        self.deletions += other.deletions;
+        self.power_cuts += other.power_cuts;
+    }
+}
+
+/// A small random number generator (xorshift64*): the world's only source of chance.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit
+    }
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// Something that will happen.
+enum Event {
+    Read { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, into: Place },
+    Write { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, from: Place },
+    Ask(Asker, Ask),
+    Reply(usize, OpId, Reply),
+}
+
+/// A request in flight.
+struct InFlight {
+    volume: VolumeId,
+    /// Sectors it names.
+    range: Range<u64>,
+    /// Sectors it changes; empty for a read or flush.
+    changes: Range<u64>,
+    kind: Kind,
+    /// For a flush: what it covers.
+    covers: u64,
+}
+
+/// A running world.
+pub struct World {
+    options: WorldOptions,
+    chance: Chance,
+    metadata_disk: SimDisk,
+    data_disk: SimDisk,
+    keeper: Keeper<SimDisk, SimDisk>,
+    lanes: Vec<Lane>,
+    model: Model,
+    events: Vec<Event>,
+    in_flight: BTreeMap<(usize, Tag), InFlight>,
+    buffers: HashMap<(usize, Tag), Vec<u8>>,
+    scratch: HashMap<(usize, OpId), Vec<u8>>,
+    /// The volume that a command under way is about.
+    command: Option<VolumeId>,
+    next_tag: u64,
+    next_stamp: Stamp,
+    outcome: Outcome,
+}
+
+impl World {
+    /// A fresh pool.
+    pub fn new(options: WorldOptions) -> Result<Self> {
+        let metadata_disk = SimDisk::new("metadata", 64 * 4096);
+        let data_disk = SimDisk::new("data", (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize);
+        let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
+        let metadata = Metadata::format(metadata_disk.clone(), geometry)?;
+        let keeper = Self::keeper(&options, metadata, data_disk.clone())?;
+        let mut world = World {
+            chance: Chance(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            lanes: Vec::new(),
+            keeper,
+            metadata_disk,
+            data_disk,
+            model: Model::default(),
+            events: Vec::new(),
+            in_flight: BTreeMap::new(),
+            buffers: HashMap::new(),
+            scratch: HashMap::new(),
+            command: None,
+            next_tag: 0,
+            next_stamp: 1,
+            outcome: Outcome::default(),
+            options,
+        };
+        world.seat_lanes();
+        Ok(world)
+    }
+
+    fn keeper(
+        options: &WorldOptions,
+        mut metadata: Metadata<SimDisk>,
+        data: SimDisk,
+    ) -> Result<Keeper<SimDisk, SimDisk>> {
+        let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
+        let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
+        let lanes = usize::from(options.lanes);
+        let options = KeeperOptions { zero_new_blocks: true, discard_passdown: true, lanes, volume_sizes };
+        Keeper::new(metadata, data, options)
+    }
+
+    fn seat_lanes(&mut self) {
+        let lane = |id| Lane::new(LaneId(id), self.keeper.epochs(), BlockSize::MIN);
+        self.lanes = (0..self.options.lanes).map(lane).collect();
+    }
+
+    /// Runs the world to its end. The error names the seed and what was wrong.
+    pub fn run(mut self) -> Result<Outcome, String> {
+        let seed = self.options.seed;
+        let result = self.run_steps();
+        if result.is_err() {
+            self.forget_lanes(); // they have requests in flight
+        }
+        result.map(|()| self.outcome).map_err(|wrong| format!("seed {seed}: {wrong}"))
+    }
+
+    fn run_steps(&mut self) -> Result<(), String> {
+        for _ in 0..self.options.steps {
+            if self.metadata_disk.is_off() || self.data_disk.is_off() {
+                self.power_cycle()?;
+            } else if self.chance.one_in(self.options.steps_between_power_cuts) {
+                match self.chance.below(3) {
+                    0 => self.metadata_disk.cut_power_after(self.chance.below(30)),
+                    1 => self.data_disk.cut_power_after(self.chance.below(30)),
+                    _ => self.power_cycle()?,
+                }
+            } else {
+                self.step()?;
+            }
+        }
+        self.power_cycle()?; // whatever is in flight is cut off, and everything is read once more
+        self.close()
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        match self.chance.below(20) {
+            0..=2 if self.in_flight.len() < 12 => self.begin_request(),
+            3 if self.chance.one_in(4) => self.begin_command(),
+            4 | 5 => {
+                self.settle()?;
+            }
+            6 if self.chance.one_in(20) => {
+                let mut out = Outbox::default();
+                self.keeper.tick(&mut out);
+                self.deliver(out)?;
+            }
+            _ => self.happen()?,
+        }
+        Ok(())
+    }
+
+    /// One of the things that can happen, happens.
+    fn happen(&mut self) -> Result<(), String> {
+        if self.events.is_empty() {
+            return self.settle().map(|_| ());
+        }
+        let chosen = self.chance.below(self.events.len() as u64) as usize;
+        let mut actions = Vec::new();
+        let lane = match self.events.swap_remove(chosen) {
+            Event::Read { lane, op, offset_bytes, length_bytes, into } => {
+                let mut bytes = vec![0; length_bytes as usize];
+                let ok = self.data_disk.read_at(offset_bytes, &mut bytes).is_ok();
+                let (buffer, at) = self.place(lane, into);
+                buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+                self.lanes[lane].io_done(op, ok, &mut actions);
+                lane
+            }
+            Event::Write { lane, op, offset_bytes, length_bytes, from } => {
+                let bytes = self.source(lane, from, length_bytes);
+                let ok = self.data_disk.write_at(offset_bytes, &bytes).is_ok();
+                self.lanes[lane].io_done(op, ok, &mut actions);
+                lane
+            }
+            Event::Reply(lane, op, reply) => {
+                self.lanes[lane].reply(op, reply, &mut actions);
+                lane
+            }
+            Event::Ask(asker, ask) => {
+                let mut out = Outbox::default();
+                self.keeper.handle(asker, ask, &mut out);
+                return self.deliver(out);
+            }
+        };
+        self.act(lane, actions)
+    }
+
+    fn place(&mut self, lane: usize, place: Place) -> (&mut Vec<u8>, usize) {
+        match place {
+            Place::Request(tag, at) => (self.buffers.get_mut(&(lane, tag)).expect("a buffer"), at as usize),
+            Place::Scratch(op) => {
+                let scratch = self.scratch.entry((lane, op));
+                (scratch.or_insert_with(|| vec![0xee; crate::engine::CHUNK_BYTES as usize]), 0)
+            }
+            Place::Zeros => panic!("zeros are only a source"),
+        }
+    }
+
+    fn source(&mut self, lane: usize, from: Place, length_bytes: u64) -> Vec<u8> {
+        if from == Place::Zeros {
+            return vec![0; length_bytes as usize];
+        }
+        let (buffer, at) = self.place(lane, from);
+        buffer[at..at + length_bytes as usize].to_vec()
+    }
+
+    fn act(&mut self, lane: usize, actions: Vec<Action>) -> Result<(), String> {
+        for action in actions {
+            match action {
+                Action::ReadData { op, disk_offset_bytes: offset_bytes, length_bytes, into } => {
+                    self.events.push(Event::Read { lane, op, offset_bytes, length_bytes, into });
+                }
+                Action::WriteData { op, disk_offset_bytes: offset_bytes, length_bytes, from } => {
+                    self.events.push(Event::Write { lane, op, offset_bytes, length_bytes, from });
+                }
+                Action::ZeroRequest { tag, offset_bytes, length_bytes } => {
+                    let (buffer, at) = self.place(lane, Place::Request(tag, offset_bytes));
+                    buffer[at..at + length_bytes as usize].fill(0);
+                }
+                Action::ZeroScratch { op, length_bytes } => {
+                    self.place(lane, Place::Scratch(op)).0[..length_bytes as usize].fill(0);
+                }
+                Action::PatchScratch { op, at_bytes, length_bytes, from } => {
+                    let bytes = self.source(lane, from, length_bytes);
+                    let at = at_bytes as usize;
+                    self.place(lane, Place::Scratch(op)).0[at..at + bytes.len()].copy_from_slice(&bytes);
+                }
+                Action::DropScratch { op } => {
+                    self.scratch.remove(&(lane, op));
+                }
+                Action::Ask { op, ask } => {
+                    self.events.push(Event::Ask(Asker::Lane(LaneId(lane as u16), op), ask));
+                }
+                Action::Extents { .. } => return Err("extents that nobody asked for".to_owned()),
+                Action::Complete { tag, result } => self.complete(lane, tag, result)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, lane: usize, tag: Tag, result: Result<(), IoError>) -> Result<(), String> {
+        let done = self.in_flight.remove(&(lane, tag)).ok_or("a request completed twice")?;
+        let buffer = self.buffers.remove(&(lane, tag)).unwrap_or_default();
+        self.outcome.requests += 1;
+        let powered = !self.metadata_disk.is_off() && !self.data_disk.is_off();
+        match result {
+            Ok(()) => {}
+            Err(IoError::NoSpace) => self.outcome.no_space += 1,
+            Err(IoError::Io) if !powered => {}
+            Err(error) => return Err(format!("{:?} of volume {} failed: {error:?}", done.kind, done.volume)),
+        }
+        match done.kind {
+            Kind::Read if result.is_ok() => {
+                self.model.check_read(done.volume, done.range, &stamps_of(&buffer))?;
+            }
+            Kind::Flush if result.is_ok() => {
+                self.outcome.flushes += 1;
+                self.model.flush_ends(done.covers);
+            }
+            Kind::Read | Kind::Flush | Kind::Extents => {}
+            Kind::Write { fua } | Kind::WriteZeroes { fua, .. } => {
+                self.model.write_ends(done.volume, done.changes.clone(), result.is_ok());
+                if fua && result.is_ok() {
+                    self.model.flush_ends(done.covers);
+                    self.model.force(done.volume, done.changes);
+                }
+            }
+            Kind::Discard => self.model.write_ends(done.volume, done.changes, result.is_ok()),
+        }
+        Ok(())
+    }
+
+    /// What the keeper says becomes events and answers.
+    fn deliver(&mut self, out: Outbox) -> Result<(), String> {
+        for (asker, reply) in out.replies {
+            let Asker::Lane(lane, op) = asker else { return Err("a reply to a command".to_owned()) };
+            self.events.push(Event::Reply(usize::from(lane.0), op, reply));
+        }
+        for (number, answer) in out.answers {
+            if number == RESUMED_DELETION {
+                continue;
+            }
+            let id = self.command.take().ok_or("an answer to no command")?;
+            let powered = !self.metadata_disk.is_off() && !self.data_disk.is_off();
+            match &answer {
+                Ok(Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Volumes(_)) => {}
+                Err(error) if !powered => drop(error.clone()),
+                Err(error) if error.kind() == crate::error::ErrorKind::NoMetadataSpace => {}
+                Err(error) => return Err(format!("a command for volume {id} failed: {error}")),
+            }
+            // With the power gone nobody knows: the state after the cut will tell.
+            if answer.is_ok() || powered {
+                self.model.command_ends(id, answer.is_ok());
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<Settled, String> {
+        let mut out = Outbox::default();
+        let settled = self.keeper.settle(&mut out);
+        self.deliver(out)?;
+        Ok(settled)
+    }
+
+    fn random_range(&mut self) -> Range<u64> {
+        let size = self.options.volume_blocks * BLOCK_SECTORS;
+        let begin = match self.chance.below(3) {
+            0 => self.chance.below(size / BLOCK_SECTORS) * BLOCK_SECTORS,
+            1 => self.chance.below(size / 8) * 8,
+            _ => self.chance.below(size),
+        };
+        let length = match self.chance.below(4) {
+            0 => 1 + self.chance.below(8),
+            1 => 8,
+            2 => BLOCK_SECTORS * (1 + self.chance.below(3)),
+            _ => 1 + self.chance.below(2 * BLOCK_SECTORS),
+        };
+        begin..(begin + length).min(size)
+    }
+
+    fn begin_request(&mut self) {
+        let ids: Vec<VolumeId> = self.model.volumes().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let volume = ids[self.chance.below(ids.len() as u64) as usize];
+        let range = self.random_range();
+        let fua = self.chance.one_in(8);
+        let may_unmap = self.chance.one_in(2);
+        let (kind, range) = match self.chance.below(16) {
+            0..=4 => (Kind::Read, range),
+            5..=10 => (Kind::Write { fua }, range),
+            11 => (Kind::WriteZeroes { fua, may_unmap }, range),
+            12 | 13 => (Kind::Discard, range),
+            _ => (Kind::Flush, 0..0),
+        };
+        let overlaps = |other: &InFlight| {
+            other.volume == volume && other.range.start < range.end && range.start < other.range.end
+        };
+        if self.in_flight.values().any(overlaps) {
+            return;
+        }
+        let changes = match kind {
+            Kind::Read | Kind::Flush | Kind::Extents => 0..0,
+            Kind::Write { .. } | Kind::WriteZeroes { .. } => range.clone(),
+            Kind::Discard => {
+                let whole = BlockSize::MIN.whole_blocks_inside(range.start * SECTOR..range.end * SECTOR);
+                whole.start * BLOCK_SECTORS..whole.end * BLOCK_SECTORS
+            }
+        };
+        let lane = self.chance.below(self.lanes.len() as u64) as usize;
+        let tag = Tag(self.next_tag);
+        self.next_tag += 1;
+        let stamp = match kind {
+            Kind::Write { .. } => self.next_stamp,
+            Kind::Read | Kind::Flush | Kind::Extents | Kind::Discard | Kind::WriteZeroes { .. } => 0,
+        };
+        self.next_stamp += 1;
+        let covers = self.model.flush_begins();
+        self.model.write_begins(volume, changes.clone(), stamp);
+        let length = (range.end - range.start) * SECTOR;
+        let buffer = stamp.to_le_bytes().repeat((length / 8) as usize);
+        self.buffers.insert((lane, tag), buffer);
+        let begun = InFlight { volume, range: range.clone(), changes, kind, covers };
+        self.in_flight.insert((lane, tag), begun);
+        let volume = self.keeper.volume(volume).expect("the model's volumes exist");
+        let request = Request { tag, volume, kind, offset_bytes: range.start * SECTOR, length_bytes: length };
+        let mut actions = Vec::new();
+        self.lanes[lane].begin(request, &mut actions);
+        self.act(lane, actions).expect("a request that has just begun");
+    }
+
+    fn id_step(&mut self) -> IdStep {
+        let mut out = Outbox::default();
+        self.keeper.command(u64::MAX, Command::Status, &mut out);
+        let Some((_, Ok(Answer::Status(status)))) = out.answers.pop() else { panic!("no status") };
+        IdStep { from: status.transaction_id, to: TransactionId(status.transaction_id.0 + 1) }
+    }
+
+    fn begin_command(&mut self) {
+        if self.command.is_some() {
+            return;
+        }
+        let step = self.id_step();
+        let ids: Vec<VolumeId> = self.model.volumes().collect();
+        let some = |chance: &mut Chance| ids[chance.below(ids.len() as u64) as usize];
+        let fresh = (0..)
+            .filter_map(VolumeId::new)
+            .find(|id| !self.model.knows(*id) && self.keeper.volume(*id).is_none());
+        let fresh = fresh.expect("there are more numbers than volumes");
+        let sectors = self.options.volume_blocks * BLOCK_SECTORS;
+        let full = ids.len() >= self.options.volumes;
+        let command = match self.chance.below(4) {
+            0 if !full || ids.is_empty() => {
+                self.command = Some(fresh);
+                self.model.create_begins(fresh, sectors);
+                Command::CreateVolume { volume: fresh, size_bytes: sectors * SECTOR, step }
+            }
+            1 | 2 if !full && !ids.is_empty() => {
+                let origin = some(&mut self.chance);
+                self.command = Some(fresh);
+                self.model.snapshot_begins(origin, fresh);
+                self.outcome.snapshots += 1;
+                Command::Snapshot { pairs: vec![(origin, fresh)], step }
+            }
+            3 if ids.len() > 1 => {
+                let volume = some(&mut self.chance);
+                if self.in_flight.values().any(|request| request.volume == volume) {
+                    return;
+                }
+                self.command = Some(volume);
+                self.model.delete_begins(volume);
+                self.outcome.deletions += 1;
+                Command::Delete { volume, step: Some(step) }
+            }
+            _ => return,
+        };
+        let mut out = Outbox::default();
+        self.keeper.command(0, command, &mut out);
+        self.deliver(out).expect("commands that the model allows are accepted");
+    }
+
+    fn forget_lanes(&mut self) {
+        // Dead with their requests: the process is gone.
+        self.lanes.drain(..).for_each(std::mem::forget);
+    }
+
+    /// The power goes and comes back; the pool is opened by production code and must hold what the model allows.
+    fn power_cycle(&mut self) -> Result<(), String> {
+        self.outcome.power_cuts += 1;
+        self.forget_lanes();
+        for event in std::mem::take(&mut self.events) {
+            if let Event::Write { lane, offset_bytes, length_bytes, from, .. } = event {
+                let bytes = self.source(lane, from, length_bytes);
+                for (sector, bytes) in bytes.chunks_exact(SECTOR as usize).enumerate() {
+                    if self.chance.one_in(2) {
+                        // Fails when the power was off before, and that is right too.
+                        let _ = self.data_disk.write_at(offset_bytes + sector as u64 * SECTOR, bytes);
+                    }
+                }
+            }
+        }
+        for disk in [&self.metadata_disk, &self.data_disk] {
+            let chance = &mut self.chance;
+            disk.power_cycle(&mut |n| chance.below(n as u64) as usize);
+        }
+        self.in_flight.clear();
+        self.buffers.clear();
+        self.scratch.clear();
+        self.command = None;
+        self.reopen()?;
+        let mut found = BTreeMap::new();
+        for id in self.volume_ids()? {
+            found.insert(id, self.read_volume(id)?);
+        }
+        let half_deleted: Vec<VolumeId> =
+            found.keys().copied().filter(|id| self.model.is_being_deleted(*id)).collect();
+        self.model.after_power_cut(&found)?;
+        for volume in half_deleted {
+            // As the catalog has it: what was being deleted is deleted.
+            self.keeper.command(
+                RESUMED_DELETION,
+                Command::Delete { volume, step: None },
+                &mut Outbox::default(),
+            );
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), String> {
+        let wrong = |error: crate::error::Error| format!("reopening after a power cut: {error}");
+        let metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadWrite).map_err(wrong)?;
+        self.keeper = Self::keeper(&self.options, metadata, self.data_disk.clone()).map_err(wrong)?;
+        self.seat_lanes();
+        Ok(())
+    }
+
+    fn volume_ids(&mut self) -> Result<Vec<VolumeId>, String> {
+        let mut out = Outbox::default();
+        self.keeper.command(0, Command::Volumes, &mut out);
+        match out.answers.pop() {
+            Some((_, Ok(Answer::Volumes(volumes)))) => {
+                Ok(volumes.into_iter().map(|volume| volume.id).collect())
+            }
+            other => Err(format!("listing volumes: {other:?}")),
+        }
+    }
+
+    /// Reads a whole volume while nothing else goes on.
+    fn read_volume(&mut self, id: VolumeId) -> Result<Vec<Stamp>, String> {
+        let volume: Arc<_> = self.keeper.volume(id).ok_or("a listed volume cannot be opened")?;
+        let tag = Tag(u64::MAX);
+        let length_bytes = volume.size_bytes();
+        self.buffers.insert((0, tag), vec![0xee; length_bytes as usize]);
+        let request = Request { tag, volume, kind: Kind::Read, offset_bytes: 0, length_bytes };
+        let mut actions = Vec::new();
+        self.lanes[0].begin(request, &mut actions);
+        loop {
+            let complete = actions.iter().position(|action| matches!(action, Action::Complete { .. }));
+            if let Some(Action::Complete { result, .. }) = complete.map(|at| actions.remove(at)) {
+                result.map_err(|error| format!("reading volume {id}: {error:?}"))?;
+                self.act(0, actions)?;
+                break;
+            }
+            self.act(0, std::mem::take(&mut actions))?;
+            match self.events.pop().ok_or("a read got stuck")? {
+                Event::Read { op, offset_bytes, length_bytes, into, .. } => {
+                    let mut bytes = vec![0; length_bytes as usize];
+                    let ok = self.data_disk.read_at(offset_bytes, &mut bytes).is_ok();
+                    let (buffer, at) = self.place(0, into);
+                    buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+                    self.lanes[0].io_done(op, ok, &mut actions);
+                }
+                Event::Ask(asker, ask) => {
+                    let mut out = Outbox::default();
+                    self.keeper.handle(asker, ask, &mut out);
+                    self.deliver(out)?;
+                }
+                Event::Reply(_, op, reply) => self.lanes[0].reply(op, reply, &mut actions),
+                Event::Write { .. } => return Err("a read wrote".to_owned()),
+            }
+        }
+        Ok(stamps_of(&self.buffers.remove(&(0, tag)).expect("the read's buffer")))
+    }
+
+    /// Ends in order, and looks at the metadata once more.
+    fn close(&mut self) -> Result<(), String> {
+        while self.settle()? == Settled::HasWork {}
+        let mut out = Outbox::default();
+        self.keeper.command(0, Command::Close, &mut out);
+        match out.answers.pop() {
+            Some((_, Ok(Answer::Done))) => Ok(()),
+            other => Err(format!("closing: {other:?}")),
+        }
+    }
+}
+
+/// The stamps of `bytes`, a sector each; a torn sector has a stamp that nobody wrote.
+fn stamps_of(bytes: &[u8]) -> Vec<Stamp> {
+    let stamp = |sector: &[u8]| {
+        let (words, _) = sector.as_chunks::<8>();
+        let first = words[0];
+        if words.iter().all(|word| *word == first) { Stamp::from_le_bytes(first) } else { Stamp::MAX }
+    };
+    bytes.chunks_exact(SECTOR as usize).map(stamp).collect()
+}
