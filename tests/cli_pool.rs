@@ -35,7 +35,17 @@ fn a_pool_is_made_in_a_directory_of_sparse_private_files() {
 #[test]
 fn json_table_and_script_output_say_the_same() {
     let place = Place::empty();
-    let made = place.json(&["pool", "create", POOL, "--size", "100M", "--block-size", "128K", "--metadata-size", "4M"]);
+    let made = place.json(&[
+        "pool",
+        "create",
+        POOL,
+        "--size",
+        "100M",
+        "--block-size",
+        "128K",
+        "--metadata-size",
+        "4M",
+    ]);
     assert_eq!((&made["data_bytes"], &made["block_size_bytes"]), (&(100 << 20).into(), &(128 << 10).into()));
     assert_eq!(made["metadata_bytes"], 4 << 20);
     let script = place.ok(&["pool", "status", POOL, "-H", "-p", "-o", "pool,block_size,data_size,state"]);
@@ -62,7 +72,11 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
     create(&["--size", "0"], 2, "hold no block");
     create(&["--size", "16E"], 2, "16E");
     for block_size in ["0", "512", "32K", "65K", "100000", "1G1", "1025M", "2G"] {
-        create(&["--size", "10G", "--block-size", block_size], 2, block_size.trim_end_matches(char::is_alphabetic));
+        create(
+            &["--size", "10G", "--block-size", block_size],
+            2,
+            block_size.trim_end_matches(char::is_alphabetic),
+        );
     }
     create(&["--size", "10G", "--metadata-size", "8K"], 2, "");
     create(&["--size", "10G", "--metadata-size", "0"], 2, "");
@@ -123,7 +137,11 @@ fn devices_are_linked_and_looked_at_first() {
     assert_eq!(fs::read(place.path("small")).expect("there")[4000], 1, "it was not touched");
     small.write_all_at(&27_022_010_u64.to_le_bytes(), 32).expect("written");
     place.fails(&create, 5, "holds thin pool metadata");
-    place.fails(&["pool", "create", POOL, "--data", "disk", "--metadata", "./disk"], 2, "both data and metadata");
+    place.fails(
+        &["pool", "create", POOL, "--data", "disk", "--metadata", "./disk"],
+        2,
+        "both data and metadata",
+    );
     place.fails(&[&create[..], &["--size", "101M"]].concat(), 2, "were asked for");
     place.fails(&[&create[..], &["--metadata-size", "4M"]].concat(), 2, "--metadata-size");
     assert_eq!(place.files("."), ["disk", "small"]);
@@ -131,8 +149,15 @@ fn devices_are_linked_and_looked_at_first() {
     place.ok(&[&create[..], &["--force", "--size", "64M"]].concat());
     assert_eq!(fs::read_link(place.path("p/data")).expect("a link"), place.path("disk"));
     let status = place.json(&["pool", "status", POOL]);
-    assert_eq!((&status["data"]["total_bytes"], &status["metadata"]["total_bytes"]), (&(64 << 20).into(), &(16 << 20).into()));
-    place.fails(&["pool", "create", "./q", "--data", "disk", "--metadata", "small"], 5, "holds thin pool metadata");
+    assert_eq!(
+        (&status["data"]["total_bytes"], &status["metadata"]["total_bytes"]),
+        (&(64 << 20).into(), &(16 << 20).into())
+    );
+    place.fails(
+        &["pool", "create", "./q", "--data", "disk", "--metadata", "small"],
+        5,
+        "holds thin pool metadata",
+    );
 }
 
 #[test]
@@ -166,9 +191,12 @@ fn pools_with_names_live_under_one_directory() {
 #[test]
 fn what_is_not_a_pool_is_told() {
     let place = Place::empty();
-    for arguments in
-        [&["pool", "status", "./none"][..], &["volume", "list", "./none"], &["serve", "./none"], &["pool", "close", "./none"]]
-    {
+    for arguments in [
+        &["pool", "status", "./none"][..],
+        &["volume", "list", "./none"],
+        &["serve", "./none"],
+        &["pool", "close", "./none"],
+    ] {
         place.fails(arguments, 5, "there is no pool `./none`").hint();
     }
     fs::create_dir(place.path("dir")).expect("made");
@@ -209,7 +237,9 @@ fn wrong_metadata_is_refused_with_what_was_expected() {
         let place = Place::with_pool("1G");
         forge(&place, offset, bytes);
         let before = fs::read(place.path("p/metadata")).expect("there");
-        for arguments in [&["pool", "status", POOL][..], &["volume", "create", "./p/v", "--size", "1M"], &["serve", POOL]] {
+        for arguments in
+            [&["pool", "status", POOL][..], &["volume", "create", "./p/v", "--size", "1M"], &["serve", POOL]]
+        {
             let outcome = place.fails(arguments, code, "metadata");
             assert!(outcome.stderr.to_lowercase().contains(says), "{offset}: {outcome:?}");
         }

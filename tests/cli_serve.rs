@@ -17,7 +17,7 @@ fn place_with_volume(size: &str) -> Place {
 }
 
 /// Waits for something that the daemon does in its own time.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: it does not happen");
@@ -122,7 +122,11 @@ fn a_killed_daemon_leaves_a_pool_that_opens_and_what_was_flushed() {
         assert_eq!(place.connect("v").read(u64::from(round) << 20, 4096), Ok(vec![round; 4096]));
         let mut snapshot = place.connect(&format!("s{round}"));
         assert_eq!(snapshot.read(u64::from(round) << 20, 4096), Ok(vec![round; 4096]));
-        assert_eq!(snapshot.read(u64::from(round + 1) << 20, 512), Ok(vec![0; 512]), "a later write is not in it");
+        assert_eq!(
+            snapshot.read(u64::from(round + 1) << 20, 512),
+            Ok(vec![0; 512]),
+            "a later write is not in it"
+        );
     }
     daemon.kill();
     assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p was not being served\n");
@@ -136,7 +140,8 @@ fn a_full_pool_tells_the_client_and_deleting_makes_room() {
     let daemon = place.serve(&[]);
     let mut client = place.connect("v");
     place.connect("w").write(0, &[9; 65_536]).expect("there is space");
-    let written = (0..100_u64).take_while(|block| client.write(block << 16, &[1; 65_536]).is_ok()).count() as u64;
+    let written =
+        (0..100_u64).take_while(|block| client.write(block << 16, &[1; 65_536]).is_ok()).count() as u64;
     assert_eq!(written, 63);
     assert_eq!(client.write(written << 16, &[1; 512]), Err(nbd::NO_SPACE));
     assert_eq!(client.write(0, &[2; 512]), Ok(()), "an overwrite needs no space");
@@ -164,7 +169,9 @@ fn a_full_pool_tells_the_client_and_deleting_makes_room() {
 
 #[test]
 fn the_space_of_a_deleted_volume_goes_back_to_the_filesystem_or_not() {
-    for (discard, word, goes) in [("passdown", "discard_passdown", true), ("nopassdown", "no_discard_passdown", false)] {
+    for (discard, word, goes) in
+        [("passdown", "discard_passdown", true), ("nopassdown", "no_discard_passdown", false)]
+    {
         let place = place_with_volume("1G");
         let daemon = place.serve(&["--discard", discard]);
         assert!(place.ok(&["pool", "status", POOL, "--format", "dm"]).contains(&format!(" {word} ")));
@@ -192,7 +199,8 @@ fn listeners_are_where_they_were_asked_for() {
     let address = format!("unix:{}", elsewhere.display());
     let daemon = place.serve(&["--nbd", &address, "--nbd", "tcp:127.0.0.1:0"]);
     let status = place.json(&["pool", "status", POOL]);
-    let exports: Vec<_> = status["exports"].as_array().expect("a list").iter().filter_map(|uri| uri.as_str()).collect();
+    let exports: Vec<_> =
+        status["exports"].as_array().expect("a list").iter().filter_map(|uri| uri.as_str()).collect();
     assert_eq!(exports.len(), 2);
     assert!(exports[1].starts_with("nbd://127.0.0.1:") && !exports[1].contains(":0/"), "{exports:?}");
     assert!(nbd::Client::connect(&elsewhere, "v").is_ok());
@@ -223,7 +231,9 @@ fn http(place: &Place, request: &str) -> (u16, String) {
 
 fn ask(place: &Place, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
     let length = body.len();
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
     let (status, body) = http(place, &request);
     (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
 }
@@ -249,12 +259,30 @@ fn the_control_socket_keeps_to_its_documentation() {
     let (status, deleted) = ask(&place, "DELETE", "/v1/volumes/w", "");
     assert_eq!((status, &deleted["finished"]), (200, &true.into()));
 
-    assert_eq!(code(ask(&place, "POST", "/v1/volumes", r#"{"name": "s", "size_bytes": 512}"#)), is(409, "exists"));
-    assert_eq!(code(ask(&place, "POST", "/v1/volumes", r#"{"name": "7", "size_bytes": 512}"#)), is(400, "invalid"));
-    assert_eq!(code(ask(&place, "POST", "/v1/volumes", r#"{"name": "a/b", "size_bytes": 512}"#)), is(400, "invalid"));
-    assert_eq!(code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": 5}"#)), is(400, "invalid"));
-    assert_eq!(code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": -5}"#)), is(400, "invalid"));
-    assert_eq!(code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": 512, "y": 1}"#)), is(400, "invalid"));
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "s", "size_bytes": 512}"#)),
+        is(409, "exists")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "7", "size_bytes": 512}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "a/b", "size_bytes": 512}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": 5}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": -5}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": 512, "y": 1}"#)),
+        is(400, "invalid")
+    );
     assert_eq!(code(ask(&place, "POST", "/v1/volumes", "no JSON")), is(400, "invalid"));
     assert_eq!(code(ask(&place, "POST", "/v1/volumes", "")), is(400, "invalid"));
     assert_eq!(code(ask(&place, "POST", "/v1/volumes/x/snapshot", r#"{"name": "y"}"#)), is(404, "not-found"));

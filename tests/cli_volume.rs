@@ -16,12 +16,18 @@ fn volumes_are_made_listed_and_deleted() {
     assert_eq!(volumes.len(), 2);
     let (s1, v1) = (&volumes[0], &volumes[1]);
     assert_eq!((&s1["name"], &s1["origin"], &s1["id"]), (&"s1".into(), &"v1".into(), &1.into()));
-    assert_eq!((&v1["size_bytes"], &v1["mapped_bytes"], &v1["open"]), (&(4_u64 << 30).into(), &0.into(), &0.into()));
+    assert_eq!(
+        (&v1["size_bytes"], &v1["mapped_bytes"], &v1["open"]),
+        (&(4_u64 << 30).into(), &0.into(), &0.into())
+    );
     assert!(v1["created"].as_str().is_some_and(|text| text.starts_with("20") && text.ends_with('Z')));
     assert_eq!(v1["exports"], serde_json::json!([]), "nobody serves it");
     let table = place.ok(&["vol", "ls", POOL, "-o", "name,size,origin"]);
     assert_eq!(table, "NAME  SIZE  ORIGIN\ns1      4G  v1\nv1      4G  -\n");
-    assert_eq!(place.ok(&["volume", "list", POOL, "-H", "-p", "-o", "name,size"]), "s1\t4294967296\nv1\t4294967296\n");
+    assert_eq!(
+        place.ok(&["volume", "list", POOL, "-H", "-p", "-o", "name,size"]),
+        "s1\t4294967296\nv1\t4294967296\n"
+    );
     assert_eq!(place.ok(&["volume", "rm", "./p/v1"]), "volume v1 deleted\n");
     assert_eq!(place.names(), ["s1"]);
     assert_eq!(place.json(&["volume", "list", POOL])["volumes"][0]["origin"], serde_json::Value::Null);
@@ -65,8 +71,12 @@ fn a_pool_in_use_by_another_process_is_refused_with_its_name() {
     let me = std::process::id().to_string();
     for file in ["p/metadata", "p/data"] {
         let _lock = FileDisk::open(&place.path(file), OpenMode::ReadWrite).expect("nobody has it");
-        for arguments in [&["volume", "list", POOL][..], &["volume", "delete", "./p/v"], &["serve", POOL], &["pool", "close", POOL]]
-        {
+        for arguments in [
+            &["volume", "list", POOL][..],
+            &["volume", "delete", "./p/v"],
+            &["serve", POOL],
+            &["pool", "close", POOL],
+        ] {
             let outcome = place.fails(arguments, 6, "in use by");
             assert!(outcome.stderr.contains(&me), "{outcome:?}");
             outcome.hint();
@@ -84,7 +94,12 @@ fn commands_at_the_same_time_wait_for_each_other() {
     let names: Vec<_> = (0..6).map(|number| format!("v{number}")).collect();
     let running: Vec<_> = names
         .iter()
-        .map(|name| place.command(&["volume", "create", &format!("./p/{name}"), "--size", "1M"]).spawn().expect("started"))
+        .map(|name| {
+            place
+                .command(&["volume", "create", &format!("./p/{name}"), "--size", "1M"])
+                .spawn()
+                .expect("started")
+        })
         .collect();
     for mut child in running {
         assert!(child.wait().expect("ours").success());
@@ -134,7 +149,10 @@ fn a_stale_catalog_keeps_certain_names_and_a_copy_of_the_rest() {
     assert_eq!(fs::read(place.path("p/catalog.json")).expect("there"), old, "looking writes nothing");
     let outcome = place.run(&["volume", "snapshot", "./p/stays", "s"]);
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    assert!(outcome.stderr.contains("the catalog belongs to transaction 2 and the metadata is at 4"), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("the catalog belongs to transaction 2 and the metadata is at 4"),
+        "{outcome:?}"
+    );
     assert!(outcome.stderr.contains("volume `goes` (number 1) is not in the metadata"), "{outcome:?}");
     assert_eq!(place.names(), ["2", "s", "stays"]);
     let backup: serde_json::Value =
@@ -160,7 +178,11 @@ fn a_catalog_that_is_none_is_refused_with_its_place_and_kept() {
         for arguments in [&["volume", "list", POOL][..], &["volume", "delete", "./p/v"], &["serve", POOL]] {
             place.fails(arguments, 1, says).hint();
         }
-        assert_eq!(fs::read_to_string(place.path("p/catalog.json")).expect("there"), bad, "it was not touched");
+        assert_eq!(
+            fs::read_to_string(place.path("p/catalog.json")).expect("there"),
+            bad,
+            "it was not touched"
+        );
     }
     fs::write(place.path("p/catalog.json"), good).expect("repaired");
     assert_eq!(place.names(), ["v"]);
@@ -172,22 +194,25 @@ fn an_operation_that_was_interrupted_is_finished_or_forgotten() {
     let place = Place::with_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
     let path = place.path("p/catalog.json");
-    let read = || -> serde_json::Value { serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON") };
+    let read =
+        || -> serde_json::Value { serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON") };
     let write = |catalog: &serde_json::Value| fs::write(&path, catalog.to_string()).expect("written");
     let before = read();
     place.ok(&["volume", "snapshot", "./p/v", "s"]);
     let after = read();
     let entry = after["volumes"][1].clone();
-    let pending = |id: u64, operation: serde_json::Value| {
-        serde_json::json!({ "transaction_id": id, "operation": operation })
-    };
+    let pending = |id: u64, operation: serde_json::Value| serde_json::json!({ "transaction_id": id, "operation": operation });
 
     // The metadata has the snapshot, the catalog only knew that it was to be.
     let mut crashed = before.clone();
     crashed["pending"] = pending(2, serde_json::json!({ "snapshot": [entry] }));
     write(&crashed);
     assert_eq!(place.names(), ["s", "v"]);
-    assert!(place.notes().contains("snapshot `s` was interrupted after it had happened"), "{}", place.notes());
+    assert!(
+        place.notes().contains("snapshot `s` was interrupted after it had happened"),
+        "{}",
+        place.notes()
+    );
     place.ok(&["volume", "delete", "./p/s"]);
 
     // The metadata does not have it.

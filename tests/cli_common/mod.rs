@@ -41,7 +41,8 @@ impl Place {
     pub fn with_fixture(name: &str) -> Self {
         let place = Self::empty();
         std::fs::create_dir(place.path("p")).expect("made");
-        let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.bin.zst"));
+        let packed =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.bin.zst"));
         let packed = std::fs::read(&packed).unwrap_or_else(|error| panic!("{}: {error}", packed.display()));
         let bytes = zstd::decode_all(&packed[..]).expect("the fixture is sound");
         let block_bytes = u64::from(u32::from_le_bytes(bytes[336..340].try_into().expect("4 bytes"))) * 512;
@@ -109,8 +110,9 @@ impl Place {
     /// Names of the files in a directory, in order.
     pub fn files(&self, relative: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(relative)).expect("a directory");
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }

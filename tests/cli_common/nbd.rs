@@ -85,7 +85,13 @@ impl Client {
         self.simple(4, offset_bytes, length, &[])
     }
 
-    fn simple(&mut self, kind: u16, offset_bytes: u64, length: usize, payload: &[u8]) -> std::result::Result<(), u32> {
+    fn simple(
+        &mut self,
+        kind: u16,
+        offset_bytes: u64,
+        length: usize,
+        payload: &[u8],
+    ) -> std::result::Result<(), u32> {
         match self.request(kind, offset_bytes, length as u32, payload).expect("the server answers") {
             0 => Ok(()),
             error => Err(error),
