@@ -26,6 +26,11 @@ impl AlignedBuffer {
         AlignedBuffer { start, length: length_bytes }
     }
 
+    /// Where it begins: for a driver that lets a device at the bytes, and so must not make references to them meanwhile.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
     fn layout(length: usize) -> Layout {
         Layout::from_size_align(length, Self::ALIGNMENT).expect("a buffer's length is far below isize::MAX")
     }

@@ -6,6 +6,8 @@
 
 pub mod blocking;
 mod buffers;
+mod hash;
+mod inbox;
 mod pool;
 pub mod uring;
 

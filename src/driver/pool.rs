@@ -1,41 +1,377 @@
 //! An open pool: the keeper on its thread, the seats of its lanes, and the way to both.
+//!
+//! - The keeper's thread drains its inbox, answers each lane in one batch, and lets the keeper settle when nothing is left.
+//!   When that thread panics, whoever waits for it is told: nobody hangs.
+//! - A pool closes only when no lane holds a seat: then nobody reads a block any more that closing gives back.
 
+use super::inbox::{Control, Ended, KeeperInbox, LaneInbox};
 use super::uring::UringLane;
 use crate::disk::{Disk, FileDisk};
-use crate::engine::{Answer, Command, Keeper, VolumeLease};
-use crate::error::Result;
-use crate::units::VolumeId;
-use std::sync::Arc;
+use crate::engine::{
+    Answer, Ask, Asker, Command, Epochs, Keeper, Lane, LaneId, OpId, Outbox, Reply, Settled, VolumeLease,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{BlockSize, VolumeId};
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What nobody asked to be flushed is committed this often.
+const TICK: Duration = Duration::from_secs(1);
+/// How soon to look again whether lanes have finished; doubled while they have not.
+const LANES_WAIT_LEAST: Duration = Duration::from_micros(100);
+const LANES_WAIT_MOST: Duration = Duration::from_millis(5);
+/// Batches in a row after which the keeper settles although more has come: flushes must not starve.
+const BATCHES_LIMIT: u32 = 32;
+/// How long closing waits for a command that is under way.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A handle to an open pool; clones are handles to the same one. When the last is dropped without [`Pool::close`],
 /// the keeper stops where it is, as after a crash: what was flushed is safe, the last second's rest is not.
 #[derive(Clone)]
-pub struct Pool {}
+pub struct Pool {
+    handle: Arc<Handle>,
+}
 
-#[expect(clippy::todo, unused_variables, reason = "skeleton")]
+struct Handle {
+    shared: Arc<Shared>,
+    data: Arc<FileDisk>,
+    epochs: Arc<Epochs>,
+    block_size: BlockSize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the keeper's thread, the handles and the lanes have in common.
+pub(super) struct Shared {
+    pub(super) keeper: KeeperInbox,
+    lanes: Box<[LaneInbox]>,
+    seats: Mutex<Seats>,
+}
+
+struct Seats {
+    free: Vec<LaneId>,
+    taken: usize,
+    /// Seats of lanes that were dropped with I/O in flight: never free again.
+    lost: usize,
+    closing: bool,
+}
+
+/// A lane's place. Free again when it is dropped.
+pub(super) struct Seat {
+    pub(super) lane: LaneId,
+    pub(super) shared: Arc<Shared>,
+    /// The lane's I/O may still be running: nobody else may sit here.
+    pub(super) is_lost: bool,
+}
+
+impl Seat {
+    pub(super) fn inbox(&self) -> &LaneInbox {
+        self.shared.inbox(self.lane)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.shared.seats();
+        seats.taken -= 1;
+        if self.is_lost {
+            seats.lost += 1;
+        } else {
+            seats.free.push(self.lane);
+        }
+    }
+}
+
+impl Shared {
+    fn new(lanes: usize) -> Self {
+        let count = u16::try_from(lanes).expect("a lane's number has 16 bits");
+        let seats = Seats { free: (0..count).rev().map(LaneId).collect(), taken: 0, lost: 0, closing: false };
+        Shared {
+            keeper: KeeperInbox::new(),
+            lanes: (0..lanes).map(|_| LaneInbox::new()).collect(),
+            seats: Mutex::new(seats),
+        }
+    }
+
+    pub(super) fn inbox(&self, lane: LaneId) -> &LaneInbox {
+        &self.lanes[usize::from(lane.0)]
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().expect("nobody panics while holding the seats")
+    }
+
+    fn end(&self, ended: Ended) {
+        self.keeper.end(ended);
+        self.lanes.iter().for_each(|lane| lane.end(ended));
+    }
+}
+
 impl Pool {
     /// Starts the keeper's thread. `data` is the disk that the keeper was made with.
     pub fn start<M: Disk + 'static>(keeper: Keeper<M, Arc<FileDisk>>, data: Arc<FileDisk>) -> Result<Pool> {
-        todo!()
+        let (epochs, block_size) = (keeper.epochs(), keeper.block_size());
+        let shared = Arc::new(Shared::new(epochs.lanes()));
+        let thread = KeeperThread::new(keeper, shared.clone());
+        let thread = std::thread::Builder::new()
+            .name("uthin-keeper".to_owned())
+            .spawn(move || thread.run_to_the_end())
+            .map_err(|error| Error::io("starting the keeper's thread", &error))?;
+        let handle = Handle { shared, data, epochs, block_size, thread: Mutex::new(Some(thread)) };
+        Ok(Pool { handle: Arc::new(handle) })
     }
+
     /// Carries a command out and waits for its answer: on any thread but one that runs a lane's ring.
     /// `Failed` when the keeper has died, `WrongState` when the pool is closed.
     pub fn command(&self, command: Command) -> Result<Answer> {
-        todo!()
+        match command {
+            Command::Close => self.close().map(|()| Answer::Done),
+            Command::CreateVolume { .. }
+            | Command::Snapshot { .. }
+            | Command::Delete { .. }
+            | Command::Status
+            | Command::Volumes
+            | Command::Commit => self.ask_keeper(|answer| Control::Command(command, answer)),
+        }
     }
+
     /// Opens a volume: until the lease is dropped, it cannot be deleted. `NotFound` when there is none or it is being
     /// deleted. Waits for the keeper, as [`Pool::command`] does.
     pub fn open_volume(&self, id: VolumeId) -> Result<VolumeLease> {
-        todo!()
+        self.ask_keeper(|answer| Control::Open(id, answer))
     }
+
+    fn ask_keeper<T>(&self, control: impl FnOnce(SyncSender<Result<T>>) -> Control) -> Result<T> {
+        let (sender, receiver) = sync_channel(1);
+        let keeper = &self.handle.shared.keeper;
+        keeper.control(control(sender))?;
+        // Without an answer, the sender went with the keeper, which says why.
+        receiver.recv().unwrap_or_else(|_| Err(keeper.ended().unwrap_or(Ended::Died).error()))
+    }
+
     /// Takes a seat for a lane; the seat is free again when the lane is dropped. `Busy` when all are taken.
     pub fn lane(&self) -> Result<UringLane> {
-        todo!()
+        let Handle { shared, data, epochs, block_size, .. } = &*self.handle;
+        if let Some(ended) = shared.keeper.ended() {
+            return Err(ended.error());
+        }
+        let lane = {
+            let mut seats = shared.seats();
+            if seats.closing {
+                return Err(Error::new(ErrorKind::WrongState, "the pool is being closed"));
+            }
+            let lane = seats.free.pop().ok_or_else(|| {
+                let message =
+                    format!("all {} seats for connections to the pool are taken", shared.lanes.len());
+                Error::new(ErrorKind::Busy, message)
+                    .hint("disconnect a client, or open the pool with more seats")
+            })?;
+            seats.taken += 1;
+            lane
+        };
+        let seat = Seat { lane, shared: shared.clone(), is_lost: false };
+        seat.inbox().bell()?;
+        Ok(UringLane::new(Lane::new(lane, epochs.clone(), *block_size), seat, data.clone()))
     }
-    /// Commits, stops the keeper and waits for it to end. Requests that come later fail with
-    /// [`IoError::Gone`](crate::engine::IoError::Gone). Lanes must finish what they run, or this does not return.
-    /// Calling it again does nothing.
+
+    /// Commits, stops the keeper and waits for it to end. `Busy` while a lane holds a seat: end the clients' connections
+    /// first. What comes afterwards is refused. Calling it again does nothing.
     pub fn close(&self) -> Result<()> {
-        todo!()
+        let shared = &self.handle.shared;
+        let lost = {
+            let mut seats = shared.seats();
+            if seats.taken > 0 {
+                let message = format!("{} connections to the pool are open", seats.taken);
+                return Err(Error::new(ErrorKind::Busy, message).hint("disconnect its clients first"));
+            }
+            seats.closing = true;
+            seats.lost
+        };
+        let closed = self.close_keeper(lost);
+        match &closed {
+            Err(error) if error.kind() == ErrorKind::Busy => shared.seats().closing = false,
+            Ok(()) | Err(_) => self.handle.stop(Ended::Closed),
+        }
+        closed
+    }
+
+    fn close_keeper(&self, lost_lanes: usize) -> Result<()> {
+        let shared = &self.handle.shared;
+        if shared.keeper.ended() == Some(Ended::Closed) {
+            return Ok(());
+        }
+        if lost_lanes > 0 {
+            // Their I/O may still be running, so nothing is given back; the next opening finds what they left.
+            tracing::warn!("closing the pool although {lost_lanes} connections ended with I/O in flight");
+            return self.command(Command::Commit).map(|_| ());
+        }
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        loop {
+            match self.ask_keeper(|answer| Control::Command(Command::Close, answer)) {
+                // A snapshot is under way, or the rest of a discard.
+                Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                answer => return answer.map(|_| ()),
+            }
+        }
     }
 }
+
+impl Handle {
+    /// Ends the thread, if it runs, and waits until it has.
+    fn stop(&self, ended: Ended) {
+        let thread = self.thread.lock().expect("nobody panics while holding the thread").take();
+        if let Some(thread) = thread {
+            // An error says that it ends by itself.
+            let _ = self.shared.keeper.control(Control::Stop(ended));
+            // Its panics are caught and logged where they happen.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.shared.keeper.ended().is_none() {
+            tracing::warn!("a pool is abandoned without being closed: what was not flushed is lost");
+        }
+        self.stop(Ended::Died);
+    }
+}
+
+/// The keeper's thread.
+struct KeeperThread<M: Disk> {
+    keeper: Keeper<M, Arc<FileDisk>>,
+    shared: Arc<Shared>,
+    asks: Vec<(Asker, Ask)>,
+    controls: Vec<Control>,
+    out: Outbox,
+    /// The batch of answers to each lane, and the lanes whose batch is not empty.
+    replies: Vec<Vec<(OpId, Reply)>>,
+    answered: Vec<LaneId>,
+    commands: HashMap<u64, SyncSender<Result<Answer>>>,
+    next_command: u64,
+}
+
+impl<M: Disk> KeeperThread<M> {
+    fn new(keeper: Keeper<M, Arc<FileDisk>>, shared: Arc<Shared>) -> Self {
+        let replies = shared.lanes.iter().map(|_| Vec::new()).collect();
+        KeeperThread {
+            keeper,
+            shared,
+            asks: Vec::new(),
+            controls: Vec::new(),
+            out: Outbox::default(),
+            replies,
+            answered: Vec::new(),
+            commands: HashMap::new(),
+            next_command: 0,
+        }
+    }
+
+    fn run_to_the_end(mut self) {
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|_| {
+            tracing::error!(
+                "the keeper's thread has panicked; the pool answers nothing but errors from now on"
+            );
+            Ended::Died
+        });
+        self.shared.end(ended);
+        // Now the commands' senders go, and whoever still waits for an answer learns of the end.
+    }
+
+    /// Works until it is told to stop, and says how.
+    fn run(&mut self) -> Ended {
+        let mut next_tick = Instant::now() + TICK;
+        let mut patience = None;
+        let mut lanes_wait = LANES_WAIT_LEAST;
+        let mut batches = 0;
+        loop {
+            self.shared.keeper.take(&mut self.asks, &mut self.controls, patience);
+            let got_something = !(self.asks.is_empty() && self.controls.is_empty());
+            if let Some(ended) = self.handle_batch() {
+                return ended;
+            }
+            if Instant::now() >= next_tick {
+                self.keeper.tick(&mut self.out);
+                self.deliver();
+                next_tick = Instant::now() + TICK;
+            }
+            if got_something && batches < BATCHES_LIMIT {
+                batches += 1;
+                patience = None; // more may have come
+                lanes_wait = LANES_WAIT_LEAST;
+                continue;
+            }
+            batches = 0;
+            let settled = self.keeper.settle(&mut self.out);
+            self.deliver();
+            let until_tick = next_tick.saturating_duration_since(Instant::now());
+            patience = match settled {
+                Settled::Idle => Some(until_tick),
+                Settled::WaitsForLanes => {
+                    let wait = lanes_wait;
+                    lanes_wait = (lanes_wait * 2).min(LANES_WAIT_MOST);
+                    Some(wait.min(until_tick))
+                }
+                Settled::HasWork => None,
+            };
+        }
+    }
+
+    /// Does what has come, and tells if the thread is to stop.
+    fn handle_batch(&mut self) -> Option<Ended> {
+        for (asker, ask) in self.asks.drain(..) {
+            self.keeper.handle(asker, ask, &mut self.out);
+        }
+        let mut stop = None;
+        for control in self.controls.drain(..) {
+            match control {
+                Control::Command(command, answer) => {
+                    let number = self.next_command;
+                    self.next_command += 1;
+                    self.commands.insert(number, answer);
+                    self.keeper.command(number, command, &mut self.out);
+                }
+                Control::Open(id, answer) => {
+                    let lease = self.keeper.volume(id).and_then(|volume| volume.open());
+                    let lease = lease.ok_or_else(|| {
+                        let message = format!("the pool has no volume {id}, or it is being deleted");
+                        Error::new(ErrorKind::NotFound, message)
+                    });
+                    // Whoever asked may have gone; then the lease goes here.
+                    let _ = answer.send(lease);
+                }
+                Control::Stop(ended) => stop = Some(ended),
+            }
+        }
+        self.deliver();
+        stop
+    }
+
+    /// Hands out what the keeper has to say, to each lane in one go.
+    fn deliver(&mut self) {
+        for (number, answer) in self.out.answers.drain(..) {
+            let sender = self.commands.remove(&number).expect("a command is answered once");
+            let _ = sender.send(answer); // whoever asked may have gone
+        }
+        for (asker, reply) in self.out.replies.drain(..) {
+            let Asker::Lane(lane, op) = asker else { unreachable!("commands get answers, not replies") };
+            let batch = &mut self.replies[usize::from(lane.0)];
+            if batch.is_empty() {
+                self.answered.push(lane);
+            }
+            batch.push((op, reply));
+        }
+        for lane in self.answered.drain(..) {
+            self.shared.inbox(lane).reply(&mut self.replies[usize::from(lane.0)]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

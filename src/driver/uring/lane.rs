@@ -1,9 +1,35 @@
 //! A lane on a ring: does the engine's actions, any number of requests at a time.
+//!
+//! - A request's buffer, and an op's scratch buffer, is the lane's while anything is in flight on it: each counts its
+//!   transfers, and is let go only at 0.
+//! - Questions wait for the end of the turn and go to the keeper in one batch. The lane knows which are unanswered; when
+//!   the keeper has ended, it answers those itself, with a failure.
+//! - An eventfd is read all the time; the keeper (or a [`Waker`]) writes to it to end the thread's wait.
 
-use super::ring::{Completion, Ring, Submit};
-use crate::disk::AlignedBuffer;
+use super::ring::{Completion, DataFile, Ring, Submit};
+use super::transfer::{Direction, Outcome, Transfer, Transfers, Wanted};
+use crate::disk::{AlignedBuffer, Disk, FileDisk};
 use crate::driver::BufferPool;
-use crate::engine::{Extent, IoError, Request, Tag};
+use crate::driver::buffers::zeros;
+use crate::driver::hash::{NumberMap, NumberSet};
+use crate::driver::inbox::Ended;
+use crate::driver::pool::{Seat, Shared};
+use crate::engine::{
+    Action, Ask, CHUNK_BYTES, Extent, IoError, Lane, LaneId, OpId, Place, Reply, Request, Tag,
+};
+use crate::error::Result;
+use io_uring::{opcode, types};
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+/// Marks a lane's operations in `user_data`; then come 16 bits of its number and 47 of the transfer's.
+const LANE_BIT: u64 = 1 << 63;
+const NUMBER_SHIFT: u32 = 47;
+/// The number, in place of a transfer's, of the eventfd's read.
+const BELL: u64 = (1 << NUMBER_SHIFT) - 1;
+/// Free buffers that a lane keeps.
+const BUFFERS_BYTES: usize = 32 << 20;
 
 /// A finished request.
 pub struct Finished {
@@ -19,68 +45,446 @@ pub struct Finished {
 
 /// Ends the wait of a lane's thread, from any thread.
 #[derive(Clone)]
-pub struct Waker {}
+pub struct Waker {
+    lane: LaneId,
+    shared: Arc<Shared>,
+}
 
-#[expect(clippy::todo, reason = "skeleton")]
 impl Waker {
     /// Makes `Ring::submit_and_wait` of the lane's thread return, now or at its next call.
     pub fn wake(&self) {
-        todo!()
+        self.shared.inbox(self.lane).ring();
     }
 }
 
-/// A seat in the pool, with everything that its requests have in flight. Used with one ring, on that ring's thread, from
-/// the first request on. Before it is dropped it must be [drained](UringLane::drain).
-pub struct UringLane {}
+/// A buffer and what is in flight on it.
+struct Held {
+    buffer: AlignedBuffer,
+    transfers: u32,
+}
 
-#[expect(clippy::todo, unused_variables, reason = "skeleton")]
+/// Whether the eventfd is being read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bell {
+    Idle,
+    Read,
+    /// Being read for the last time.
+    Leaving,
+}
+
+/// A seat in the pool, with everything that its requests have in flight. Used with one ring, on that ring's thread, from
+/// the first request on. Before it is dropped it must be [drained](UringLane::drain). Lanes that share a ring must be of
+/// one pool.
+pub struct UringLane {
+    lane: Lane,
+    seat: Seat,
+    data: Arc<FileDisk>,
+    data_file: Option<DataFile>,
+    /// Requests begun and not completed.
+    running: usize,
+    requests: NumberMap<Tag, Held>,
+    scratch: NumberMap<OpId, Held>,
+    transfers: Transfers,
+    buffers: BufferPool,
+
+    /// Reused by every call; empty between calls.
+    actions: Vec<Action>,
+    replies: Vec<(OpId, Reply)>,
+
+    asks: Vec<(OpId, Ask)>,
+    /// Ops whose question was not answered yet.
+    waiting: NumberSet<OpId>,
+    ended: Option<Ended>,
+
+    extents: Option<Vec<Extent>>,
+    finished: VecDeque<Finished>,
+    bell: Bell,
+    bell_count: AlignedBuffer,
+    failures: u64,
+}
+
 impl UringLane {
+    pub(in crate::driver) fn new(lane: Lane, seat: Seat, data: Arc<FileDisk>) -> Self {
+        UringLane {
+            lane,
+            seat,
+            data,
+            data_file: None,
+            running: 0,
+            requests: NumberMap::default(),
+            scratch: NumberMap::default(),
+            transfers: Transfers::default(),
+            buffers: BufferPool::new(BUFFERS_BYTES),
+            actions: Vec::new(),
+            replies: Vec::new(),
+            asks: Vec::new(),
+            waiting: NumberSet::default(),
+            ended: None,
+            extents: None,
+            finished: VecDeque::new(),
+            bell: Bell::Idle,
+            bell_count: AlignedBuffer::zeroed(8),
+            failures: 0,
+        }
+    }
+
     /// Takes a request on. Its tag must not be in flight (so a client's own cookie is no good as a tag). A read or write
     /// brings a buffer of at least its length, from [`UringLane::take_buffer`] best, that begins at its first byte;
     /// the others bring `None`.
     pub fn begin(&mut self, request: Request, buffer: Option<AlignedBuffer>, ring: &mut impl Submit) {
-        todo!()
+        if let Some(buffer) = buffer {
+            assert!(buffer.len() as u64 >= request.length_bytes, "a request's buffer holds the request");
+            let before = self.requests.insert(request.tag, Held { buffer, transfers: 0 });
+            assert!(before.is_none(), "two requests in flight have the tag {:?}", request.tag);
+        }
+        self.running += 1;
+        self.lane.begin(request, &mut self.actions);
+        self.execute(ring);
     }
+
     /// Whether a completion is this lane's.
     pub fn owns(&self, completion: &Completion) -> bool {
-        todo!()
+        completion.user_data() & !BELL == self.user_data(0)
     }
+
     /// Takes in one of its completions.
     pub fn complete(&mut self, completion: Completion, ring: &mut impl Submit) {
-        todo!()
+        debug_assert!(self.owns(&completion));
+        self.seat.inbox().is_awake();
+        match completion.user_data() & BELL {
+            BELL => self.bell_rang(&completion, ring),
+            slot => self.moved(slot as usize, completion.result(), ring),
+        }
     }
+
     /// To be called once a turn, before [`UringLane::next_finished`] and the wait: sends the turn's questions to the keeper
     /// in one go, takes in what it has answered, and sees to it that its next answer ends the wait.
     pub fn before_wait(&mut self, ring: &mut impl Submit) {
-        todo!()
+        self.listen(ring);
+        loop {
+            if !self.asks.is_empty() {
+                self.seat.shared.keeper.ask(self.seat.lane, &mut self.asks);
+            }
+            let ended = self.seat.inbox().take_or_sleep(&mut self.replies);
+            if self.replies.is_empty() && (ended.is_none() || self.waiting.is_empty()) {
+                return;
+            }
+            self.take_replies(ended);
+            self.execute(ring);
+        }
     }
+
     /// The next finished request.
     pub fn next_finished(&mut self) -> Option<Finished> {
-        todo!()
+        self.finished.pop_front()
     }
-    /// Requests begun whose `Finished` was not taken yet.
+
+    /// Requests begun whose [`Finished`] was not taken yet.
     pub fn in_flight(&self) -> usize {
-        todo!()
+        self.running + self.finished.len()
     }
+
     /// A buffer for a request: at least `length_bytes` long, with any content.
     pub fn take_buffer(&mut self, length_bytes: usize) -> AlignedBuffer {
-        todo!()
+        self.buffers.take(length_bytes)
     }
+
     /// The lane's buffers, to give back what a finished request or the stream returned.
     pub fn buffers(&mut self) -> &mut BufferPool {
-        todo!()
+        &mut self.buffers
     }
+
     /// Ends the wait of this lane's thread from other threads.
     pub fn waker(&self) -> Waker {
-        todo!()
+        Waker { lane: self.seat.lane, shared: self.seat.shared.clone() }
     }
+
     /// Waits until every request is finished and nothing is in flight; the finished ones are there to be taken or
     /// dropped. Completions of others go to `others`.
-    pub fn drain(
-        &mut self,
-        ring: &mut Ring,
-        others: impl FnMut(Completion, &mut Ring),
-    ) -> crate::error::Result<()> {
-        todo!()
+    pub fn drain(&mut self, ring: &mut Ring, mut others: impl FnMut(Completion, &mut Ring)) -> Result<()> {
+        loop {
+            self.before_wait(ring);
+            if self.running == 0 {
+                break;
+            }
+            self.turn(ring, &mut others)?;
+        }
+        self.bell = Bell::Leaving;
+        self.seat.inbox().ring();
+        while self.bell != Bell::Idle {
+            self.turn(ring, &mut others)?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, ring: &mut Ring, others: &mut impl FnMut(Completion, &mut Ring)) -> Result<()> {
+        ring.submit_and_wait(1)?;
+        while let Some(completion) = ring.next_completion() {
+            if self.owns(&completion) {
+                self.complete(completion, ring);
+            } else {
+                others(completion, ring);
+            }
+        }
+        Ok(())
+    }
+
+    fn user_data(&self, number: u64) -> u64 {
+        LANE_BIT | u64::from(self.seat.lane.0) << NUMBER_SHIFT | number
+    }
+
+    /// Sees to it that the eventfd is being read.
+    fn listen(&mut self, ring: &mut impl Submit) {
+        if self.bell != Bell::Idle {
+            return;
+        }
+        let bell = self.seat.inbox().bell().expect("the bell was made when the seat was taken");
+        let memory = self.bell_count.start().as_ptr();
+        let read = opcode::Read::new(types::Fd(bell.as_raw_fd()), memory, 8).build();
+        // SAFETY: the 8 bytes are the lane's and nobody else touches them; they are leaked if it goes too early. The
+        // eventfd is as old as the pool, which the seat keeps alive.
+        unsafe { ring.push(read.user_data(self.user_data(BELL))) };
+        self.bell = Bell::Read;
+    }
+
+    fn bell_rang(&mut self, completion: &Completion, ring: &mut impl Submit) {
+        if completion.result() < 0 {
+            tracing::warn!("reading a lane's eventfd failed: errno {}", -completion.result());
+        }
+        let was = std::mem::replace(&mut self.bell, Bell::Idle);
+        if was == Bell::Read {
+            self.listen(ring);
+        }
+    }
+
+    /// The operation of a transfer has ended.
+    fn moved(&mut self, slot: usize, result: i32, ring: &mut impl Submit) {
+        let unit_bytes = if self.data.is_direct() { FileDisk::SECTOR_BYTES as u64 } else { 1 };
+        let ok = match self.transfers.get_mut(slot).advance(result, unit_bytes) {
+            Outcome::More => return self.start(slot, ring),
+            Outcome::Done => true,
+            Outcome::Failed(error) => {
+                self.report(slot, &error);
+                false
+            }
+        };
+        let transfer = self.transfers.remove(slot);
+        if let Some(held) = self.held(transfer.place) {
+            held.transfers -= 1;
+        }
+        for op in &transfer.ops {
+            self.lane.io_done(*op, ok, &mut self.actions);
+        }
+        self.transfers.recycle(transfer.ops);
+        self.execute(ring);
+    }
+
+    /// Logs the first failure, and then ever fewer: a dead disk fails everything.
+    fn report(&mut self, slot: usize, error: &std::io::Error) {
+        self.failures += 1;
+        if !self.failures.is_power_of_two() {
+            return;
+        }
+        let transfer = self.transfers.get_mut(slot);
+        let doing = match transfer.direction {
+            Direction::Read => "reading",
+            Direction::Write => "writing",
+        };
+        tracing::error!(
+            disk = self.data.name(),
+            offset_bytes = transfer.disk_offset_bytes,
+            length_bytes = transfer.length_bytes,
+            failures = self.failures,
+            "{doing} the data disk failed: {error}"
+        );
+    }
+
+    fn take_replies(&mut self, ended: Option<Ended>) {
+        for (op, reply) in self.replies.drain(..) {
+            assert!(self.waiting.remove(&op), "the keeper answers what it was asked");
+            self.lane.reply(op, reply, &mut self.actions);
+        }
+        // Those were the last: what is unanswered now stays so.
+        self.ended = self.ended.or(ended);
+        if let Some(ended) = self.ended {
+            self.asks.clear();
+            for op in std::mem::take(&mut self.waiting) {
+                self.lane.reply(op, Reply::Failed(ended.io_error()), &mut self.actions);
+            }
+        }
+    }
+
+    /// Does what the lane wants.
+    fn execute(&mut self, ring: &mut impl Submit) {
+        let mut actions = std::mem::take(&mut self.actions);
+        // The last read or write, which the next may adjoin.
+        let mut open = None;
+        for action in actions.drain(..) {
+            match action {
+                Action::ReadData { op, disk_offset_bytes, length_bytes, into } => {
+                    let direction = Direction::Read;
+                    let wanted = Wanted { direction, disk_offset_bytes, length_bytes, place: into, op };
+                    open = Some(self.transfer(open, wanted, ring));
+                }
+                Action::WriteData { op, disk_offset_bytes, length_bytes, from } => {
+                    let direction = Direction::Write;
+                    let wanted = Wanted { direction, disk_offset_bytes, length_bytes, place: from, op };
+                    open = Some(self.transfer(open, wanted, ring));
+                }
+                Action::ZeroRequest { tag, offset_bytes, length_bytes } => {
+                    self.copy(Place::Zeros, Place::Request(tag, offset_bytes), 0, length_bytes);
+                }
+                Action::ZeroScratch { op, length_bytes } => {
+                    self.copy(Place::Zeros, Place::Scratch(op), 0, length_bytes);
+                }
+                Action::PatchScratch { op, at_bytes, length_bytes, from } => {
+                    self.copy(from, Place::Scratch(op), at_bytes, length_bytes);
+                }
+                Action::DropScratch { op } => {
+                    if let Some(held) = self.scratch.remove(&op) {
+                        self.let_go(held);
+                    }
+                }
+                Action::Ask { op, ask } => {
+                    assert!(self.waiting.insert(op), "an op asks one question at a time");
+                    self.asks.push((op, ask));
+                }
+                Action::Extents { extents, .. } => self.extents = Some(extents),
+                Action::Complete { tag, result } => self.completed(tag, result),
+            }
+        }
+        if let Some(slot) = open {
+            self.start(slot, ring);
+        }
+        self.actions = actions;
+    }
+
+    /// A new transfer, or more of the open one, which is started when it ends here.
+    fn transfer(&mut self, open: Option<usize>, wanted: Wanted, ring: &mut impl Submit) -> usize {
+        if let Some(slot) = open {
+            if self.transfers.get_mut(slot).absorb(wanted) {
+                return slot;
+            }
+            self.start(slot, ring);
+        }
+        if let Place::Scratch(op) = wanted.place {
+            self.make_scratch(op);
+        }
+        if let Some(held) = self.held(wanted.place) {
+            held.transfers += 1;
+        }
+        let ops = self.transfers.spare_ops();
+        self.transfers.insert(Transfer::new(wanted, ops))
+    }
+
+    /// Pushes the next operation of a transfer.
+    fn start(&mut self, slot: usize, ring: &mut impl Submit) {
+        let transfer = self.transfers.get_mut(slot);
+        let (direction, place, operation) = (transfer.direction, transfer.place, transfer.next_operation());
+        assert!(direction == Direction::Write || place != Place::Zeros, "nobody reads into the zeros");
+        let length = operation.length_bytes;
+        let memory = self.memory(place, operation.at_bytes, u64::from(length));
+        let file = *self.data_file.get_or_insert_with(|| ring.data_file(&self.data));
+        let offset = operation.disk_offset_bytes;
+        let entry = match (direction, file) {
+            (Direction::Read, DataFile::Registered(index)) => {
+                opcode::Read::new(types::Fixed(index), memory, length).offset(offset).build()
+            }
+            (Direction::Read, DataFile::Plain(file)) => {
+                opcode::Read::new(types::Fd(file), memory, length).offset(offset).build()
+            }
+            (Direction::Write, DataFile::Registered(index)) => {
+                opcode::Write::new(types::Fixed(index), memory, length).offset(offset).build()
+            }
+            (Direction::Write, DataFile::Plain(file)) => {
+                opcode::Write::new(types::Fd(file), memory, length).offset(offset).build()
+            }
+        };
+        // SAFETY: `memory` checked that the bytes lie inside a buffer, which counts this transfer and is kept (or leaked)
+        // until that is 0 again; the zeros live for ever and are only read.
+        unsafe { ring.push(entry.user_data(self.user_data(slot as u64))) };
+    }
+
+    /// The buffer of a place, `None` for the zeros.
+    fn held(&mut self, place: Place) -> Option<&mut Held> {
+        match place {
+            Place::Request(tag, _) => Some(self.requests.get_mut(&tag).expect(IN_FLIGHT)),
+            Place::Scratch(op) => Some(self.scratch.get_mut(&op).expect(IN_FLIGHT)),
+            Place::Zeros => None,
+        }
+    }
+
+    fn make_scratch(&mut self, op: OpId) {
+        let buffers = &mut self.buffers;
+        self.scratch
+            .entry(op)
+            .or_insert_with(|| Held { buffer: buffers.take(CHUNK_BYTES as usize), transfers: 0 });
+    }
+
+    /// Where `length_bytes` from `at_bytes` of a place on are in memory. They lie inside their buffer.
+    fn memory(&self, place: Place, at_bytes: u64, length_bytes: u64) -> *mut u8 {
+        let (buffer, first) = match place {
+            Place::Request(tag, first) => (&self.requests.get(&tag).expect(IN_FLIGHT).buffer, first),
+            Place::Scratch(op) => (&self.scratch.get(&op).expect(IN_FLIGHT).buffer, 0),
+            Place::Zeros => (zeros(), 0),
+        };
+        let begin = first
+            .checked_add(at_bytes)
+            .filter(|begin| begin.checked_add(length_bytes).is_some_and(|end| end <= buffer.len() as u64));
+        let begin = begin.expect("data moves inside its buffer");
+        // SAFETY: `begin` is at most the buffer's length, as was just checked.
+        unsafe { buffer.start().as_ptr().add(begin as usize) }
+    }
+
+    /// Copies (or zeroes) within the lane's buffers, now.
+    fn copy(&mut self, from: Place, to: Place, at_bytes: u64, length_bytes: u64) {
+        if let Place::Scratch(op) = to {
+            self.make_scratch(op);
+        }
+        assert!(to != Place::Zeros, "nobody writes to the zeros");
+        let target = self.memory(to, at_bytes, length_bytes);
+        let length = length_bytes as usize;
+        if from == Place::Zeros {
+            // SAFETY: the range lies inside a buffer of this lane. No reference to it exists: those are made only after
+            // the buffer was handed out.
+            return unsafe { target.write_bytes(0, length) };
+        }
+        let source = self.memory(from, 0, length_bytes);
+        // SAFETY: as above, for both; a request's and a scratch buffer are different allocations. `copy` would not mind
+        // if they were not.
+        unsafe { target.copy_from(source, length) }
+    }
+
+    fn let_go(&mut self, held: Held) {
+        assert_eq!(held.transfers, 0, "a buffer is let go when nothing is in flight on it");
+        self.buffers.give(held.buffer);
+    }
+
+    fn completed(&mut self, tag: Tag, result: Result<(), IoError>) {
+        let buffer = self.requests.remove(&tag).map(|held| {
+            assert_eq!(held.transfers, 0, "a request completes when nothing is in flight on its buffer");
+            held.buffer
+        });
+        self.running -= 1;
+        self.finished.push_back(Finished { tag, result, buffer, extents: self.extents.take() });
     }
 }
+
+const IN_FLIGHT: &str = "the engine names only buffers of what it runs";
+
+impl Drop for UringLane {
+    fn drop(&mut self) {
+        if self.running == 0 && self.transfers.is_empty() && self.bell == Bell::Idle {
+            return;
+        }
+        // The kernel may still use these, and the epoch of what runs stays shown: nobody else can sit here.
+        std::mem::forget(std::mem::take(&mut self.requests));
+        std::mem::forget(std::mem::take(&mut self.scratch));
+        std::mem::forget(std::mem::replace(&mut self.bell_count, AlignedBuffer::zeroed(0)));
+        self.seat.is_lost = true;
+        assert!(std::thread::panicking(), "a lane is drained before it is dropped");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -26,8 +26,10 @@
 //! dropped too early, which is a bug and panics.
 
 mod lane;
+mod outgoing;
 mod ring;
 mod socket;
+mod transfer;
 
 pub use lane::{Finished, UringLane, Waker};
 pub use ring::{Completion, DataFile, Ring, Submit};

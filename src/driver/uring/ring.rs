@@ -1,9 +1,16 @@
 //! The ring: entries in, completions out, one system call a turn.
 
 use crate::disk::FileDisk;
-use crate::error::Result;
-use io_uring::squeue;
+use crate::error::{Error, ErrorKind, Result};
+use io_uring::{IoUring, squeue};
+use std::collections::VecDeque;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+
+/// Files that can be registered with a ring.
+const REGISTERED_FILES: u32 = 16;
 
 /// Where lanes and streams push their operations: a [`Ring`], or the ring of somebody else (a ublk queue's).
 pub trait Submit {
@@ -24,7 +31,7 @@ pub enum DataFile {
     /// An index among the ring's registered files.
     Registered(u32),
     /// A file descriptor, open for as long as the ring.
-    Plain(std::os::fd::RawFd),
+    Plain(RawFd),
 }
 
 /// The end of an operation. Exists once for each, and goes to its owner.
@@ -43,10 +50,12 @@ impl Completion {
     pub unsafe fn from_parts(user_data: u64, result: i32) -> Self {
         Completion { user_data, result }
     }
+
     /// The number that the entry carried.
     pub fn user_data(&self) -> u64 {
         self.user_data
     }
+
     /// What came out: usually a count of bytes, or a negative errno.
     pub fn result(&self) -> i32 {
         self.result
@@ -54,31 +63,199 @@ impl Completion {
 }
 
 /// An `io_uring`, to be used only on the thread that made it.
-pub struct Ring {}
+pub struct Ring {
+    ring: IoUring,
+    /// What did not fit into the submission queue yet, in order.
+    backlog: VecDeque<squeue::Entry>,
+    /// By their indices, if files can be registered.
+    files: Vec<Arc<FileDisk>>,
+    registers_files: bool,
+    /// The kernel accepts submissions from the ring's own thread only.
+    not_send: PhantomData<*const ()>,
+}
 
-#[expect(clippy::todo, unused_variables, reason = "skeleton")]
 impl Ring {
     /// A ring for `entries` new operations a turn (more are queued); any number can be in flight.
     /// `Unsupported` when the kernel has no io_uring or forbids it.
     pub fn new(entries: u32) -> Result<Ring> {
-        todo!()
+        let ring = build(entries).map_err(|error| cannot_build(&error))?;
+        // Not there in a ring of an old kernel: then files go by their descriptors.
+        let registers_files = ring.submitter().register_files_sparse(REGISTERED_FILES).is_ok();
+        let (backlog, files) = (VecDeque::new(), Vec::new());
+        Ok(Ring { ring, backlog, files, registers_files, not_send: PhantomData })
     }
+
     /// Submits what was pushed and waits until `want` completions are there, or a signal came. One system call.
     pub fn submit_and_wait(&mut self, want: usize) -> Result<()> {
-        todo!()
+        loop {
+            self.refill();
+            let is_last = self.backlog.is_empty();
+            match self.ring.submit_and_wait(if is_last { want } else { 0 }) {
+                Ok(_) if is_last => return Ok(()),
+                Ok(_) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) if is_last => return Ok(()),
+                    Some(libc::EINTR) => {}
+                    // The kernel has no room for more completions or requests: the caller takes some away first.
+                    Some(libc::EBUSY | libc::EAGAIN) if !self.ring.completion().is_empty() => return Ok(()),
+                    Some(libc::EAGAIN) => std::thread::yield_now(),
+                    Some(_) | None => return Err(Error::io("io_uring: submitting operations", &error)),
+                },
+            }
+        }
     }
+
     /// A completion that has come, without a system call.
     pub fn next_completion(&mut self) -> Option<Completion> {
-        todo!()
+        let entry = self.ring.completion().next()?;
+        Some(Completion { user_data: entry.user_data(), result: entry.result() })
+    }
+
+    /// Moves the backlog into the submission queue, as far as there is room.
+    fn refill(&mut self) {
+        let mut queue = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: whoever pushed the entry keeps what it points at until its completion.
+            if unsafe { queue.push(entry) }.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
+        }
     }
 }
 
-#[expect(clippy::todo, unused_variables, reason = "skeleton")]
 impl Submit for Ring {
     unsafe fn push(&mut self, entry: squeue::Entry) {
-        todo!()
+        if !self.backlog.is_empty() {
+            return self.backlog.push_back(entry);
+        }
+        // SAFETY: the caller keeps what the entry points at until its completion.
+        if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            return;
+        }
+        // Full: an error here comes again with the next wait, which tells it.
+        let _ = self.ring.submit();
+        self.backlog.push_back(entry);
+        self.refill();
     }
+
     fn data_file(&mut self, file: &Arc<FileDisk>) -> DataFile {
-        todo!()
+        let descriptor = file.file().as_raw_fd();
+        let known = self.files.iter().position(|known| Arc::ptr_eq(known, file));
+        let index = known.unwrap_or(self.files.len());
+        let slot = u32::try_from(index).expect("a ring has few files");
+        let is_registered = match known {
+            Some(_) => self.registers_files && slot < REGISTERED_FILES,
+            None => {
+                self.files.push(file.clone());
+                let fits = self.registers_files && slot < REGISTERED_FILES;
+                if fits && self.ring.submitter().register_files_update(slot, &[descriptor]).is_err() {
+                    self.registers_files = false;
+                }
+                fits && self.registers_files
+            }
+        };
+        if is_registered { DataFile::Registered(slot) } else { DataFile::Plain(descriptor) }
+    }
+}
+
+/// The best ring that the kernel has: completions are worked off when we wait (6.1), or at least without interrupting
+/// us (5.19), or as it was in the beginning.
+fn build(entries: u32) -> io::Result<IoUring> {
+    let completions = entries.saturating_mul(4);
+    let mut deferred = IoUring::builder();
+    deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    let mut cooperative = IoUring::builder();
+    cooperative.setup_coop_taskrun().setup_taskrun_flag();
+    let mut plain = IoUring::builder();
+    let mut result = Err(io::ErrorKind::Unsupported.into());
+    for builder in [&mut deferred, &mut cooperative, &mut plain] {
+        result = builder.setup_clamp().setup_cqsize(completions).build(entries);
+        match &result {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {} // flags it does not know
+            Ok(_) | Err(_) => return result,
+        }
+    }
+    result
+}
+
+fn cannot_build(error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => {
+            Error::new(ErrorKind::Unsupported, format!("the kernel does not let us use io_uring: {error}"))
+                .hint(
+                    "Linux 5.15 or later is needed, /proc/sys/kernel/io_uring_disabled must be 0, \
+                 and a container's seccomp profile must allow io_uring_setup",
+                )
+        }
+        Some(libc::ENOMEM) => {
+            Error::io("io_uring: making a ring", error).hint("raise the limit of locked memory (ulimit -l)")
+        }
+        Some(_) | None => Error::io("io_uring: making a ring", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::AlignedBuffer;
+    use io_uring::{opcode, types};
+
+    fn nop(number: u64) -> squeue::Entry {
+        opcode::Nop::new().build().user_data(number)
+    }
+
+    #[test]
+    fn any_number_of_entries_comes_back_once() {
+        let mut ring = Ring::new(8).unwrap();
+        let mut seen = vec![0; 1000];
+        for turn in 0..10 {
+            for number in turn * 100..(turn + 1) * 100 {
+                // SAFETY: a no-op points at nothing.
+                unsafe { ring.push(nop(number)) };
+            }
+            ring.submit_and_wait(1).unwrap();
+            while let Some(completion) = ring.next_completion() {
+                assert_eq!(completion.result(), 0);
+                seen[completion.user_data() as usize] += 1;
+            }
+        }
+        while seen.contains(&0) {
+            ring.submit_and_wait(1).unwrap();
+            while let Some(completion) = ring.next_completion() {
+                seen[completion.user_data() as usize] += 1;
+            }
+        }
+        assert!(seen.iter().all(|count| *count == 1));
+    }
+
+    #[test]
+    fn without_a_wish_it_does_not_wait() {
+        let mut ring = Ring::new(8).unwrap();
+        ring.submit_and_wait(0).unwrap();
+        assert!(ring.next_completion().is_none());
+    }
+
+    #[test]
+    fn files_are_registered_once_and_beyond_the_table_go_by_descriptor() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let mut ring = Ring::new(8).unwrap();
+        for index in 0..REGISTERED_FILES + 2 {
+            let disk = FileDisk::create(&directory.path().join(index.to_string()), 4096).unwrap();
+            let disk = Arc::new(disk);
+            let name = ring.data_file(&disk);
+            assert_eq!(ring.data_file(&disk), name);
+            assert_eq!(name == DataFile::Plain(disk.file().as_raw_fd()), index >= REGISTERED_FILES);
+            let buffer = AlignedBuffer::zeroed(4096);
+            let memory = buffer.start().as_ptr();
+            let read = match name {
+                DataFile::Registered(index) => opcode::Read::new(types::Fixed(index), memory, 4096).build(),
+                DataFile::Plain(file) => opcode::Read::new(types::Fd(file), memory, 4096).build(),
+            };
+            // SAFETY: the buffer lives until the completion is taken below.
+            unsafe { ring.push(read) };
+            ring.submit_and_wait(1).unwrap();
+            assert_eq!(ring.next_completion().unwrap().result(), 4096);
+        }
     }
 }
