@@ -218,7 +218,7 @@ fn fio_verifies_what_it_wrote() {
     let mut served = served(64 * MIB);
     let uri = served.uri("v1");
     let job = format!(
-        "[global]\nioengine=nbd\nuri={uri}\nverify=crc32c\nverify_fatal=1\nserialize_overlap=1\nrandrepeat=1\n\
+        "[global]\nioengine=nbd\nuri={uri}\nverify=crc32c\nverify_fatal=1\nverify_state_save=0\nserialize_overlap=1\nrandrepeat=1\n\
          bsrange=512-256k\nblockalign=512\nfsync=64\ntime_based=0\niodepth=16\n\
          [random]\nrw=randwrite\noffset=0\nsize=24m\n\
          [sequential]\nrw=write\noffset=24m\nsize=24m\n\
