@@ -92,9 +92,9 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
 #[test]
 fn a_size_that_is_no_multiple_of_the_block_size_is_rounded_down_aloud() {
     let place = Place::empty();
-    let said = place.ok(&["pool", "create", POOL, "--size", "1000000256"]);
+    let said = place.ok(&["pool", "create", POOL, "--size", "1000000000"]);
     assert!(said.contains("note: ") && said.contains("stay unused"), "{said}");
-    assert_eq!(fs::metadata(place.path("p/data")).expect("there").len(), 1_000_000_256 / 65_536 * 65_536);
+    assert_eq!(fs::metadata(place.path("p/data")).expect("there").len(), 1_000_000_000 / 65_536 * 65_536);
 }
 
 #[test]
