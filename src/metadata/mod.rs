@@ -111,10 +111,6 @@ impl<D: Disk> Metadata<D> {
     pub fn held_root(&self) -> Option<crate::units::MetaBlock> {
         todo!()
     }
-    /// Whether the flag is set by which a checker must look at the metadata first; only with [`Access::ReadOnly`].
-    pub fn needs_check(&self) -> bool {
-        todo!()
-    }
     /// How full the pool is.
     pub fn usage(&self) -> Usage {
         todo!()
