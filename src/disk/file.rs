@@ -7,13 +7,12 @@
 //!   which keeps out filesystems and device-mapper.
 
 use super::lock::{Patience, lock, retry};
-use super::{AlignedBuffer, Disk};
+use super::{AlignedBuffer, Disk, ioctl};
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
@@ -205,7 +204,7 @@ impl Disk for FileDisk {
             return Ok(());
         }
         let done = match self.is_device {
-            true => retry(|| discard_device(&self.file, offset_bytes, length_bytes)),
+            true => retry(|| ioctl::discard_device(&self.file, offset_bytes, length_bytes)),
             false => retry(|| {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 rustix::fs::fallocate(&self.file, flags, offset_bytes, length_bytes)
@@ -289,18 +288,6 @@ fn can_read_sectors(file: &File, size_bytes: u64) -> bool {
     read.is_ok_and(|count| count == sector || (count as u64) == size_bytes)
 }
 
-/// Asks a block device to discard a range.
-fn discard_device(file: &File, offset_bytes: u64, length_bytes: u64) -> rustix::io::Result<()> {
-    /// `BLKDISCARD`: `_IO(0x12, 119)`.
-    const BLKDISCARD: libc::c_ulong = 0x1277;
-    let range = [offset_bytes, length_bytes];
-    // SAFETY: the descriptor is open, and BLKDISCARD reads two 64-bit numbers, which live until it returns.
-    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
-    match outcome {
-        0 => Ok(()),
-        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
-    }
-}
-
 #[cfg(test)]
+#[path = "file_tests.rs"]
 mod tests;

@@ -5,6 +5,7 @@
 
 mod buffer;
 mod file;
+mod ioctl;
 mod lock;
 mod memory;
 

@@ -9,6 +9,8 @@ mod buffers;
 mod hash;
 mod inbox;
 mod pool;
+#[cfg(test)]
+mod testing;
 pub mod uring;
 
 pub use buffers::BufferPool;

@@ -374,4 +374,5 @@ impl<M: Disk> KeeperThread<M> {
 }
 
 #[cfg(test)]
+#[path = "pool_tests.rs"]
 mod tests;

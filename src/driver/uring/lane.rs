@@ -474,7 +474,7 @@ const IN_FLIGHT: &str = "the engine names only buffers of what it runs";
 
 impl Drop for UringLane {
     fn drop(&mut self) {
-        if self.running == 0 && self.transfers.is_empty() && self.bell == Bell::Idle {
+        if self.running == 0 && self.transfers.in_flight() == 0 && self.bell == Bell::Idle {
             return;
         }
         // The kernel may still use these, and the epoch of what runs stays shown: nobody else can sit here.
@@ -487,4 +487,5 @@ impl Drop for UringLane {
 }
 
 #[cfg(test)]
+#[path = "lane_tests.rs"]
 mod tests;

@@ -395,4 +395,5 @@ impl Drop for SocketStream {
 }
 
 #[cfg(test)]
+#[path = "socket_tests.rs"]
 mod tests;

@@ -186,8 +186,8 @@ impl Transfers {
         self.spare.push(ops);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.free.len() == self.slots.len()
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 }
 
