@@ -217,6 +217,9 @@ fn forge(place: &Place, offset: usize, bytes: &[u8]) {
     file.write_all_at(&block, 0).expect("written");
 }
 
+/// Where the superblock has its read-only compatible feature flags.
+const READ_ONLY_FLAGS: usize = 356;
+
 #[test]
 fn wrong_metadata_is_refused_with_what_was_expected() {
     // Offset in the superblock, bytes, exit code, what the message says.
@@ -225,7 +228,7 @@ fn wrong_metadata_is_refused_with_what_was_expected() {
         (8, &[1], 1, "block"),
         (40, &[1], 1, "version"),
         (40, &[3], 1, "version"),
-        (352 + 4, &[1], 1, "feature"),
+        (READ_ONLY_FLAGS, &[1], 1, "feature"),
         (360, &[0x80], 1, "feature"),
         (336, &[1], 1, ""),
     ];
@@ -236,6 +239,11 @@ fn wrong_metadata_is_refused_with_what_was_expected() {
         for arguments in
             [&["pool", "status", POOL][..], &["volume", "create", "./p/v", "--size", "1M"], &["serve", POOL]]
         {
+            // Flags of the read-only kind forbid changes; looking is what they allow.
+            if offset == READ_ONLY_FLAGS && arguments[1] == "status" {
+                place.ok(arguments);
+                continue;
+            }
             let outcome = place.fails(arguments, code, "metadata");
             assert!(outcome.stderr.to_lowercase().contains(says), "{offset}: {outcome:?}");
         }
