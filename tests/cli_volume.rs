@@ -91,7 +91,7 @@ fn a_pool_in_use_by_another_process_is_refused_with_its_name() {
 #[test]
 fn commands_at_the_same_time_wait_for_each_other() {
     let place = Place::with_pool("1G");
-    let names: Vec<_> = (0..6).map(|number| format!("v{number}")).collect();
+    let names: Vec<_> = (0..3).map(|number| format!("v{number}")).collect();
     let running: Vec<_> = names
         .iter()
         .map(|name| {
@@ -249,4 +249,23 @@ fn many_kernel_made_volumes_are_all_there() {
     assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_digit())));
     place.ok(&["volume", "delete", &format!("./p/{}", names[0])]);
     assert_eq!(place.names().len(), names.len() - 1);
+}
+
+#[test]
+fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
+    // In the way of the temporary file.
+    fs::create_dir(place.path("p/catalog.json.new")).expect("made");
+    for arguments in [
+        &["volume", "create", "./p/w", "--size", "1G"][..],
+        &["volume", "snapshot", "./p/v", "s"],
+        &["volume", "delete", "./p/v"],
+    ] {
+        place.fails(arguments, 1, "nothing was changed").hint();
+        assert_eq!((place.names(), place.notes()), (vec!["v".to_owned()], "[]".to_owned()));
+    }
+    fs::remove_dir(place.path("p/catalog.json.new")).expect("removed");
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 2);
 }
