@@ -269,3 +269,44 @@ fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
     place.ok(&["volume", "snapshot", "./p/v", "s"]);
     assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 2);
 }
+
+/// Commands killed at any moment: each has happened whole or not at all, and the names are those of the volumes.
+#[test]
+fn killed_commands_leave_names_and_volumes_in_step() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/origin", "--size", "1G"]);
+    let mut model = std::collections::BTreeSet::from(["origin".to_owned()]);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |limit: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % limit
+    };
+    let mut interrupted = 0;
+    for round in 0..60 {
+        let name = format!("v{}", random(4));
+        let target = format!("./p/{name}");
+        let arguments = match (model.contains(&name), random(2)) {
+            (true, _) => vec!["volume", "delete", &target],
+            (false, 0) => vec!["volume", "create", &target, "--size", "1M"],
+            (false, _) => vec!["volume", "snapshot", "./p/origin", &name],
+        };
+        let mut after = model.clone();
+        if !after.remove(&name) {
+            after.insert(name.clone());
+        }
+        let quiet = std::process::Stdio::null;
+        let mut process = place.command(&arguments).stdout(quiet()).stderr(quiet()).spawn().expect("started");
+        std::thread::sleep(std::time::Duration::from_micros(random(12_000)));
+        let _ = process.kill();
+        let finished = process.wait().expect("ours").success();
+        let found: std::collections::BTreeSet<_> = place.names().into_iter().collect();
+        assert!(found == after || (found == model && !finished), "round {round}: {arguments:?}: {found:?}");
+        interrupted += u32::from(!finished);
+        model = found;
+    }
+    assert!(interrupted > 0, "no command was interrupted: the moments are chosen badly");
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(status["volumes"], model.len());
+    place.ok(&["volume", "create", "./p/last", "--size", "1M"]);
+    assert_eq!(place.notes(), "[]");
+}
