@@ -177,6 +177,11 @@ impl<D: Disk> Metadata<D> {
         (self.superblock.held_root != 0).then_some(MetaBlock(self.superblock.held_root))
     }
 
+    /// Whether the flag is set by which a checker must look at the metadata first; with [`Access::ReadOnly`] only.
+    pub fn needs_check(&self) -> bool {
+        self.superblock.needs_check()
+    }
+
     /// How full the pool is.
     pub fn usage(&self) -> Usage {
         let metadata = &self.space.references.metadata;
