@@ -167,11 +167,6 @@ impl<D: Disk> Metadata<D> {
         self.transaction_id
     }
 
-    /// Whether the flag is set by which a checker must look at the metadata first; only with [`Access::ReadOnly`].
-    pub fn needs_check(&self) -> bool {
-        self.superblock.flags & FLAG_NEEDS_CHECK != 0
-    }
-
     /// The block of the metadata snapshot, if one is held.
     pub fn held_root(&self) -> Option<MetaBlock> {
         (self.superblock.held_root != 0).then_some(MetaBlock(self.superblock.held_root))
