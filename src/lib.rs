@@ -14,6 +14,7 @@
 //!    and, for blocks, when the unmapping is durable.
 //! 4. Who waits without bound (for a frozen volume, for space) holds no epoch.
 
+pub mod check;
 pub mod checksum;
 pub mod cli;
 pub mod control;

@@ -92,7 +92,7 @@ pub(super) fn render<T>(columns: &[&Column<T>], rows: &[T], args: &TableArgs) ->
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(columns.iter().map(|column| column.name.replace('_', " ").to_uppercase()));
-    rows.iter().for_each(|row| drop(table.add_row(shown(row))));
+    table.add_rows(rows.iter().map(shown));
     for (index, column) in columns.iter().enumerate() {
         let alignment = rows.first().map_or(CellAlignment::Left, |row| (column.cell)(row).alignment());
         let place = table.column_mut(index).expect("every column has a header");

@@ -1,3 +1,5 @@
+//! Tests of the catalog: bytes in, bytes out, damage.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -300,11 +300,10 @@ impl Staging {
         sync(&self.directory).map_err(context)?;
         if self.is_ours {
             fs::rename(&self.directory, dir.path()).map_err(context)?;
-            self.finished = true;
-            sync(parent_of(dir.path())).map_err(context)?;
         }
+        // The pool is there, whatever becomes of the rest.
         self.finished = true;
-        Ok(())
+        sync(parent_of(dir.path())).map_err(context)
     }
 }
 
@@ -370,5 +369,72 @@ fn parent_of(path: &Path) -> &Path {
 }
 
 #[cfg(test)]
-#[path = "create_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_metadata_is_generous_and_within_the_format() {
+        assert_eq!(auto_metadata_bytes(1), 64 << 20);
+        assert_eq!(auto_metadata_bytes(1 << 20), 64 << 20);
+        assert_eq!(auto_metadata_bytes(1 << 24), 1 << 30);
+        assert_eq!(auto_metadata_bytes((1 << 24) + 1), (1 << 30) + (1 << 20));
+        let limit = META_BLOCKS_LIMIT * META_BLOCK_BYTES as u64;
+        assert_eq!(auto_metadata_bytes(DataBlock::LIMIT - 1), limit);
+        assert_eq!(auto_metadata_bytes(u64::MAX), limit);
+    }
+
+    fn staging_in(directory: &tempfile::TempDir, name: &str) -> (PoolDir, Result<Staging>) {
+        let pool = PoolRef::parse(directory.path().join(name).to_str().expect("text")).expect("a path");
+        let dir = PoolDir::of(&pool);
+        let staging = Staging::begin(&dir, false);
+        (dir, staging)
+    }
+
+    fn names_in(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("a directory");
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect()
+    }
+
+    #[test]
+    fn what_fails_half_way_takes_away_what_it_made() {
+        let place = tempfile::tempdir().expect("a directory");
+        let device = place.path().join("device");
+        fs::write(&device, vec![7; 8192]).expect("written");
+        let (_, staging) = staging_in(&place, "p");
+        let mut staging = staging.expect("nothing is there");
+        staging.file("data", 1 << 20).expect("made");
+        staging.link("metadata", &device).expect("linked");
+        staging.formatted_device = Some(device.clone());
+        drop(staging);
+        assert_eq!(names_in(place.path()), ["device"]);
+        let bytes = fs::read(&device).expect("it is still there");
+        assert!(bytes[..4096].iter().all(|byte| *byte == 0), "it is no pool's metadata any more");
+        assert!(bytes[4096..].iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn an_empty_directory_stays_and_what_somebody_else_puts_there_too() {
+        let place = tempfile::tempdir().expect("a directory");
+        fs::create_dir(place.path().join("p")).expect("made");
+        let (_, staging) = staging_in(&place, "p");
+        let mut staging = staging.expect("it is empty");
+        staging.file("data", 1 << 20).expect("made");
+        fs::write(place.path().join("p/mine"), "mine").expect("written");
+        drop(staging);
+        assert_eq!(names_in(&place.path().join("p")), ["mine"]);
+    }
+
+    #[test]
+    fn of_two_that_make_the_same_pool_one_gets_it() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (dir, first) = staging_in(&place, "p");
+        let mut first = first.expect("nothing is there");
+        // Somebody else was faster.
+        fs::create_dir(place.path().join("p")).expect("made");
+        fs::write(place.path().join("p/metadata"), "theirs").expect("written");
+        first.file("data", 1 << 20).expect("made");
+        assert_eq!(first.finish(&dir).map_err(|error| error.kind()), Err(ErrorKind::Exists));
+        assert_eq!(names_in(place.path()), ["p"]);
+        assert_eq!(names_in(&place.path().join("p")), ["metadata"]);
+    }
+}

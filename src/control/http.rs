@@ -10,6 +10,7 @@ use super::service::Service;
 use crate::error::{Error, ErrorKind, Result};
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -56,36 +57,41 @@ async fn volumes(State(shared): State<Shared>) -> Response {
     answer(StatusCode::OK, read(shared, |service| service.volumes()).await)
 }
 
-async fn create(State(shared): State<Shared>, body: Bytes) -> Response {
-    let made = match parse::<CreateVolume>(&body) {
-        Ok(request) => change(shared, move |service| service.create(&request)).await,
-        Err(error) => Err(error),
-    };
-    answer(StatusCode::CREATED, made)
+async fn create(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<CreateVolume>(body) {
+        Ok(request) => {
+            answer(StatusCode::CREATED, change(shared, move |service| service.create(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
-async fn snapshot(State(shared): State<Shared>, Path(origin): Path<String>, body: Bytes) -> Response {
-    let request = VolumeName::parse(&origin).and_then(|origin| {
-        let SnapshotVolume { name } = parse(&body)?;
+async fn snapshot(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    let request = volume_name(name).and_then(|origin| {
+        let SnapshotVolume { name } = parse(body)?;
         Ok(SnapshotPair { origin, name })
     });
-    let made = match request {
-        Ok(request) => change(shared, move |service| service.snapshot(&request)).await,
-        Err(error) => Err(error),
-    };
-    answer(StatusCode::CREATED, made)
+    match request {
+        Ok(request) => {
+            answer(StatusCode::CREATED, change(shared, move |service| service.snapshot(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
-async fn remove(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
-    let removed = match VolumeName::parse(&name) {
-        Ok(name) => change(shared, move |service| service.delete(&name)).await,
-        Err(error) => Err(error),
+async fn remove(State(shared): State<Shared>, name: RawName) -> Response {
+    let name = match volume_name(name) {
+        Ok(name) => name,
+        Err(refusal) => return refusal.into_response(),
     };
-    match &removed {
-        // Gone for everybody, but its blocks are still being freed.
-        Ok(deleted) if !deleted.finished => answer(StatusCode::ACCEPTED, removed),
-        Ok(_) | Err(_) => answer(StatusCode::OK, removed),
-    }
+    let removed = change(shared, move |service| service.delete(&name)).await;
+    // Gone for everybody in either case; accepted means that its blocks are still being freed.
+    let success = if removed.as_ref().is_ok_and(|deleted| !deleted.finished) {
+        StatusCode::ACCEPTED
+    } else {
+        StatusCode::OK
+    };
+    answer(success, removed)
 }
 
 async fn close_pool(State(shared): State<Shared>) -> Response {
@@ -101,16 +107,45 @@ async fn close_pool(State(shared): State<Shared>) -> Response {
 async fn no_resource() -> Response {
     let error =
         Error::new(ErrorKind::NotFound, "there is no such resource").hint("the resources begin with /v1/");
-    failure(StatusCode::NOT_FOUND, error)
+    Refusal(StatusCode::NOT_FOUND, error).into_response()
 }
 
 async fn no_method() -> Response {
-    failure(StatusCode::METHOD_NOT_ALLOWED, Error::new(ErrorKind::Invalid, "the resource has no such method"))
+    let error = Error::new(ErrorKind::Invalid, "the resource has no such method");
+    Refusal(StatusCode::METHOD_NOT_ALLOWED, error).into_response()
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body)
-        .map_err(|error| Error::new(ErrorKind::Invalid, format!("request body: {error}")))
+/// A body, or why it could not be taken: too long, or cut off.
+type RawBody = std::result::Result<Bytes, BytesRejection>;
+/// The name in a path, or why it is none: no UTF-8.
+type RawName = std::result::Result<Path<String>, PathRejection>;
+
+/// A failure with its status.
+struct Refusal(StatusCode, Error);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Refusal(status_of(error.kind()), error)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        json(self.0, &Failure { error: self.1 })
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: RawBody) -> std::result::Result<T, Refusal> {
+    let invalid = |what: String| Error::new(ErrorKind::Invalid, format!("request body: {what}"));
+    let bytes = body.map_err(|rejection| Refusal(rejection.status(), invalid(rejection.body_text())))?;
+    serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()).into())
+}
+
+fn volume_name(name: RawName) -> std::result::Result<VolumeName, Refusal> {
+    let Path(name) = name.map_err(|rejection| {
+        Refusal(rejection.status(), Error::new(ErrorKind::Invalid, rejection.body_text()))
+    })?;
+    Ok(VolumeName::parse(&name)?)
 }
 
 /// Runs on a thread that may block.
@@ -141,12 +176,8 @@ async fn change<T: Send + 'static>(
 fn answer<T: Serialize>(success: StatusCode, result: Result<T>) -> Response {
     match result {
         Ok(value) => json(success, &value),
-        Err(error) => failure(status_of(error.kind()), error),
+        Err(error) => Refusal::from(error).into_response(),
     }
-}
-
-fn failure(status: StatusCode, error: Error) -> Response {
-    json(status, &Failure { error })
 }
 
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {

@@ -87,7 +87,7 @@ class Pool:
         run(BIN / "uthin-fsck", "check", metadata)
         oracle = run(ROOT / "tools" / "oracle").strip().splitlines()[-1]
         run(Path(oracle) / "thin_check", metadata)
-        run(sys.executable, ROOT / "tests" / "oracle" / "verify.py", "--one", metadata, timeout=300)
+        run(sys.executable, ROOT / "tests" / "oracle" / "verify.py", metadata, timeout=300)
 
 
 def main(story):

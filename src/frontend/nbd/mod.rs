@@ -10,12 +10,17 @@
 //! - A request that was begun is finished, whatever becomes of its connection.
 
 mod address;
-pub mod handshake;
-pub mod options;
-pub mod protocol;
+mod connection;
+mod handshake;
+mod listen;
+mod options;
+mod protocol;
 mod server;
+mod session;
+mod validate;
 
 pub use address::Address;
+pub use handshake::Patience;
 pub use server::{Limits, Server};
 
 use crate::engine::VolumeLease;

@@ -83,6 +83,7 @@ macro_rules! numbers {
                 match self { $($name::$variant => $value,)* }
             }
             /// `None` for a number that we do not know.
+            #[allow(dead_code, reason = "only tests read what the server sends")]
             pub const fn from_number(number: $number) -> Option<Self> {
                 $(if number == $value { return Some($name::$variant); })*
                 None
@@ -258,6 +259,7 @@ impl OptionHeader {
     }
 
     /// As a client sends it.
+    #[cfg(test)]
     pub fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
@@ -313,6 +315,7 @@ impl RequestHeader {
     }
 
     /// As a client sends it.
+    #[cfg(test)]
     pub fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());

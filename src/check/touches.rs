@@ -1,0 +1,69 @@
+//! Which volumes a damaged block touches, and where: findings in the words that a user can act on.
+//!
+//! A second descent, only into what was flagged, once for every live volume: a node shared by many volumes was walked
+//! once, but its damage is everybody's.
+
+use super::report::{Severity, Touched};
+use super::walk::{Below, Place, Walk};
+use crate::format::MappingRecord;
+use crate::units::{MetaBlock, VolumeId};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Places named in all; a pool with ten thousand snapshots of one damaged volume needs no longer list.
+const TOUCHES_LIMIT: usize = 10_000;
+
+/// Adds to every finding about a block of mappings which parts of which of these volumes it touches.
+pub(super) fn attribute(walk: &mut Walk<'_>, roots: &[(VolumeId, MetaBlock)]) {
+    let mut found = Vec::new();
+    for (volume, root) in roots {
+        descend(walk, *volume, *root, &mut found);
+        if found.len() > TOUCHES_LIMIT {
+            found.truncate(TOUCHES_LIMIT);
+            let message =
+                format!("damage touches more than {TOUCHES_LIMIT} places in volumes; no more are listed");
+            walk.findings.note(Severity::Note, None, Place::Volumes(false), message);
+            break;
+        }
+    }
+    let mut by_block: HashMap<MetaBlock, Vec<(VolumeId, Range<u64>)>> = HashMap::new();
+    for (block, volume, keys) in found {
+        by_block.entry(block).or_default().push((volume, keys));
+    }
+    for (finding, narrower) in walk.findings.kept_mut() {
+        let Some(touched) = finding.block.and_then(|block| by_block.get(&block)) else { continue };
+        let parts = touched.iter().filter_map(|(volume, keys)| {
+            let only = narrower.clone().unwrap_or(0..u64::MAX);
+            let (begin, end) = (keys.start.max(only.start), keys.end.min(only.end));
+            (begin < end).then_some(Touched { volume: *volume, begin, end: (end < u64::MAX).then_some(end) })
+        });
+        finding.touches.extend(parts);
+    }
+}
+
+/// Collects the flagged blocks below a volume's root, each with the keys that it is responsible for.
+fn descend(
+    walk: &mut Walk<'_>,
+    volume: VolumeId,
+    root: MetaBlock,
+    found: &mut Vec<(MetaBlock, VolumeId, Range<u64>)>,
+) {
+    let place = Place::Mappings { volume: volume.get(), held: false };
+    let mut waiting = vec![(root, 0..u64::MAX, true)];
+    while let Some((number, keys, can_descend)) = waiting.pop() {
+        if walk.is_flagged(number) {
+            found.push((number, volume, keys.clone()));
+        }
+        let has_more = can_descend
+            && walk.known::<MappingRecord>(number).is_some_and(|subtree| subtree.is_flagged_below);
+        if !has_more || found.len() > TOUCHES_LIMIT {
+            continue;
+        }
+        if let Some(Below::Children(children)) = walk.below::<MappingRecord>(number, place, &mut |_| ()) {
+            let clipped = children.into_iter().map(|(child, range, fits)| {
+                (child, range.start.max(keys.start)..range.end.min(keys.end), fits)
+            });
+            waiting.extend(clipped);
+        }
+    }
+}

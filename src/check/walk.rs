@@ -1,0 +1,521 @@
+//! The walk over all trees: each distinct node is read once, judged, and its references counted.
+//!
+//! What a subtree holds is remembered by its root block ([`Subtree`]), so that a node shared by a thousand snapshots
+//! costs one read. Where a child does not fit into its parent (wrong key range or depth), it is reported and left out of
+//! what the parent holds. That is also what makes every later descent end: children that fit have disjoint key
+//! ranges, so no node is reached twice below the same root, and none below itself.
+
+use super::counts::{Counts, PAGE_ENTRIES};
+use super::report::{Findings, Found, Severity};
+use crate::checksum::BlockKind;
+use crate::disk::Disk;
+use crate::format::{
+    Block, DetailsRecord, Entries, IndexEntry, LargeCount, MappingRecord, Node, NodeHeader, NodeValue,
+    RootRecord, Superblock, smallest_occupancy,
+};
+use crate::units::{META_BLOCK_BYTES, META_BLOCKS_LIMIT, MetaBlock, SnapTime, VolumeId};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::ops::Range;
+
+/// No sound tree is deeper: five levels of nodes hold more entries than the largest metadata device has room for.
+const DEPTH_LIMIT: usize = 12;
+
+/// Which structure a block belongs to, in words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    Superblock,
+    HeldRoot,
+    /// The upper mapping tree; `true` where it is the metadata snapshot's.
+    Volumes(bool),
+    Details(bool),
+    Mappings {
+        volume: u64,
+        held: bool,
+    },
+    DataIndex,
+    DataLargeCounts,
+    DataBitmap(u64),
+    MetadataIndex,
+    MetadataLargeCounts,
+    MetadataBitmap(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |held: bool| if held { " of the metadata snapshot" } else { "" };
+        match *self {
+            Place::Superblock => write!(f, "superblock"),
+            Place::HeldRoot => write!(f, "metadata snapshot"),
+            Place::Volumes(held) => write!(f, "tree of volumes{}", of(held)),
+            Place::Details(held) => write!(f, "details of volumes{}", of(held)),
+            Place::Mappings { volume, held } => write!(f, "mappings of volume {volume}{}", of(held)),
+            Place::DataIndex => write!(f, "index of the data space map"),
+            Place::DataLargeCounts => write!(f, "large counts of the data space map"),
+            Place::DataBitmap(index) => write!(f, "bitmap {index} of the data space map"),
+            Place::MetadataIndex => write!(f, "index of the metadata space map"),
+            Place::MetadataLargeCounts => write!(f, "large counts of the metadata space map"),
+            Place::MetadataBitmap(index) => write!(f, "bitmap {index} of the metadata space map"),
+        }
+    }
+}
+
+/// What a tree's leaves hold. A node belongs to trees of one kind only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tree {
+    Volumes,
+    Mappings,
+    Details,
+    Index,
+    LargeCounts,
+}
+
+/// A value of some tree's leaves, and what seeing a leaf for the first time means.
+pub(super) trait LeafValue: NodeValue {
+    const TREE: Tree;
+    fn on_leaf(walk: &mut Walk<'_>, number: MetaBlock, place: Place, entries: Entries<'_, Self>);
+}
+
+/// What is below a node whose own bytes are sound.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Subtree {
+    tree: Tree,
+    /// First and last key; `None` when nothing below holds any.
+    span: Option<(u64, u64)>,
+    /// Entries of all leaves below.
+    pub(super) entries: u64,
+    /// Levels of nodes below; 0 for a leaf.
+    depth: usize,
+    own_entries: usize,
+    own_capacity: usize,
+    /// Whether something below was reported.
+    pub(super) is_flagged_below: bool,
+}
+
+impl Subtree {
+    /// Why this cannot be the child under `keys` of a parent whose children have `depth` levels below them.
+    fn misfit(&self, keys: &Range<u64>, depth: usize) -> Option<String> {
+        let (first, last) = self.span?;
+        if self.depth != depth {
+            Some(format!("{} levels below it, but {depth} below its siblings", self.depth))
+        } else if first < keys.start {
+            Some(format!("its first key {first} is below {}, the key its parent has for it", keys.start))
+        } else if last >= keys.end {
+            Some(format!("its last key {last} is not below {}, where its next sibling begins", keys.end))
+        } else {
+            None
+        }
+    }
+
+    fn fits(&self, keys: &Range<u64>, depth: usize) -> bool {
+        self.span.is_some() && self.misfit(keys, depth).is_none()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Visited {
+    /// Being walked right now.
+    Open,
+    /// Reported as no sound node of this kind of tree; nothing is known below.
+    Unreadable(Tree),
+    Read(Subtree),
+}
+
+/// Where a later descent can go from a node.
+pub(super) enum Below {
+    Leaf,
+    /// Children with the keys that each is responsible for, and whether it can be descended into.
+    Children(Vec<(MetaBlock, Range<u64>, bool)>),
+}
+
+/// The state of one check.
+pub(super) struct Walk<'a> {
+    disk: &'a dyn Disk,
+    pub(super) findings: Findings,
+    /// References to metadata blocks and to data blocks, as far as they were seen.
+    pub(super) metadata_counts: Counts,
+    pub(super) data_counts: Counts,
+    /// Something could not be read, so there may be more references than were counted.
+    pub(super) is_incomplete: bool,
+    data_blocks: u64,
+    now: SnapTime,
+    nodes: HashMap<MetaBlock, Visited>,
+    flagged: HashSet<MetaBlock>,
+    /// From the root of the tree that is being walked to the parent of the node at hand.
+    path: Vec<MetaBlock>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(disk: &'a dyn Disk, superblock: &Superblock, findings: Findings) -> Self {
+        let on_disk = (disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT);
+        // What the space map does not reach cannot be in use; a size that cannot be is reported with that map.
+        let of_pool = superblock.metadata_space_map.total_blocks.get();
+        let device_blocks = if (1..=on_disk).contains(&of_pool) { of_pool } else { on_disk };
+        let data_blocks = superblock.data_space_map.total_blocks.get();
+        // A device cannot have bitmaps for more data blocks than this, whatever its superblock says.
+        let counted_data_blocks = data_blocks.min(device_blocks * PAGE_ENTRIES);
+        Walk {
+            disk,
+            findings,
+            metadata_counts: Counts::new(device_blocks),
+            data_counts: Counts::new(counted_data_blocks),
+            is_incomplete: false,
+            data_blocks,
+            now: superblock.time,
+            nodes: HashMap::new(),
+            flagged: HashSet::new(),
+            path: Vec::new(),
+        }
+    }
+
+    pub(super) fn nodes_read(&self) -> u64 {
+        self.nodes.len() as u64
+    }
+
+    /// Blocks that are on the disk.
+    pub(super) fn device_blocks(&self) -> u64 {
+        self.disk.size_bytes() / META_BLOCK_BYTES as u64
+    }
+
+    pub(super) fn is_flagged(&self, number: MetaBlock) -> bool {
+        self.flagged.contains(&number)
+    }
+
+    /// Reports damage of a block.
+    pub(super) fn damage(&mut self, number: MetaBlock, place: Place, message: impl fmt::Display) {
+        self.damage_of_keys(number, place, None, message);
+    }
+
+    /// Reports damage that concerns only some of the keys below a block.
+    fn damage_of_keys(
+        &mut self,
+        number: MetaBlock,
+        place: Place,
+        keys: Option<Range<u64>>,
+        message: impl fmt::Display,
+    ) {
+        self.flagged.insert(number);
+        let found = Found { severity: Severity::Damage, block: Some(number), path: &self.path, keys };
+        self.findings.add(found, place, message);
+    }
+
+    /// As [`Walk::damage`], for what hides whatever is below the block.
+    pub(super) fn unreadable(&mut self, number: MetaBlock, place: Place, message: impl fmt::Display) {
+        self.is_incomplete = true;
+        self.damage(number, place, message);
+    }
+
+    /// Counts a reference to a metadata block. `false`, and a finding, when there is no such block.
+    pub(super) fn reference(&mut self, number: MetaBlock, place: Place) -> bool {
+        let exists = self.metadata_counts.add(number.0);
+        if !exists {
+            self.is_incomplete = true;
+            let parent = self.path.last().copied();
+            self.flagged.extend(parent);
+            let path = &self.path[..self.path.len().saturating_sub(1)];
+            let found = Found { severity: Severity::Damage, block: parent, path, keys: None };
+            let message = format_args!("refers to metadata block {number}, past the end of the metadata");
+            self.findings.add(found, place, message);
+        }
+        exists
+    }
+
+    /// Reads a block and checks what every kind of block has. `None`, and a finding, when it is not a `kind`.
+    pub(super) fn read(&mut self, number: MetaBlock, place: Place, kind: BlockKind) -> Option<Box<Block>> {
+        let mut block = Box::new(Block::ZERO);
+        let outcome = match self.disk.read_at(number.offset_bytes(), &mut block.0) {
+            Ok(()) => block.verify(number, kind).map_err(|error| strip_block(error.message(), number)),
+            Err(error) => Err(format!("cannot be read: {error}")),
+        };
+        match outcome {
+            Ok(()) => Some(block),
+            Err(message) => {
+                self.unreadable(number, place, message);
+                None
+            }
+        }
+    }
+
+    /// Counts the reference to a tree's root and walks what was not walked before. `None` when the root is of no use.
+    pub(super) fn tree<V: LeafValue>(&mut self, root: MetaBlock, place: Place) -> Option<Subtree> {
+        let above = std::mem::take(&mut self.path);
+        let subtree = self.node::<V>(root, place);
+        self.path = above;
+        subtree
+    }
+
+    fn node<V: LeafValue>(&mut self, number: MetaBlock, place: Place) -> Option<Subtree> {
+        if !self.reference(number, place) {
+            return None;
+        }
+        let subtree = match self.nodes.get(&number) {
+            None => self.visit::<V>(number, place)?,
+            Some(Visited::Unreadable(tree)) if *tree != V::TREE => self.visit::<V>(number, place)?,
+            Some(Visited::Read(subtree)) if subtree.tree == V::TREE => *subtree,
+            Some(Visited::Read(_)) => {
+                self.unreadable(number, place, "a node of another kind of tree is used here");
+                return None;
+            }
+            Some(Visited::Open) => {
+                self.unreadable(number, place, "the node is its own descendant");
+                return None;
+            }
+            Some(Visited::Unreadable(_)) => return None,
+        };
+        let fewest = smallest_occupancy(subtree.own_capacity);
+        let is_root = self.path.is_empty();
+        if !is_root && subtree.own_entries < fewest {
+            let found = subtree.own_entries;
+            let message =
+                format_args!("{found} entries, fewer than the {fewest} that a node below a root has");
+            self.damage(number, place, message);
+        }
+        Some(subtree)
+    }
+
+    /// Reads and judges a node for the first time.
+    fn visit<V: LeafValue>(&mut self, number: MetaBlock, place: Place) -> Option<Subtree> {
+        self.nodes.insert(number, Visited::Open);
+        let subtree = self.judge::<V>(number, place);
+        self.nodes.insert(number, subtree.map_or(Visited::Unreadable(V::TREE), Visited::Read));
+        subtree
+    }
+
+    fn judge<V: LeafValue>(&mut self, number: MetaBlock, place: Place) -> Option<Subtree> {
+        if self.path.len() >= DEPTH_LIMIT {
+            self.unreadable(
+                number,
+                place,
+                format_args!("deeper than {DEPTH_LIMIT} levels, as no tree can be"),
+            );
+            return None;
+        }
+        let block = self.read(number, place, BlockKind::Node)?;
+        let header = NodeHeader::decode(&block);
+        let node = match Node::<V>::parse(&block) {
+            Ok(node) => node,
+            Err(fault) => {
+                self.unreadable(number, place, fault);
+                return None;
+            }
+        };
+        if !header.has_usual_capacity() {
+            let room = header.max_entries.get();
+            self.damage(
+                number,
+                place,
+                format_args!("room for {room} entries: its siblings cannot share with it"),
+            );
+        }
+        let own_capacity = header.max_entries.get() as usize;
+        match node {
+            Node::Leaf(entries) => {
+                self.require_ascending(number, place, entries.keys_ascend())?;
+                V::on_leaf(self, number, place, entries);
+                Some(Subtree {
+                    tree: V::TREE,
+                    span: entries.key_span(),
+                    entries: entries.len() as u64,
+                    depth: 0,
+                    own_entries: entries.len(),
+                    own_capacity,
+                    is_flagged_below: false,
+                })
+            }
+            Node::Internal(entries) => {
+                self.require_ascending(number, place, entries.keys_ascend())?;
+                if entries.is_empty() {
+                    self.unreadable(number, place, "an internal node without children");
+                    return None;
+                }
+                let children = children_of(entries);
+                drop(block); // a deep descent need not hold every block on its way
+                Some(self.internal::<V>(number, place, &children, own_capacity))
+            }
+        }
+    }
+
+    fn require_ascending(&mut self, number: MetaBlock, place: Place, do_ascend: bool) -> Option<()> {
+        if !do_ascend {
+            self.unreadable(number, place, "its keys do not strictly increase");
+        }
+        do_ascend.then_some(())
+    }
+
+    /// Walks the children of an internal node and sums up those that fit.
+    fn internal<V: LeafValue>(
+        &mut self,
+        number: MetaBlock,
+        place: Place,
+        children: &[(MetaBlock, Range<u64>)],
+        own_capacity: usize,
+    ) -> Subtree {
+        let mut sum = Subtree {
+            tree: V::TREE,
+            span: None,
+            entries: 0,
+            depth: 0,
+            own_entries: children.len(),
+            own_capacity,
+            is_flagged_below: false,
+        };
+        let mut depth_below = None;
+        self.path.push(number);
+        for (child, keys) in children {
+            let Some(subtree) = self.node::<V>(*child, place) else {
+                sum.is_flagged_below = true;
+                continue;
+            };
+            let depth = *depth_below.get_or_insert(subtree.depth);
+            if let Some(why) = subtree.misfit(keys, depth) {
+                self.unreadable(*child, place, why);
+            } else if let Some((first, last)) = subtree.span {
+                sum.span = Some((sum.span.map_or(first, |span| span.0), last));
+                sum.entries += subtree.entries;
+            }
+            sum.is_flagged_below |= subtree.is_flagged_below || self.is_flagged(*child);
+        }
+        self.path.pop();
+        sum.depth = depth_below.map_or(0, |depth| depth + 1);
+        sum
+    }
+
+    /// What is known below a node, if it was read as one of these trees.
+    pub(super) fn known<V: LeafValue>(&self, number: MetaBlock) -> Option<Subtree> {
+        match self.nodes.get(&number) {
+            Some(Visited::Read(subtree)) if subtree.tree == V::TREE => Some(*subtree),
+            Some(Visited::Read(_) | Visited::Open | Visited::Unreadable(_)) | None => None,
+        }
+    }
+
+    /// Reads a node again that was read before and hands the entries of a leaf to `on_leaf`.
+    pub(super) fn below<V: LeafValue>(
+        &mut self,
+        number: MetaBlock,
+        place: Place,
+        on_leaf: &mut dyn FnMut(Entries<'_, V>),
+    ) -> Option<Below> {
+        let subtree = self.known::<V>(number)?;
+        let block = self.read(number, place, BlockKind::Node)?;
+        // It was sound a moment ago; a disk that has changed its mind answers nothing here.
+        match Node::<V>::parse(&block).ok()? {
+            Node::Leaf(entries) => {
+                on_leaf(entries);
+                Some(Below::Leaf)
+            }
+            Node::Internal(entries) => {
+                let depth = subtree.depth.checked_sub(1)?;
+                let children = children_of(entries).into_iter().map(|(child, keys)| {
+                    let fits = self.known::<V>(child).is_some_and(|subtree| subtree.fits(&keys, depth));
+                    (child, keys, fits)
+                });
+                Some(Below::Children(children.collect()))
+            }
+        }
+    }
+
+    /// All entries of a walked tree, in the order of their keys, what is damaged left out.
+    pub(super) fn entries<V: LeafValue>(&mut self, root: MetaBlock, place: Place) -> Vec<(u64, V)> {
+        let mut found = Vec::new();
+        let mut waiting = vec![root];
+        while let Some(number) = waiting.pop() {
+            let below = self.below::<V>(number, place, &mut |entries| found.extend(entries.iter()));
+            if let Some(Below::Children(children)) = below {
+                let fitting = children.into_iter().rev().filter(|(_, _, fits)| *fits);
+                waiting.extend(fitting.map(|(child, _, _)| child));
+            }
+        }
+        found
+    }
+}
+
+/// Children with the keys that each is responsible for. The last one's end is `u64::MAX`, which no key needs.
+fn children_of(entries: Entries<'_, zerocopy::little_endian::U64>) -> Vec<(MetaBlock, Range<u64>)> {
+    let end = |index: usize| entries.keys.get(index + 1).map_or(u64::MAX, |key| key.get());
+    (0..entries.len()).map(|index| (entries.child(index), entries.key(index)..end(index))).collect()
+}
+
+/// The format names the block in its messages; a finding names it itself.
+fn strip_block(message: &str, number: MetaBlock) -> String {
+    message.strip_prefix(&format!("metadata block {number}: ")).unwrap_or(message).to_owned()
+}
+
+impl LeafValue for RootRecord {
+    const TREE: Tree = Tree::Volumes;
+
+    fn on_leaf(walk: &mut Walk<'_>, number: MetaBlock, place: Place, entries: Entries<'_, Self>) {
+        let held = place == Place::Volumes(true);
+        for (volume, root) in entries.iter() {
+            if VolumeId::new(volume).is_none() {
+                let message = format_args!("volume number {volume} is above {}", VolumeId::MAX);
+                walk.damage(number, place, message);
+            }
+            walk.tree::<MappingRecord>(root.root(), Place::Mappings { volume, held });
+        }
+    }
+}
+
+impl LeafValue for MappingRecord {
+    const TREE: Tree = Tree::Mappings;
+
+    fn on_leaf(walk: &mut Walk<'_>, number: MetaBlock, place: Place, entries: Entries<'_, Self>) {
+        let (data_blocks, now) = (walk.data_blocks, walk.now);
+        let mut outside = Misplaced::default();
+        let mut ahead = Misplaced::default();
+        for (key, record) in entries.iter() {
+            let mapping = record.mapping();
+            if mapping.block.0 >= data_blocks {
+                outside.add(key, mapping.block.0);
+            } else {
+                // A block without a bitmap is reported with the space map; here there is nothing to count.
+                let _ = walk.data_counts.add(mapping.block.0);
+            }
+            if mapping.time > now {
+                ahead.add(key, u64::from(mapping.time.0));
+            }
+        }
+        if let Some((keys, words)) = outside.words() {
+            let message = format_args!("{words} to a data block past the end, {data_blocks} blocks");
+            walk.damage_of_keys(number, place, Some(keys), message);
+        }
+        if let Some((keys, words)) = ahead.words() {
+            let message = format_args!("{words} at a time after the pool's own, {}", now.0);
+            walk.damage_of_keys(number, place, Some(keys), message);
+        }
+    }
+}
+
+/// Mappings of one leaf with the same fault.
+#[derive(Default)]
+struct Misplaced {
+    first: Option<(u64, u64)>,
+    last_key: u64,
+    more: usize,
+}
+
+impl Misplaced {
+    fn add(&mut self, key: u64, value: u64) {
+        self.more += usize::from(self.first.is_some());
+        self.first.get_or_insert((key, value));
+        self.last_key = key;
+    }
+
+    fn words(&self) -> Option<(Range<u64>, String)> {
+        let (key, value) = self.first?;
+        let more = if self.more > 0 { format!(" (and {} more)", self.more) } else { String::new() };
+        let words = format!("virtual block {key}{more} is mapped, with {value},");
+        Some((key..self.last_key.saturating_add(1), words))
+    }
+}
+
+/// Values that point at nothing the walk would follow.
+macro_rules! plain_values {
+    ($($value:ty => $tree:expr),*) => {
+        $(impl LeafValue for $value {
+            const TREE: Tree = $tree;
+            fn on_leaf(_: &mut Walk<'_>, _: MetaBlock, _: Place, _: Entries<'_, Self>) {}
+        })*
+    };
+}
+
+plain_values!(DetailsRecord => Tree::Details, IndexEntry => Tree::Index, LargeCount => Tree::LargeCounts);

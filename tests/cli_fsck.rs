@@ -1,0 +1,243 @@
+//! `uthin-fsck` as scripts and people meet it: exit codes, words, JSON, bad input; and beside independent checkers.
+
+mod oracle;
+
+use oracle::Opinion;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+use uthin::checksum::BlockKind;
+use uthin::disk::{FileDisk, OpenMode};
+use uthin::format::Block;
+use uthin::units::MetaBlock;
+
+fn fsck() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_uthin-fsck"))
+}
+
+/// Exit status, standard output, standard error.
+fn told(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    (output.status.code().expect("not killed"), text(&output.stdout), text(&output.stderr))
+}
+
+fn run(arguments: &[&str], file: &Path) -> (i32, String, String) {
+    told(&fsck().args(arguments).arg(file).output().expect("it starts"))
+}
+
+fn fixture_names() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let files = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    let names = files.map(|name| name.to_string_lossy().into_owned());
+    let mut names: Vec<_> =
+        names.filter_map(|name| Some(name.strip_suffix(".bin.zst")?.to_owned())).collect();
+    names.sort();
+    assert_eq!(names.len(), 20);
+    names
+}
+
+/// Unpacks a fixture, by its full name, into `folder`.
+fn unpack(folder: &TempDir, name: &str) -> PathBuf {
+    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.bin.zst"));
+    let mut decoder = zstd::Decoder::new(fs::File::open(packed).expect("a fixture")).expect("zstd");
+    decoder.window_log_max(31).expect("a legal window");
+    let path = folder.path().join(name);
+    std::io::copy(&mut decoder, &mut fs::File::create(&path).expect("a file")).expect("it unpacks");
+    path
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+#[test]
+fn agrees_with_independent_checkers_on_what_the_kernel_wrote() {
+    let folder = folder();
+    for name in fixture_names() {
+        let path = unpack(&folder, &name);
+        let before = fs::read(&path).expect("it is there");
+        let (status, text, errors) = run(&["check"], &path);
+        let ours = match status {
+            0 => Opinion::Clean,
+            3 => Opinion::Leaks,
+            _ => Opinion::Damage,
+        };
+        assert_eq!(errors, "");
+        assert_eq!(ours, oracle::verify(&path).0, "{name}:\n{text}");
+        let refuses = oracle::thin_check(&path).0 == Opinion::Damage;
+        assert_eq!(ours != Opinion::Clean, refuses, "{name}:\n{text}");
+        assert!(fs::read(&path).expect("it is there") == before, "{name} was changed");
+    }
+}
+
+#[test]
+fn finds_what_independent_checkers_find() {
+    let folder = folder();
+    let path = unpack(&folder, "10-needs-check");
+    let good = fs::read(&path).expect("it is there");
+    // Blocks that the image uses, the superblock first; thin_check does not look at every one of the superblock's bytes.
+    let used: Vec<usize> =
+        (0..good.len() / 4096).filter(|i| good[i * 4096..][..4].iter().any(|b| *b != 0)).collect();
+    for block in used.into_iter().step_by(7) {
+        let mut bad = good.clone();
+        bad[block * 4096 + 1000] ^= 0x40;
+        fs::write(&path, &bad).expect("written");
+        let (opinion, words) = oracle::verify(&path);
+        let (status, text, _) = run(&["check"], &path);
+        assert_eq!(status == 4, opinion == Opinion::Damage, "block {block}: {words}\n{text}");
+        assert_eq!(status == 4, oracle::thin_check(&path).0 == Opinion::Damage, "block {block}:\n{text}");
+    }
+}
+
+#[test]
+fn exit_status_and_words_tell_the_verdict() {
+    let folder = folder();
+    let clean = unpack(&folder, "04-snap-diverged");
+    let (status, text, _) = run(&["check"], &clean);
+    assert_eq!(status, 0);
+    assert!(text.ends_with("\nclean\n"), "{text}");
+    assert!(text.contains("2, with 53427 mappings"), "{text}");
+    assert!(text.contains("34435 of 100000 blocks of 64 KiB"), "{text}");
+
+    let leaked = unpack(&folder, "19-leaked");
+    let (status, text, _) = run(&["check"], &leaked);
+    assert_eq!(status, 3);
+    assert!(text.contains("data blocks 1000 to 1009: count 1, and nothing refers to them"), "{text}");
+    assert!(text.contains("safe to use, 10 data blocks"), "{text}");
+
+    let mut bytes = fs::read(&clean).expect("it is there");
+    bytes[372 * 4096 + 100] ^= 1;
+    fs::write(&clean, bytes).expect("written");
+    let (status, text, _) = run(&["check"], &clean);
+    assert_eq!(status, 4);
+    assert!(text.contains("damage: mappings of volume 0, metadata block 372: bad checksum"), "{text}");
+    assert!(text.contains("touches volume 0, bytes 1376256 to 16580608"), "{text}");
+    assert!(text.contains("DAMAGED in"), "{text}");
+    for quiet in ["-q", "--quiet"] {
+        assert_eq!(run(&["check", quiet], &clean), (4, String::new(), String::new()));
+    }
+}
+
+#[test]
+fn json_carries_everything() {
+    let folder = folder();
+    let path = unpack(&folder, "19-leaked");
+    let (status, text, _) = run(&["check", "--json"], &path);
+    assert_eq!(status, 3);
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["schema"], "uthin/v1");
+    assert_eq!(report["verdict"], "leaks");
+    assert_eq!(report["data"]["unreferenced"], 10);
+    assert_eq!(report["findings"][0]["severity"], "leak");
+    assert_eq!(report["volumes"][0]["mapped_blocks"], 1000);
+
+    let (status, out, errors) = run(&["check", "--json"], Path::new("/nonexistent/metadata"));
+    assert_eq!((status, out.as_str()), (1, ""));
+    let error: serde_json::Value = serde_json::from_str(&errors).expect("JSON");
+    assert_eq!(error["error"]["code"], "not-found");
+    assert!(error["error"]["hint"].as_str().is_some_and(|hint| hint.contains("POOL/metadata")));
+}
+
+#[test]
+fn the_name_thin_check_has_that_tools_exit_codes() {
+    let folder = folder();
+    let clean = unpack(&folder, "01-empty");
+    let leaked = unpack(&folder, "19-leaked");
+    let damaged = unpack(&folder, "02-seq");
+    let mut bytes = fs::read(&damaged).expect("it is there");
+    bytes[4000] ^= 1;
+    fs::write(&damaged, bytes).expect("written");
+
+    let by_name = |arguments: &[&str], file: &Path| {
+        told(&fsck().arg0("/sbin/thin_check").args(arguments).arg(file).output().expect("it starts"))
+    };
+    let by_word = |arguments: &[&str], file: &Path| run(&[&["thin_check"], arguments].concat(), file);
+    for call in [&by_name as &dyn Fn(&[&str], &Path) -> _, &by_word] {
+        for (file, expected) in [(&clean, 0), (&leaked, 0), (&damaged, 1)] {
+            assert_eq!(call(&["-q"], file), (expected, String::new(), String::new()));
+        }
+        let (status, text, _) = call(&[], &leaked);
+        assert_eq!(status, 0, "a leak keeps no machine from booting");
+        assert!(text.contains("leaks only"), "{text}");
+        let (status, _, errors) = call(&[], Path::new("/nonexistent"));
+        assert_eq!(status, 1);
+        assert!(errors.starts_with("thin_check: /nonexistent: no such file"), "{errors}");
+        assert_eq!(call(&["--no-such-option"], &clean).0, 1);
+    }
+}
+
+#[test]
+fn wrong_usage_is_2_and_help_is_0() {
+    let status = |arguments: &[&str]| told(&fsck().args(arguments).output().expect("it starts")).0;
+    for wrong in [&[][..], &["check"], &["check", "a", "b"], &["mend", "a"], &["check", "-q", "--json", "a"]]
+    {
+        assert_eq!(status(wrong), 2, "{wrong:?}");
+    }
+    for right in [&["--help"][..], &["--version"], &["check", "--help"], &["thin_check", "--help"]] {
+        assert_eq!(status(right), 0, "{right:?}");
+    }
+}
+
+/// Makes the superblock one of another version, sound in itself.
+fn change_version(path: &Path, version: u8) {
+    let mut bytes = fs::read(path).expect("it is there");
+    let mut block = Block(*bytes.first_chunk().expect("a block"));
+    block.0[40] = version;
+    block.seal(MetaBlock::SUPERBLOCK, BlockKind::Superblock);
+    bytes[..4096].copy_from_slice(&block.0);
+    fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn bad_input_gets_one_clear_error() {
+    let folder = folder();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).expect("written");
+        path
+    };
+    fs::create_dir(folder.path().join("pool")).expect("a directory");
+    let inside = file("pool/metadata", &[0; 4096]);
+    let unpacked = unpack(&folder, "03-random-runs");
+    let newer = unpack(&folder, "01-empty");
+    change_version(&newer, 3);
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo starts").success());
+    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/03-random-runs.bin.zst");
+    let cases = [
+        (folder.path().join("none"), "no such file"),
+        (folder.path().join("pool"), "check "),
+        (inside, "all zeros"),
+        (fifo, "neither a file nor a block device"),
+        (file("empty", b""), "0 bytes are too few"),
+        (file("small", &[1; 4095]), "4095 bytes are too few"),
+        (file("small.xml", b"<superblock uuid=\"\" time=\"0\" transaction=\"0\">\n"), "thin_restore"),
+        (file("large.xml", &[&b"<superblock"[..], &[b' '; 8192]].concat()), "thin_restore"),
+        (file("noise", &[0x5a; 8192]), "neither magic nor checksum"),
+        (packed, "compressed with zstd"),
+        (newer, "found metadata version 3, expected 2"),
+    ];
+    for (path, words) in cases {
+        let (status, out, errors) = run(&["check"], &path);
+        assert_eq!((status, out.as_str()), (1, ""), "{}: {errors}", path.display());
+        assert!(errors.starts_with("uthin-fsck: ") && errors.contains(words), "{}: {errors}", path.display());
+        assert_eq!(errors.matches("uthin-fsck: ").count(), 1);
+    }
+
+    let _held = FileDisk::open(&unpacked, OpenMode::ReadWrite).expect("nobody else has it");
+    let (status, _, errors) = run(&["check"], &unpacked);
+    assert_eq!(status, 1);
+    assert!(errors.contains(&std::process::id().to_string()), "it names the owner: {errors}");
+}
+
+#[test]
+fn a_reader_that_goes_away_changes_nothing() {
+    let folder = folder();
+    let path = unpack(&folder, "19-leaked");
+    let mut child =
+        fsck().args(["check", "--json"]).arg(path).stdout(Stdio::piped()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(3));
+}

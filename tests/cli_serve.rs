@@ -1,0 +1,388 @@
+//! `uthin serve` and the commands that go through it, with a client of its own, through the real binary.
+
+mod cli_common;
+
+use cli_common::{POOL, Place, nbd};
+use rustix::process::Signal;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// A pool with a volume `v` of 64 MiB.
+fn place_with_volume(size: &str) -> Place {
+    let place = Place::with_pool(size);
+    place.ok(&["volume", "create", "./p/v", "--size", "64M"]);
+    place
+}
+
+/// Waits for something that the daemon does in its own time.
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: it does not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let control = std::fs::metadata(place.path("p/control.sock")).expect("there");
+    assert!(control.file_type().is_socket());
+    assert_eq!(control.permissions().mode() & 0o777, 0o600);
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(status["served_by"]["pid"], daemon.pid());
+    let uri = place.json(&["volume", "list", POOL])["volumes"][0]["exports"][0].as_str().map(str::to_owned);
+    let socket = place.path("p/nbd.sock").canonicalize().expect("there");
+    assert_eq!(uri, Some(format!("nbd+unix:///v?socket={}", socket.display())));
+
+    let mut client = place.connect("v");
+    assert_eq!(client.size_bytes, 64 << 20);
+    client.write(1 << 20, &[1; 100 * 512]).expect("there is space");
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    client.write(1 << 20, &[2; 512]).expect("there is space");
+    client.flush().expect("flushed");
+    let mut snapshot = place.connect("s");
+    assert_eq!(snapshot.read(1 << 20, 1024), Ok(vec![1; 1024]));
+    assert_eq!(client.read(1 << 20, 1024), Ok([[2; 512], [1; 512]].concat()));
+    assert_eq!(client.read(0, 512), Ok(vec![0; 512]));
+    let volumes = place.json(&["volume", "list", POOL]);
+    assert_eq!((&volumes["volumes"][1]["name"], &volumes["volumes"][1]["open"]), (&"v".into(), &1.into()));
+    drop((client, snapshot));
+
+    assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p closed\n");
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(place.files("p"), ["catalog.json", "data", "metadata"], "no socket is left");
+    assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p was not being served\n");
+    assert_eq!(place.names(), ["s", "v"]);
+    let daemon = place.serve(&[]);
+    assert_eq!(place.connect("s").read(1 << 20, 512), Ok(vec![1; 512]));
+    assert_eq!(place.connect("v").read(1 << 20, 512), Ok(vec![2; 512]));
+    assert_eq!(daemon.signal(Signal::TERM), 0);
+    assert_eq!(place.files("p"), ["catalog.json", "data", "metadata"]);
+    assert_eq!(place.serve(&[]).signal(Signal::INT), 0);
+}
+
+#[test]
+fn commands_go_through_the_daemon_and_a_second_daemon_does_not() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    place.ok(&["volume", "create", "./p/w", "--size", "1G"]);
+    assert_eq!(place.connect("w").size_bytes, 1 << 30, "an export at once");
+    place.fails(&["volume", "create", "./p/w", "--size", "1G"], 5, "exists already").hint();
+    place.fails(&["volume", "create", "./p/x", "--size", "1000"], 2, "multiples of 512").hint();
+    place.fails(&["volume", "delete", "./p/x"], 5, "there is no volume `x`");
+    place.fails(&["volume", "snapshot", "./p/x", "y"], 5, "there is no volume `x`");
+    place.ok(&["volume", "delete", "./p/w"]);
+    assert!(nbd::Client::connect(&place.path("p/nbd.sock"), "w").is_err(), "no export any more");
+    assert_eq!(place.names(), ["v"]);
+    let outcome = place.fails(&["serve", POOL], 6, "in use by");
+    assert!(outcome.stderr.contains(&daemon.pid().to_string()), "{outcome:?}");
+    assert!(place.path("p/control.sock").exists(), "the first one's socket stays");
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn a_volume_in_use_is_not_deleted() {
+    let place = place_with_volume("1G");
+    let _daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    let outcome = place.fails(&["volume", "delete", "./p/v"], 6, "volume `v` is in use by a client");
+    outcome.hint();
+    client.write(0, &[1; 512]).expect("nothing has changed for it");
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    place.ok(&["volume", "delete", "./p/s"]);
+    drop(client);
+    eventually("the client's hold ends", || place.run(&["volume", "delete", "./p/v"]).code == 0);
+    assert_eq!(place.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_pool_that_opens_and_what_was_flushed() {
+    let place = place_with_volume("1G");
+    for round in 1..=3_u8 {
+        let daemon = place.serve(&[]);
+        let mut client = place.connect("v");
+        client.write(u64::from(round) << 20, &[round; 4096]).expect("there is space");
+        client.flush().expect("flushed");
+        place.ok(&["volume", "snapshot", "./p/v", &format!("s{round}")]);
+        daemon.kill();
+        assert!(place.path("p/control.sock").exists(), "nobody has removed it");
+        // Sockets of the dead do not keep commands from the pool.
+        assert_eq!(place.names().len(), usize::from(round) + 1);
+        assert_eq!(place.notes(), "[]");
+        place.ok(&["volume", "create", &format!("./p/w{round}"), "--size", "1M"]);
+        place.ok(&["volume", "delete", &format!("./p/w{round}")]);
+    }
+    let daemon = place.serve(&[]);
+    for round in 1..=3_u8 {
+        assert_eq!(place.connect("v").read(u64::from(round) << 20, 4096), Ok(vec![round; 4096]));
+        let mut snapshot = place.connect(&format!("s{round}"));
+        assert_eq!(snapshot.read(u64::from(round) << 20, 4096), Ok(vec![round; 4096]));
+        assert_eq!(
+            snapshot.read(u64::from(round + 1) << 20, 512),
+            Ok(vec![0; 512]),
+            "a later write is not in it"
+        );
+    }
+    daemon.kill();
+    assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p was not being served\n");
+}
+
+#[test]
+fn a_full_pool_tells_the_client_and_deleting_makes_room() {
+    let place = Place::with_pool("4M");
+    place.ok(&["volume", "create", "./p/v", "--size", "64M"]);
+    place.ok(&["volume", "create", "./p/w", "--size", "64M"]);
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    place.connect("w").write(0, &[9; 65_536]).expect("there is space");
+    let written =
+        (0..100_u64).take_while(|block| client.write(block << 16, &[1; 65_536]).is_ok()).count() as u64;
+    assert_eq!(written, 63);
+    assert_eq!(client.write(written << 16, &[1; 512]), Err(nbd::NO_SPACE));
+    assert_eq!(client.write(0, &[2; 512]), Ok(()), "an overwrite needs no space");
+    assert_eq!(client.flush(), Ok(()));
+    assert_eq!(client.read((written - 1) << 16, 512), Ok(vec![1; 512]));
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!((&status["mode"], &status["data"]["free_bytes"]), (&"out_of_data_space".into(), &0.into()));
+    let line = place.ok(&["pool", "status", POOL, "--format", "dm"]);
+    assert!(line.contains(" 64/64 - out_of_data_space "), "{line}");
+    // Volumes come and go on a full pool.
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    assert_eq!(client.write(0, &[3; 512]), Err(nbd::NO_SPACE), "a shared block must be copied");
+    place.ok(&["volume", "delete", "./p/s"]);
+    eventually("the first client's hold ends", || place.run(&["volume", "delete", "./p/w"]).code == 0);
+    eventually("a block is free", || client.write(written << 16, &[1; 512]).is_ok());
+    assert_eq!(place.json(&["pool", "status", POOL])["mode"], "rw");
+    assert_eq!(client.trim(0, 10 << 16), Ok(()));
+    client.flush().expect("flushed");
+    eventually("discarded blocks are free", || client.write(63 << 16, &[1; 65_536]).is_ok());
+    drop(client);
+    assert_eq!(daemon.signal(Signal::TERM), 0);
+    let place_after = place.json(&["pool", "status", POOL]);
+    assert_eq!(place_after["data"]["used_bytes"], (63 - 10 + 1 + 1 - i32::from(written == 63)) * 65_536);
+}
+
+#[test]
+fn the_space_of_a_deleted_volume_goes_back_to_the_filesystem_or_not() {
+    for (discard, word, goes) in
+        [("passdown", "discard_passdown", true), ("nopassdown", "no_discard_passdown", false)]
+    {
+        let place = place_with_volume("1G");
+        let daemon = place.serve(&["--discard", discard]);
+        assert!(place.ok(&["pool", "status", POOL, "--format", "dm"]).contains(&format!(" {word} ")));
+        let mut client = place.connect("v");
+        (0..32_u64).for_each(|step| client.write(step << 20, &[1; 1 << 20]).expect("there is space"));
+        client.flush().expect("flushed");
+        drop(client);
+        let stored = || std::fs::metadata(place.path("p/data")).expect("there").blocks() * 512;
+        assert!(stored() >= 32 << 20);
+        eventually("the client's hold ends", || place.run(&["volume", "delete", "./p/v"]).code == 0);
+        if goes {
+            eventually("the file shrinks", || stored() < 1 << 20);
+        }
+        place.ok(&["pool", "close", POOL]);
+        assert_eq!(daemon.wait(), 0);
+        assert_eq!(stored() < 1 << 20, goes);
+        assert_eq!(place.json(&["pool", "status", POOL])["data"]["used_bytes"], 0);
+    }
+}
+
+#[test]
+fn listeners_are_where_they_were_asked_for() {
+    let place = place_with_volume("1G");
+    let elsewhere = place.path("elsewhere.sock");
+    let address = format!("unix:{}", elsewhere.display());
+    let daemon = place.serve(&["--nbd", &address, "--nbd", "tcp:127.0.0.1:0"]);
+    let status = place.json(&["pool", "status", POOL]);
+    let exports: Vec<_> =
+        status["exports"].as_array().expect("a list").iter().filter_map(|uri| uri.as_str()).collect();
+    assert_eq!(exports.len(), 2);
+    assert!(exports[1].starts_with("nbd://127.0.0.1:") && !exports[1].contains(":0/"), "{exports:?}");
+    assert!(nbd::Client::connect(&elsewhere, "v").is_ok());
+    assert!(!place.path("p/nbd.sock").exists());
+    assert_eq!(daemon.signal(Signal::TERM), 0);
+    assert!(!elsewhere.exists());
+    place.fails(&["serve", POOL, "--nbd", "tcp:0.0.0.0:0"], 2, "0.0.0.0");
+    let long = format!("unix:{}", place.path(&"x".repeat(108)).display());
+    place.fails(&["serve", POOL, "--nbd", &long], 2, "");
+    let busy = place.serve(&["--nbd", &address]);
+    let other = Place::with_pool("1G");
+    other.fails(&["serve", POOL, "--nbd", &address], 6, "elsewhere.sock");
+    assert!(!other.path("p/control.sock").exists(), "a daemon that cannot start leaves nothing");
+    other.ok(&["volume", "create", "./p/v", "--size", "1M"]);
+    busy.kill();
+}
+
+/// One exchange on the control socket, by hand.
+fn http(place: &Place, request: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(place.path("p/control.sock")).expect("a daemon listens");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    (status, answer.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned()))
+}
+
+fn ask(place: &Place, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    let (status, body) = http(place, &request);
+    (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
+}
+
+#[test]
+fn the_control_socket_keeps_to_its_documentation() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let code = |(status, answer): (u16, serde_json::Value)| {
+        assert!(answer["error"]["message"].is_string(), "{answer}");
+        (status, answer["error"]["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let is = |status: u16, code: &str| (status, code.to_owned());
+    let (status, pool) = ask(&place, "GET", "/v1/pool", "");
+    assert_eq!((status, &pool["schema"]), (200, &"uthin/v1".into()));
+    assert_eq!(pool, place.json(&["pool", "status", POOL]), "the command line says the same");
+    let (status, made) = ask(&place, "POST", "/v1/volumes", r#"{"name": "w", "size_bytes": 1024}"#);
+    assert_eq!((status, &made["name"], &made["size_bytes"]), (201, &"w".into(), &1024.into()));
+    let (status, made) = ask(&place, "POST", "/v1/volumes/w/snapshot", r#"{"name": "s"}"#);
+    assert_eq!((status, &made["origin"]), (201, &"w".into()));
+    let (status, list) = ask(&place, "GET", "/v1/volumes", "");
+    assert_eq!((status, list["volumes"].as_array().map(Vec::len)), (200, Some(3)));
+    let (status, deleted) = ask(&place, "DELETE", "/v1/volumes/w", "");
+    assert_eq!((status, &deleted["finished"]), (200, &true.into()));
+
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "s", "size_bytes": 512}"#)),
+        is(409, "exists")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "7", "size_bytes": 512}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "a/b", "size_bytes": 512}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": 5}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": -5}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(
+        code(ask(&place, "POST", "/v1/volumes", r#"{"name": "x", "size_bytes": 512, "y": 1}"#)),
+        is(400, "invalid")
+    );
+    assert_eq!(code(ask(&place, "POST", "/v1/volumes", "no JSON")), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "POST", "/v1/volumes", "")), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "POST", "/v1/volumes/x/snapshot", r#"{"name": "y"}"#)), is(404, "not-found"));
+    assert_eq!(code(ask(&place, "POST", "/v1/volumes/-x/snapshot", r#"{"name": "y"}"#)), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "DELETE", "/v1/volumes/%2e%2e%2fx", "")), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "DELETE", "/v1/volumes/x", "")), is(404, "not-found"));
+    assert_eq!(code(ask(&place, "DELETE", "/v1/pool", "")), is(405, "invalid"));
+    assert_eq!(code(ask(&place, "GET", "/", "")), is(404, "not-found"));
+    let client = place.connect("v");
+    assert_eq!(code(ask(&place, "DELETE", "/v1/volumes/v", "")), is(409, "busy"));
+    drop(client);
+
+    let large = format!(r#"{{"name": "{}", "size_bytes": 512}}"#, "x".repeat(70_000));
+    assert_eq!(code(ask(&place, "POST", "/v1/volumes", &large)), is(413, "invalid"));
+    assert_eq!(http(&place, "\0\0\0 nonsense\r\n\r\n").0, 400);
+    // Clients that say nothing, or half of it, are nobody's problem: neither now nor when the daemon ends.
+    let _silent = UnixStream::connect(place.path("p/control.sock")).expect("a daemon listens");
+    let mut half = UnixStream::connect(place.path("p/control.sock")).expect("a daemon listens");
+    half.write_all(b"POST /v1/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").expect("written");
+    assert_eq!(ask(&place, "GET", "/v1/pool", "").0, 200);
+    let (status, closed) = ask(&place, "POST", "/v1/close", "");
+    assert_eq!((status, &closed["pid"]), (200, &daemon.pid().into()));
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(place.names(), ["s", "v"]);
+}
+
+#[test]
+fn many_clients_of_the_control_socket_at_once() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    std::thread::scope(|scope| {
+        for worker in 0..8 {
+            let place = &place;
+            scope.spawn(move || {
+                for round in 0..6 {
+                    let name = format!("w{worker}-{round}");
+                    place.ok(&["volume", "snapshot", "./p/v", &name]);
+                    assert!(place.names().contains(&name));
+                    if round % 2 == 0 {
+                        place.ok(&["volume", "delete", &format!("./p/{name}")]);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(place.names().len(), 1 + 8 * 3);
+    daemon.kill();
+    assert_eq!(place.names().len(), 1 + 8 * 3);
+    assert_eq!(place.notes(), "[]");
+    assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 1 + 8 * 9);
+}
+
+#[test]
+fn a_pool_deep_down_has_a_control_socket_all_the_same() {
+    let place = Place::empty();
+    let deep = format!("./{}/{}", "d".repeat(90), "e".repeat(90));
+    std::fs::create_dir_all(place.path(&deep)).expect("made");
+    let pool = format!("{deep}/p");
+    place.ok(&["pool", "create", &pool, "--size", "1G"]);
+    let outcome = place.fails(&["serve", &pool], 2, "socket");
+    assert!(outcome.hint().contains("--nbd"), "{outcome:?}");
+    let socket = place.path("n.sock");
+    let mut daemon = place
+        .command(&["serve", &pool, "--nbd", &format!("unix:{}", socket.display())])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut ready = [0; 6];
+    daemon.stdout.take().expect("piped").read_exact(&mut ready).expect("it is ready");
+    assert_eq!(&ready, b"ready\n");
+    place.ok(&["volume", "create", &format!("{pool}/v"), "--size", "1M"]);
+    assert!(nbd::Client::connect(&socket, "v").is_ok());
+    place.ok(&["pool", "close", &pool]);
+    assert!(daemon.wait().expect("ours").success());
+}
+
+/// A limit on the size of files stands in for a disk that fails: writes beyond it do.
+#[test]
+fn a_disk_that_fails_stops_the_pool_and_opening_again_puts_it_right() {
+    let place = place_with_volume("1G");
+    let script = format!("trap '' XFSZ; ulimit -f 200; exec {} serve {POOL}", env!("CARGO_BIN_EXE_uthin"));
+    let daemon = place.serve_by(std::process::Command::new("sh").args(["-c", &script]));
+    let failed =
+        (0..100).map(|number| place.run(&["volume", "create", &format!("./p/w{number}"), "--size", "1M"]));
+    let failed: Vec<_> = failed.skip_while(|outcome| outcome.code == 0).take(2).collect();
+    assert_eq!(failed.iter().map(|outcome| outcome.code).collect::<Vec<_>>(), [1, 1], "{failed:?}");
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(status["mode"], "fail");
+    assert!(
+        status["failure"]["message"].as_str().is_some_and(|message| message.contains("metadata")),
+        "{status}"
+    );
+    assert_eq!(place.ok(&["pool", "status", POOL, "--format", "dm"]), "Fail\n");
+    assert!(place.ok(&["pool", "status", POOL]).contains("failure: "));
+    let made = status["volumes"].as_u64().expect("a number");
+    place.fails(&["pool", "close", POOL], 1, "failed");
+    assert_eq!(daemon.wait(), 1, "what was not flushed is lost, and the daemon says so");
+    let names = place.names();
+    assert!((made - 1..=made).contains(&(names.len() as u64)), "{names:?}, {made} before");
+    place.ok(&["volume", "create", "./p/again", "--size", "1M"]);
+    assert_eq!(place.serve(&[]).signal(Signal::TERM), 0);
+    assert_eq!(place.names().len(), names.len() + 1);
+}
