@@ -4,12 +4,12 @@
 #[path = "nbd/harness.rs"]
 mod harness;
 
-use harness::{Client, LANES, MIB, Served, greet, option, replies};
+use harness::{Client, LANES, MIB, PANICS, Served, greet, option, replies};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use uthin::frontend::nbd::{Address, Limits};
+use uthin::frontend::nbd::{Address, Limits, Patience};
 use uthin::units::BlockSize;
 
 const READ: u16 = 0;
@@ -192,6 +192,48 @@ fn what_breaks_the_protocol_ends_that_connection_only() {
         assert!(rest.len() <= 18);
     }
     eventually("the bad connections are gone", || served.server.connections() == 1);
+    served.close();
+}
+
+#[test]
+fn a_panic_ends_one_connection() {
+    let served = served();
+    let mut good = served.connect("v1", true);
+    for _ in 0..3 {
+        let mut stream = greet(&served.socket());
+        stream.write_all(&option(1, PANICS.as_bytes())).expect("it listens");
+        let mut byte = [0];
+        assert!(!matches!(stream.read(&mut byte), Ok(1..)), "hung up");
+    }
+    eventually("only the good one is left", || served.server.connections() == 1);
+    assert_eq!(good.write(0, &[1; 512]), 0);
+    served.close();
+}
+
+#[test]
+fn slow_handshakes_are_given_up() {
+    let patience = Patience { message: Duration::from_millis(100), total: Duration::from_millis(600) };
+    let limits = Limits { patience, ..Limits::default() };
+    let mut served = Served::with(16 * MIB, BlockSize::MIN, &[], limits);
+    served.volume("v1", MIB);
+    let hung_up_after = |bytes: &[u8]| {
+        let mut stream = greet(&served.socket());
+        stream.write_all(bytes).expect("it listens");
+        let begun = Instant::now();
+        let mut byte = [0];
+        assert!(!matches!(stream.read(&mut byte), Ok(1..)), "hung up");
+        begun.elapsed()
+    };
+    let (stuck, thinking) = (hung_up_after(b"IHAVEOPT"), hung_up_after(b""));
+    assert!(
+        stuck >= Duration::from_millis(90) && thinking >= Duration::from_millis(500),
+        "{stuck:?} {thinking:?}"
+    );
+    assert!(thinking < Duration::from_secs(10));
+    // Once in transmission a client may take its time.
+    let mut client = served.connect("v1", true);
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(client.write(0, &[1; 512]), 0);
     served.close();
 }
 

@@ -16,6 +16,8 @@ use uthin::metadata::{Geometry, Metadata};
 use uthin::units::{BlockSize, TransactionId, VolumeId};
 
 pub const MIB: u64 = 1 << 20;
+/// Opening an export of this name panics.
+pub const PANICS: &str = "panics";
 /// Seats for lanes.
 pub const LANES: usize = 32;
 
@@ -32,6 +34,7 @@ impl Exports for Volumes {
     }
 
     fn open(&self, name: &str) -> Result<Export> {
+        assert!(name != PANICS, "as a test wants it");
         let names = self.names.lock().expect("no panic").clone();
         let (_, id, read_only) = names
             .into_iter()

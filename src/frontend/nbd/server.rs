@@ -116,7 +116,7 @@ impl Server {
         };
         let accepting = accepting.map_err(|error| Error::io("starting a thread", &error))?;
         for address in &addresses {
-            tracing::info!("serving NBD at {address}");
+            tracing::debug!("listening for NBD clients at {address}");
         }
         Ok(Server { addresses, shared, accepting: Some(accepting) })
     }

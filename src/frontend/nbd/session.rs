@@ -286,7 +286,8 @@ impl Session {
     /// What a request holds while it runs.
     fn cost_bytes(&self, operation: Operation, header: &RequestHeader) -> usize {
         match operation {
-            Operation::Read | Operation::Write { .. } => header.length_bytes as usize,
+            // Buffers come in powers of two.
+            Operation::Read | Operation::Write { .. } => (header.length_bytes as usize).next_power_of_two(),
             Operation::BlockStatus { .. } => {
                 let blocks = self.terms.block_size.blocks_to_hold(u64::from(header.length_bytes)) + 1;
                 (blocks * EXTENT_BYTES) as usize
