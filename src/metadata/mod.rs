@@ -30,7 +30,7 @@ mod volumes;
 
 use crate::disk::{DataFlushed, Disk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{DetailsRecord, FLAG_NEEDS_CHECK, MappingRecord, RootRecord, Superblock};
+use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
 use crate::units::{
     BlockSize, DataBlock, Mapping, MetaBlock, SnapTime, TransactionId, VirtualBlock, VolumeId,
 };
