@@ -358,3 +358,31 @@ fn a_pool_deep_down_has_a_control_socket_all_the_same() {
     place.ok(&["pool", "close", &pool]);
     assert!(daemon.wait().expect("ours").success());
 }
+
+/// A limit on the size of files stands in for a disk that fails: writes beyond it do.
+#[test]
+fn a_disk_that_fails_stops_the_pool_and_opening_again_puts_it_right() {
+    let place = place_with_volume("1G");
+    let script = format!("trap '' XFSZ; ulimit -f 200; exec {} serve {POOL}", env!("CARGO_BIN_EXE_uthin"));
+    let daemon = place.serve_by(std::process::Command::new("sh").args(["-c", &script]));
+    let failed =
+        (0..100).map(|number| place.run(&["volume", "create", &format!("./p/w{number}"), "--size", "1M"]));
+    let failed: Vec<_> = failed.skip_while(|outcome| outcome.code == 0).take(2).collect();
+    assert_eq!(failed.iter().map(|outcome| outcome.code).collect::<Vec<_>>(), [1, 1], "{failed:?}");
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(status["mode"], "fail");
+    assert!(
+        status["failure"]["message"].as_str().is_some_and(|message| message.contains("metadata")),
+        "{status}"
+    );
+    assert_eq!(place.ok(&["pool", "status", POOL, "--format", "dm"]), "Fail\n");
+    assert!(place.ok(&["pool", "status", POOL]).contains("failure: "));
+    let made = status["volumes"].as_u64().expect("a number");
+    place.fails(&["pool", "close", POOL], 1, "failed");
+    assert_eq!(daemon.wait(), 1, "what was not flushed is lost, and the daemon says so");
+    let names = place.names();
+    assert!((made - 1..=made).contains(&(names.len() as u64)), "{names:?}, {made} before");
+    place.ok(&["volume", "create", "./p/again", "--size", "1M"]);
+    assert_eq!(place.serve(&[]).signal(Signal::TERM), 0);
+    assert_eq!(place.names().len(), names.len() + 1);
+}

@@ -91,7 +91,7 @@ fn a_pool_in_use_by_another_process_is_refused_with_its_name() {
 #[test]
 fn commands_at_the_same_time_wait_for_each_other() {
     let place = Place::with_pool("1G");
-    let names: Vec<_> = (0..6).map(|number| format!("v{number}")).collect();
+    let names: Vec<_> = (0..3).map(|number| format!("v{number}")).collect();
     let running: Vec<_> = names
         .iter()
         .map(|name| {
@@ -169,7 +169,7 @@ fn a_catalog_that_is_none_is_refused_with_its_place_and_kept() {
     for (bad, says) in [
         (String::new(), "line 1 column 0"),
         ("{".to_owned(), "line 1 column 1"),
-        (good.replacen("\"id\": 0", "\"id\": \"zero\"", 1), "line 7"),
+        (good.replacen("\"id\": 0", "\"id\": \"zero\"", 1), "line 8"),
         (good.replacen("\"schema\": 1", "\"schema\": 9", 1), "layout version 9"),
         ("\u{0}".repeat(100), "line 1"),
     ] {
@@ -249,4 +249,64 @@ fn many_kernel_made_volumes_are_all_there() {
     assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_digit())));
     place.ok(&["volume", "delete", &format!("./p/{}", names[0])]);
     assert_eq!(place.names().len(), names.len() - 1);
+}
+
+#[test]
+fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
+    // In the way of the temporary file.
+    fs::create_dir(place.path("p/catalog.json.new")).expect("made");
+    for arguments in [
+        &["volume", "create", "./p/w", "--size", "1G"][..],
+        &["volume", "snapshot", "./p/v", "s"],
+        &["volume", "delete", "./p/v"],
+    ] {
+        place.fails(arguments, 1, "nothing was changed").hint();
+        assert_eq!((place.names(), place.notes()), (vec!["v".to_owned()], "[]".to_owned()));
+    }
+    fs::remove_dir(place.path("p/catalog.json.new")).expect("removed");
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 2);
+}
+
+/// Commands killed at any moment: each has happened whole or not at all, and the names are those of the volumes.
+#[test]
+fn killed_commands_leave_names_and_volumes_in_step() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/origin", "--size", "1G"]);
+    let mut model = std::collections::BTreeSet::from(["origin".to_owned()]);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |limit: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % limit
+    };
+    let mut interrupted = 0;
+    for round in 0..60 {
+        let name = format!("v{}", random(4));
+        let target = format!("./p/{name}");
+        let arguments = match (model.contains(&name), random(2)) {
+            (true, _) => vec!["volume", "delete", &target],
+            (false, 0) => vec!["volume", "create", &target, "--size", "1M"],
+            (false, _) => vec!["volume", "snapshot", "./p/origin", &name],
+        };
+        let mut after = model.clone();
+        if !after.remove(&name) {
+            after.insert(name.clone());
+        }
+        let quiet = std::process::Stdio::null;
+        let mut process = place.command(&arguments).stdout(quiet()).stderr(quiet()).spawn().expect("started");
+        std::thread::sleep(std::time::Duration::from_micros(random(12_000)));
+        let _ = process.kill();
+        let finished = process.wait().expect("ours").success();
+        let found: std::collections::BTreeSet<_> = place.names().into_iter().collect();
+        assert!(found == after || (found == model && !finished), "round {round}: {arguments:?}: {found:?}");
+        interrupted += u32::from(!finished);
+        model = found;
+    }
+    assert!(interrupted > 0, "no command was interrupted: the moments are chosen badly");
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(status["volumes"], model.len());
+    place.ok(&["volume", "create", "./p/last", "--size", "1M"]);
+    assert_eq!(place.notes(), "[]");
 }

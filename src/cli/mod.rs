@@ -18,7 +18,7 @@ use crate::control::service::Service;
 use crate::error::{Error, ErrorKind, Result};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// Thin pools in the kernel's on-disk format, in userspace.
@@ -120,9 +120,12 @@ fn start_log(is_daemon: bool) {
     let default = if is_daemon { "info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("UTHIN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    if is_daemon { log.init() } else { log.without_time().with_ansi(false).init() }
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    if is_daemon { log.init() } else { log.without_time().init() }
 }
 
 /// Writes the answer. Nobody reading it any more (`| head`) is no failure.

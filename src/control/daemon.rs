@@ -84,9 +84,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
             .with_graceful_shutdown(async move { drop(stopped.changed().await) })
             .await
     });
-    for address in server.addresses() {
-        tracing::info!("serving {} at {address}", dir.shown());
-    }
+    tracing::info!("pool {} is ready", dir.shown());
     ready();
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
     let closing = service.clone();

@@ -43,8 +43,7 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
     };
     let PoolDisks { metadata, data } = dir.open_disks(mode)?;
     let metadata_name = metadata.name();
-    let mut metadata =
-        Metadata::open(metadata, access).map_err(|error| as_found(error).context(&metadata_name))?;
+    let mut metadata = Metadata::open(metadata, access).map_err(|error| as_found(error, &metadata_name))?;
     check_data_size(&metadata, &data)?;
     let store = dir.catalog();
     let loaded = store.load()?;
@@ -74,8 +73,10 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
     Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, needs_check })
 }
 
-/// A disk that does not fit is a state that the pool is in, not a mistake in the command.
-fn as_found(error: Error) -> Error {
+/// Names the disk, where the message does not. And a disk that does not fit is a state that the pool is in, not a mistake
+/// in the command.
+fn as_found(error: Error, disk: &str) -> Error {
+    let error = if error.message().contains(disk) { error } else { error.context(disk) };
     if error.kind() != ErrorKind::Invalid {
         return error;
     }

@@ -441,3 +441,25 @@ fn status_and_list_say_what_the_catalog_knows() {
         "an origin that is gone has no name"
     );
 }
+
+#[test]
+fn a_deletion_is_forgotten_only_when_it_is_durable() {
+    for at_call in 0..5 {
+        let (world, service) = open(&Disks::default(), None);
+        service.create(&create("a")).expect("no fault");
+        service.delete(&name("a")).expect("no fault");
+        perform(&world, &service, &Step::Background).expect("it is the keeper's");
+        {
+            let mut inside = world.lock().expect("whole");
+            inside.fault = Some(Fault { at_call: inside.calls + at_call, takes_effect: false, fatal: true });
+        }
+        let made = service.create(&create("b")).is_ok();
+        let disks = world.lock().expect("whole").disks.clone();
+        // `open` insists that no volume is unknown to the catalog.
+        assert_eq!(
+            names(&open(&disks, None).1),
+            if made { vec!["b".to_owned()] } else { vec![] },
+            "{at_call}"
+        );
+    }
+}

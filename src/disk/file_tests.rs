@@ -219,3 +219,58 @@ fn a_lock_dies_with_its_process() {
     drop(holder);
     FileDisk::open(&path, OpenMode::ReadOnly).unwrap();
 }
+
+/// A loop device, where this process may make one.
+struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    fn over(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        output.status.success().then(|| LoopDevice { path: path.into() })
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_a_disk_too() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = TempDir::new_in("/var/tmp").unwrap();
+    let backing = directory.path().join("backing");
+    drop(FileDisk::create(&backing, 8 << 20).unwrap());
+    let Some(device) = LoopDevice::over(&backing) else {
+        return eprintln!("no loop device can be made here: block devices are not tested");
+    };
+    let disk = FileDisk::open(&device.path, OpenMode::ReadWrite).unwrap();
+    assert_eq!((disk.size_bytes(), disk.is_device()), (8 << 20, true));
+    let bytes = pattern(1 << 20, 5);
+    disk.write_at(SECTOR, &bytes).unwrap();
+    disk.flush().unwrap();
+    let mut read = vec![0; 1 << 20];
+    disk.read_at(SECTOR, &mut read).unwrap();
+    assert!(read == bytes);
+    assert_eq!(disk.read_at(8 << 20, &mut [0; 512]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    let before = std::fs::metadata(&backing).unwrap().blocks();
+    disk.discard(0, 8 << 20).unwrap();
+    disk.flush().unwrap();
+    assert!(std::fs::metadata(&backing).unwrap().blocks() < before);
+
+    // Twice from here: the lock tells. By somebody who has it exclusively without a lock: the kernel tells.
+    let refused = FileDisk::open(&device.path, OpenMode::ReadWrite).map(|_| ()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    assert!(refused.message().ends_with("by this process itself"), "{refused}");
+    drop(disk);
+    let other = open_file(&device.path, OFlags::RDWR | OFlags::EXCL).unwrap();
+    let refused = FileDisk::open(&device.path, OpenMode::ReadWrite).map(|_| ()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    assert!(refused.next_step().unwrap().contains("lsblk"), "{refused}");
+    drop(other);
+    FileDisk::open(&device.path, OpenMode::ReadWrite).unwrap();
+}

@@ -57,6 +57,27 @@ impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
     }
 }
 
+impl<T: Disk + ?Sized> Disk for &T {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset_bytes, buffer)
+    }
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset_bytes, bytes)
+    }
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
+    fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
+        (**self).discard(offset_bytes, length_bytes)
+    }
+    fn name(&self) -> String {
+        (**self).name()
+    }
+}
+
 /// Proof that the data disk was flushed. A metadata commit asks for one, so that the order "data first, then the
 /// mappings that point at it" cannot be forgotten. Made only by [`flush_data`].
 #[derive(Debug)]

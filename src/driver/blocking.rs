@@ -369,3 +369,7 @@ fn range(offset_bytes: u64, length_bytes: u64) -> Range<usize> {
 fn succeeded(doing: &str, disk: &impl Disk, result: std::io::Result<()>) -> bool {
     result.inspect_err(|error| tracing::error!("{doing} {}: {error}", disk.name())).is_ok()
 }
+
+#[cfg(test)]
+#[path = "blocking_tests.rs"]
+mod tests;

@@ -101,6 +101,13 @@ impl NodeHeader {
         Ok(kind)
     }
 
+    /// The keys in use of a block whose header this is, as many of them as fit into a block.
+    pub fn keys_of<'a>(&self, block: &'a Block) -> &'a [U64] {
+        let keys = block.0[HEADER_BYTES..].as_chunks::<KEY_BYTES>().0;
+        let entries = keys.len().min(self.entries.get() as usize);
+        <[U64]>::ref_from_bytes(keys[..entries].as_flattened()).expect("whole keys, which need no alignment")
+    }
+
     /// Whether the node has the `max_entries` that the kernel and we write. Others are legal to read (format §11), but
     /// siblings of different sizes cannot be rebalanced.
     pub fn has_usual_capacity(&self) -> bool {

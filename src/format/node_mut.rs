@@ -59,6 +59,11 @@ impl<'a> NodeMut<'a> {
         self.len() == 0
     }
 
+    /// Whether nothing more fits.
+    pub fn is_full(&self) -> bool {
+        self.len() == self.capacity()
+    }
+
     fn value_size(&self) -> usize {
         self.header().value_size.get() as usize
     }

@@ -9,12 +9,36 @@
 //!   and, if a commit freed it, only after [`Metadata::make_reusable`].
 //! - An operation that was accepted cannot run out of metadata space half-way: every method checks its worst case,
 //!   with that of the commit after it, before it changes anything, and answers `NoMetadataSpace` instead.
+//!   The answer may be another after a commit, which gives back what the transaction replaced.
 //! - After any other error in a changing method the in-core state is not to be trusted: only [`Metadata::abort`] leads on.
+//!
+//! The files, from the bottom: `cache` (blocks), `meta_map` (metadata counts), `data_log` and `data_map` (data counts),
+//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `budget` (worst cases), `open`, `commit`.
+
+mod block_set;
+mod budget;
+mod cache;
+mod commit;
+mod data_log;
+mod data_map;
+mod meta_map;
+mod open;
+mod pending;
+mod space;
+mod tree;
+mod volumes;
 
 use crate::disk::{DataFlushed, Disk};
-use crate::error::Result;
-use crate::units::{BlockSize, DataBlock, Mapping, SnapTime, TransactionId, VirtualBlock, VolumeId};
-use std::ops::Range;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
+use crate::units::{
+    BlockSize, DataBlock, Mapping, MetaBlock, SnapTime, TransactionId, VirtualBlock, VolumeId,
+};
+use budget::{Ask, Shape};
+use data_map::DataMap;
+use pending::Pending;
+use space::{Space, Span};
+use std::ops::{ControlFlow, Range};
 
 /// The sizes that a pool is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +82,8 @@ pub struct Usage {
     pub metadata_reserve: u64,
     /// Data blocks in all.
     pub data_total: u64,
-    /// Data blocks with a count above 0, pending mappings included, mere reservations not.
+    /// Data blocks with a count above 0, pending mappings included, mere reservations not. A block that lost its last
+    /// reference counts until the commit, because until then it is of no use to anybody.
     pub data_allocated: u64,
 }
 
@@ -74,17 +99,41 @@ pub enum Progress<T> {
     More(T),
 }
 
-/// The metadata of one pool.
-pub struct Metadata<D: Disk> {
-    disk: D,
+/// What may be done with the in-core state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Anything.
+    Sound,
+    /// An operation failed half-way: abort leads on.
+    Broken,
+    /// What the disk holds is not known: a flush or the superblock's write failed. Only reopening leads on.
+    Unknown,
 }
 
-#[expect(clippy::todo, unused_variables, reason = "skeleton")]
+/// The metadata of one pool.
+pub struct Metadata<D: Disk> {
+    space: Space<D>,
+    data: DataMap,
+    /// As last committed.
+    superblock: Superblock,
+    mapping_root: MetaBlock,
+    details_root: MetaBlock,
+    time: SnapTime,
+    transaction_id: TransactionId,
+    pending: Pending,
+    shape: Shape,
+    /// Reservations that the last check of the budget allows without another one.
+    checked_reservations: u64,
+    access: Access,
+    state: State,
+    cache_bytes: usize,
+}
+
 impl<D: Disk> Metadata<D> {
     /// Writes an empty pool over whatever `disk` holds, commits it, and opens it.
     /// `Invalid` when the disk is too small for the geometry, with the size that it would take.
     pub fn format(disk: D, geometry: Geometry) -> Result<Self> {
-        todo!()
+        open::format(disk, geometry)
     }
 
     /// Opens the last committed state.
@@ -92,50 +141,103 @@ impl<D: Disk> Metadata<D> {
     /// `Corrupt` (magic, checksum, block number, with what was expected), `Unsupported` (version, feature words),
     /// `NeedsCheck` (for [`Access::ReadWrite`]), `Invalid` (disk smaller than recorded; all zeros: not formatted).
     pub fn open(disk: D, access: Access) -> Result<Self> {
-        todo!()
+        open::open(disk, access, cache::DEFAULT_CLEAN_BYTES)
+    }
+
+    /// Sets what unchanged metadata blocks may take in memory (64 MiB unless told). What a transaction changes is in
+    /// memory besides, until it is committed.
+    pub fn set_cache_bytes(&mut self, bytes: usize) {
+        self.cache_bytes = bytes;
+        self.space.cache.set_clean_bytes(bytes);
     }
 
     /// Block size and number of data blocks.
     pub fn geometry(&self) -> Geometry {
-        todo!()
-    }
-    /// The snapshot clock.
-    pub fn time(&self) -> SnapTime {
-        todo!()
-    }
-    /// The transaction id, as it will be committed.
-    pub fn transaction_id(&self) -> TransactionId {
-        todo!()
-    }
-    /// The block of the metadata snapshot, if one is held.
-    pub fn held_root(&self) -> Option<crate::units::MetaBlock> {
-        todo!()
-    }
-    /// Whether the flag is set by which a checker must look at the metadata first; only with [`Access::ReadOnly`].
-    pub fn needs_check(&self) -> bool {
-        todo!()
-    }
-    /// How full the pool is.
-    pub fn usage(&self) -> Usage {
-        todo!()
-    }
-    /// Whether there is anything to commit.
-    pub fn is_dirty(&self) -> bool {
-        todo!()
+        let block_size = self.superblock.data_block_size().expect("checked when the superblock was read");
+        Geometry { block_size, data_blocks: self.data.total() }
     }
 
-    /// All volumes in order of their ids.
+    /// The snapshot clock.
+    pub fn time(&self) -> SnapTime {
+        self.time
+    }
+
+    /// The transaction id, as it will be committed.
+    pub fn transaction_id(&self) -> TransactionId {
+        self.transaction_id
+    }
+
+    /// The block of the metadata snapshot, if one is held.
+    pub fn held_root(&self) -> Option<MetaBlock> {
+        (self.superblock.held_root != 0).then_some(MetaBlock(self.superblock.held_root))
+    }
+
+    /// Whether the flag is set by which a checker must look at the metadata first; with [`Access::ReadOnly`] only.
+    pub fn needs_check(&self) -> bool {
+        self.superblock.needs_check()
+    }
+
+    /// How full the pool is.
+    pub fn usage(&self) -> Usage {
+        let metadata = &self.space.references.metadata;
+        Usage {
+            metadata_total: metadata.total(),
+            metadata_allocated: metadata.allocated(),
+            metadata_reserve: budget::reserve(metadata.total()),
+            data_total: self.data.total(),
+            data_allocated: self.data.allocated()
+                + self.space.references.data.fresh()
+                + self.pending.len() as u64,
+        }
+    }
+
+    /// Whether there is anything to commit.
+    pub fn is_dirty(&self) -> bool {
+        self.pending.len() > 0
+            || !self.space.references.data.is_empty()
+            || self.space.cache.dirty_blocks() > 0
+            || self.has_new_superblock_fields()
+    }
+
+    fn has_new_superblock_fields(&self) -> bool {
+        self.transaction_id != self.superblock.transaction_id || self.time != self.superblock.time
+    }
+
+    /// All volumes in order of their ids. Applies pending mappings, by which `mapped_blocks` is exact.
     pub fn volumes(&mut self) -> Result<Vec<(VolumeId, VolumeDetails)>> {
-        todo!()
+        self.apply_pending()?;
+        let entries = self.space.entries::<DetailsRecord>(self.details_root)?;
+        entries.into_iter().map(|(key, record)| Ok((self.volume_id(key)?, details_of(&record)))).collect()
     }
-    /// One volume's details, `None` if there is no such volume.
+
+    fn volume_id(&self, key: u64) -> Result<VolumeId> {
+        VolumeId::new(key).ok_or_else(|| {
+            let what = format!("found a volume with the number {key}, expected at most {}", VolumeId::MAX);
+            Error::corrupt(self.details_root, what)
+        })
+    }
+
+    /// One volume's details, `None` if there is no such volume. Applies its pending mappings.
     pub fn details(&mut self, volume: VolumeId) -> Result<Option<VolumeDetails>> {
-        todo!()
+        self.require_sound()?;
+        self.apply_pending_of(volume)?;
+        let record = self.space.lookup::<DetailsRecord>(self.details_root, volume.get())?;
+        Ok(record.as_ref().map(details_of))
     }
+
     /// The mapping of one block. `NotFound` if there is no such volume.
     pub fn lookup(&mut self, volume: VolumeId, block: VirtualBlock) -> Result<Option<Mapping>> {
-        todo!()
+        self.require_sound()?;
+        if let Some(mapping) = self.pending.get(volume, block) {
+            return Ok(Some(mapping));
+        }
+        let root = self.root_of(volume)?;
+        let Some(record) = self.space.lookup::<MappingRecord>(root, block.0)? else { return Ok(None) };
+        let mapping = record.mapping();
+        space::require_data_block(mapping.block, self.data.total(), root)?;
+        Ok(Some(mapping))
     }
+
     /// Calls `visit` for every mapping with a virtual block in `range`, in ascending order.
     pub fn for_each_mapping(
         &mut self,
@@ -143,79 +245,183 @@ impl<D: Disk> Metadata<D> {
         range: Range<u64>,
         visit: &mut dyn FnMut(VirtualBlock, Mapping),
     ) -> Result<()> {
-        todo!()
-    }
-    /// The highest mapped block.
-    pub fn highest_mapped(&mut self, volume: VolumeId) -> Result<Option<VirtualBlock>> {
-        todo!()
+        self.require_sound()?;
+        let root = self.root_of(volume)?;
+        let Some(span) = span_of(&range) else { return Ok(()) };
+        let data_blocks = self.data.total();
+        let mut pending = self.pending.range(volume, range).peekable();
+        let mut beyond = None;
+        let _ = self.space.visit_leaves::<MappingRecord>(root, span, &mut |entries| {
+            for (key, record) in entries.iter() {
+                while let Some((block, mapping)) = pending.next_if(|(block, _)| *block < key) {
+                    visit(VirtualBlock(block), mapping);
+                }
+                let mapping = match pending.next_if(|(block, _)| *block == key) {
+                    Some((_, newer)) => newer,
+                    None => record.mapping(),
+                };
+                if mapping.block.0 >= data_blocks {
+                    beyond = Some(mapping.block);
+                    return ControlFlow::Break(());
+                }
+                visit(VirtualBlock(key), mapping);
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(block) = beyond {
+            return space::require_data_block(block, data_blocks, root);
+        }
+        pending.for_each(|(block, mapping)| visit(VirtualBlock(block), mapping));
+        Ok(())
     }
 
-    /// Adds an empty volume. `Exists`.
-    pub fn create_volume(&mut self, volume: VolumeId) -> Result<()> {
-        todo!()
-    }
-    /// Adds `snapshot`, which shares everything with `origin` (whose I/O is quiesced). Applies pending mappings first.
-    /// Returns the new pool time, which is both volumes' snapshotted time. `Exists`, `NotFound`, `Unsupported` when the
-    /// clock is at its end.
-    pub fn snapshot(&mut self, origin: VolumeId, snapshot: VolumeId) -> Result<SnapTime> {
-        todo!()
-    }
-    /// Removes a volume, at most about `budget_nodes` tree nodes a call; the volume is gone with the call that answers
-    /// `Done`, and consistent (smaller) in every commit before. `NotFound`.
-    pub fn delete_volume(&mut self, volume: VolumeId, budget_nodes: usize) -> Result<Progress<()>> {
-        todo!()
+    /// The highest mapped block.
+    pub fn highest_mapped(&mut self, volume: VolumeId) -> Result<Option<VirtualBlock>> {
+        self.require_sound()?;
+        let root = self.root_of(volume)?;
+        let in_tree = self.space.last_key::<MappingRecord>(root)?;
+        Ok(in_tree.max(self.pending.last(volume)).map(VirtualBlock))
     }
 
     /// Takes a free data block, in memory only: a crash leaks nothing. Give it to [`Metadata::map`] or
     /// [`Metadata::release_block`]. `NoDataSpace`, and `NoMetadataSpace` when mapping it could not be afforded
     /// without touching the reserve.
     pub fn reserve_block(&mut self) -> Result<DataBlock> {
-        todo!()
+        self.require_changeable()?;
+        if self.checked_reservations == 0 {
+            self.check_reservations()?;
+        }
+        match self.data.reserve(&mut self.space)? {
+            Some(block) => {
+                self.checked_reservations -= 1;
+                Ok(block)
+            }
+            None => Err(Error::new(ErrorKind::NoDataSpace, "no free data block in the pool").hint(
+                "delete volumes, discard unused space, or grow the pool; what a commit freed comes back soon",
+            )),
+        }
     }
+
+    /// Asks the budget for a batch of reservations, or for one if a batch is too much.
+    fn check_reservations(&mut self) -> Result<()> {
+        const BATCH: u64 = 64;
+        if self.can_afford(&Ask::mappings(BATCH)) {
+            self.checked_reservations = BATCH;
+            return Ok(());
+        }
+        self.afford(&Ask::mappings(1))?;
+        self.checked_reservations = 1;
+        Ok(())
+    }
+
     /// Gives back a reserved block that was not mapped.
     pub fn release_block(&mut self, reserved: DataBlock) {
-        todo!()
+        self.data.release(reserved);
     }
+
     /// Points `block` of `volume` at a reserved data block as of now, in place of what it pointed at. Kept in memory and
-    /// applied to the trees in sorted batches; every reader here sees it at once.
+    /// applied to the trees in sorted batches; every reader here sees it at once. The volume must exist: else applying
+    /// fails, and with it the transaction.
     pub fn map(&mut self, volume: VolumeId, block: VirtualBlock, reserved: DataBlock) -> Mapping {
-        todo!()
+        self.data.take(reserved);
+        let mapping = Mapping { block: reserved, time: self.time };
+        if let Some(replaced) = self.pending.insert(volume, block, mapping) {
+            // It never got into a tree, but I/O may have: it goes the way of all that is freed.
+            self.space.references.data.come_and_gone(replaced);
+        }
+        mapping
     }
+
     /// Mappings that wait in memory.
     pub fn pending_mappings(&self) -> usize {
-        todo!()
+        self.pending.len()
     }
-    /// Brings all pending mappings into the trees.
-    pub fn apply_pending(&mut self) -> Result<()> {
-        todo!()
-    }
-    /// Removes the mappings in `range`, at most about `budget_mappings` of them a call. `More(next)`: call again with
-    /// `next..range.end`.
-    pub fn unmap_range(
-        &mut self,
-        volume: VolumeId,
-        range: Range<u64>,
-        budget_mappings: u64,
-    ) -> Result<Progress<u64>> {
-        todo!()
-    }
+
     /// Compare and swap of the transaction id. `Invalid` when it is not `current`, saying what it is.
     pub fn set_transaction_id(&mut self, current: TransactionId, new: TransactionId) -> Result<()> {
-        todo!()
+        self.require_changeable()?;
+        if self.transaction_id != current {
+            let is = self.transaction_id;
+            return Err(Error::new(ErrorKind::Invalid, format!("the transaction id is {is}, not {current}")));
+        }
+        self.transaction_id = new;
+        Ok(())
     }
 
     /// Makes the state durable: pending mappings and details into the trees, space maps, every dirty block, flush,
     /// superblock, flush. Returns the data blocks that this commit freed; they are withheld from
-    /// [`Metadata::reserve_block`] until [`Metadata::make_reusable`]. After an error: [`Metadata::abort`] or nothing.
+    /// [`Metadata::reserve_block`] until [`Metadata::make_reusable`]. With nothing to commit nothing is written.
+    ///
+    /// After an error: [`Metadata::abort`], or, when that refuses because nobody can know what the disk holds, reopening.
     pub fn commit(&mut self, data_first: DataFlushed) -> Result<Freed> {
-        todo!()
+        self.require_changeable()?;
+        self.commit_transaction(data_first)
     }
+
     /// Lets freed blocks be reserved again.
     pub fn make_reusable(&mut self, freed: Range<u64>) {
-        todo!()
+        self.data.make_reusable(freed);
     }
-    /// Throws the transaction away, pending mappings and reservations included, and reads the last commit again.
+
+    /// Throws the transaction away, pending mappings and reservations included, and reads the last commit again. What
+    /// earlier commits freed stays withheld. `Failed` when a flush or the write of the superblock failed, because then
+    /// what is read need not be what a crash would leave.
     pub fn abort(&mut self) -> Result<()> {
-        todo!()
+        self.roll_back()
     }
+
+    fn require_sound(&self) -> Result<()> {
+        match self.state {
+            State::Sound => Ok(()),
+            State::Broken => {
+                Err(Error::new(ErrorKind::Failed, "an earlier metadata operation failed half-way")
+                    .hint("abort the transaction, or reopen the pool"))
+            }
+            State::Unknown => Err(Error::new(
+                ErrorKind::Failed,
+                "an earlier commit failed at a flush or at the superblock, so what is durable is not known",
+            )
+            .hint("check the metadata device and the log, then reopen the pool")),
+        }
+    }
+
+    fn require_changeable(&self) -> Result<()> {
+        self.require_sound()?;
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(Error::new(ErrorKind::WrongState, "the metadata was opened read-only")),
+        }
+    }
+
+    /// Runs a change that has been found affordable. If it fails the in-core state is not to be trusted any more.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.checked_reservations = 0;
+        let result = change(self);
+        if result.is_err() && self.state == State::Sound {
+            self.state = State::Broken;
+        }
+        result
+    }
+
+    /// The root of a volume's tree. `NotFound`.
+    fn root_of(&mut self, volume: VolumeId) -> Result<MetaBlock> {
+        match self.space.lookup::<RootRecord>(self.mapping_root, volume.get())? {
+            Some(record) => Ok(record.root()),
+            None => Err(Error::new(ErrorKind::NotFound, format!("no volume with the number {volume}"))),
+        }
+    }
+}
+
+fn details_of(record: &DetailsRecord) -> VolumeDetails {
+    VolumeDetails {
+        mapped_blocks: record.mapped_blocks.get(),
+        transaction_id: TransactionId(record.transaction_id.get()),
+        creation_time: SnapTime(record.creation_time.get()),
+        snapshotted_time: SnapTime(record.snapshotted_time.get()),
+    }
+}
+
+/// A half-open range as the keys of a tree have it; `None` if it is empty.
+fn span_of(range: &Range<u64>) -> Option<Span> {
+    (range.start < range.end).then(|| Span { first: range.start, last: range.end - 1 })
 }

@@ -210,7 +210,9 @@ impl Model {
         }
         self.clock += 1;
         let clock = self.clock;
-        let deleting = std::mem::take(&mut self.deleting);
+        // What is half deleted is deleted again, and may be cut off again.
+        self.deleting.retain(|id, _| found.contains_key(id));
+        let deleting = &self.deleting;
         self.volumes = found
             .iter()
             .filter(|(id, _)| !deleting.contains_key(id))

@@ -140,7 +140,7 @@ pub struct World {
 impl World {
     /// A fresh pool.
     pub fn new(options: WorldOptions) -> Result<Self> {
-        let metadata_disk = SimDisk::new("metadata", 64 * 4096);
+        let metadata_disk = SimDisk::new("metadata", 256 * 4096);
         let data_disk = SimDisk::new("data", (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize);
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
         let metadata = Metadata::format(metadata_disk.clone(), geometry)?;

@@ -119,10 +119,14 @@ impl Place {
 
     /// Starts a daemon, and waits until it is ready.
     pub fn serve(&self, options: &[&str]) -> Daemon {
-        let arguments = [&["serve", POOL], options].concat();
-        let mut command = self.command(&arguments);
+        self.serve_by(&mut self.command(&[&["serve", POOL], options].concat()))
+    }
+
+    /// As [`Place::serve`], by a command that becomes a daemon.
+    pub fn serve_by(&self, command: &mut Command) -> Daemon {
         let log = std::fs::File::create(self.path("serve.log")).expect("made");
-        let mut process = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the daemon starts");
+        let command = command.current_dir(self.directory.path()).stdout(Stdio::piped()).stderr(log);
+        let mut process = command.spawn().expect("the daemon starts");
         let stdout = process.stdout.take().expect("it is piped");
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {

@@ -1,0 +1,317 @@
+//! Worst cases: how many metadata blocks an operation, and the commit after it, can take.
+//!
+//! Running out of metadata blocks half-way has destroyed pools, so nothing is begun that might. The bounds are simple
+//! rather than tight; each is argued where it is computed, all from the shape that format §4.3 guarantees. Within one
+//! transaction a block is spent for good when it is allocated (what it replaces comes back only with the commit), so what
+//! is compared is
+//!
+//! ```text
+//! blocks available  >=  what is outstanding  +  the operation  +  the commit  +  what must stay for others
+//! ```
+//!
+//! What must stay: after a mapping, the reserve, or room for an unmap and a delete, whichever is more; after an unmap, room
+//! for a delete; after a delete, nothing. So deletion, which gives space back, always works; at worst it takes a commit first.
+
+use super::space::Space;
+use super::{DataMap, Metadata};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    DetailsRecord, IndexEntry, LargeCount, MappingRecord, RootRecord, capacity, smallest_occupancy,
+};
+
+/// Entries of an internal node, and the fewest that one other than a root has.
+const FANOUT: u64 = capacity(size_of::<u64>()) as u64;
+const LEAST_FANOUT: u64 = smallest_occupancy(FANOUT as usize) as u64;
+/// Nodes at one level that removing a range may copy: two at the ends, and the neighbours that these are merged or
+/// evened out with, twice each, since merging takes an entry from the level above.
+const REMOVAL_NODES_PER_LEVEL: u64 = 6;
+
+/// Metadata blocks kept back for deletions and commits, as the kernel does it (format §8.1).
+pub(super) fn reserve(total_blocks: u64) -> u64 {
+    (total_blocks / 10).min(4096)
+}
+
+/// Totals over all volumes, from which the size of their trees follows.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Shape {
+    pub volumes: u64,
+    /// Mappings of all volumes, those shared counted for each.
+    pub mappings: u64,
+    /// Whether a metadata snapshot is held, which shares the upper tree.
+    pub held_root: bool,
+}
+
+/// What an operation takes at worst.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    /// Mappings to be reserved.
+    mappings: u64,
+    /// Volumes to be added.
+    volumes: u64,
+    /// Ranges to be removed from a volume's tree.
+    unmaps: u64,
+    /// Volumes to be removed.
+    deletes: u64,
+}
+
+impl Ask {
+    const NOTHING: Ask = Ask { mappings: 0, volumes: 0, unmaps: 0, deletes: 0 };
+
+    pub fn mappings(mappings: u64) -> Self {
+        Ask { mappings, ..Self::NOTHING }
+    }
+    pub fn new_volume() -> Self {
+        Ask { volumes: 1, ..Self::NOTHING }
+    }
+    pub fn unmap() -> Self {
+        Ask { unmaps: 1, ..Self::NOTHING }
+    }
+    pub fn delete() -> Self {
+        Ask { deletes: 1, ..Self::NOTHING }
+    }
+
+    /// The operations for which this one must leave room.
+    fn with_successors(self) -> Self {
+        if self.mappings + self.volumes > 0 {
+            Ask { unmaps: self.unmaps + 1, deletes: self.deletes + 1, ..self }
+        } else if self.unmaps > 0 {
+            Ask { deletes: self.deletes + 1, ..self }
+        } else {
+            self
+        }
+    }
+
+    fn may_use_reserve(self) -> bool {
+        self.mappings + self.volumes == 0
+    }
+}
+
+impl<D: Disk> Metadata<D> {
+    /// Makes sure that an operation can be carried through. Brings pending work into the trees if it helps: what it takes
+    /// is then known, and mostly far less than the worst case. `NoMetadataSpace`.
+    pub(super) fn afford(&mut self, ask: &Ask) -> Result<()> {
+        if self.can_afford(ask) {
+            return Ok(());
+        }
+        if self.pending.len() > 0 || !self.space.references.data.is_empty() {
+            self.apply_pending()?;
+            self.change(|this| this.data.apply(&mut this.space))?;
+            if self.can_afford(ask) {
+                return Ok(());
+            }
+        }
+        let metadata = &self.space.references.metadata;
+        let what = format!(
+            "too few free metadata blocks: {} of {} are free, {} of them kept back",
+            metadata.available(),
+            metadata.total(),
+            reserve(metadata.total())
+        );
+        Err(Error::new(ErrorKind::NoMetadataSpace, what).hint(
+            "commit, which gives back replaced blocks; then grow the metadata device, or delete volumes",
+        ))
+    }
+
+    /// Whether the operation can be carried through from the present state.
+    pub(super) fn can_afford(&self, ask: &Ask) -> bool {
+        let state = self.outlook();
+        let available = self.space.references.metadata.available();
+        let kept = if ask.may_use_reserve() { 0 } else { reserve(self.space.references.metadata.total()) };
+        let need = (state.worst_case(ask) + kept).max(state.worst_case(&ask.with_successors()));
+        need + state.growth(ask) <= available
+    }
+
+    fn outlook(&self) -> Outlook {
+        Outlook::new(&self.space, &self.data, self.shape, self.pending.len() as u64 + self.data.reserved())
+    }
+}
+
+/// Everything that worst cases depend on.
+struct Outlook {
+    shape: Shape,
+    /// Mappings reserved or pending.
+    outstanding: u64,
+    data_blocks: u64,
+    unchanged_bitmaps: u64,
+    index_nodes: u64,
+    large_data_nodes: u64,
+    large_metadata_entries: u64,
+    metadata_bitmaps: u64,
+    metadata_allocated: u64,
+    /// References added to data blocks that had some, not applied yet.
+    logged_increments: u64,
+}
+
+/// What a number of operations takes.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    blocks: u64,
+    /// References added to data blocks that have some.
+    data_increments: u64,
+    /// References added to metadata blocks that have some.
+    metadata_increments: u64,
+}
+
+impl Outlook {
+    fn new<D: Disk>(space: &Space<D>, data: &DataMap, shape: Shape, outstanding: u64) -> Self {
+        let metadata = &space.references.metadata;
+        Outlook {
+            shape,
+            outstanding,
+            data_blocks: data.total(),
+            unchanged_bitmaps: data.unchanged_bitmaps(),
+            index_nodes: data.index_nodes(),
+            large_data_nodes: data.large_nodes(),
+            large_metadata_entries: metadata.large_entries_at_most(),
+            metadata_bitmaps: metadata.bitmaps.len() as u64,
+            metadata_allocated: metadata.allocated(),
+            logged_increments: space.references.data.shared(),
+        }
+    }
+
+    /// Blocks for all that is outstanding, the operation, and the commit.
+    fn worst_case(&self, ask: &Ask) -> u64 {
+        let operations = self.operations(ask);
+        operations.blocks + self.commit(operations)
+    }
+
+    /// By how much more blocks the trees of large counts may have after the operation. Their nodes must all be affordable
+    /// again in the next transaction, so growth is asked for twice.
+    fn growth(&self, ask: &Ask) -> u64 {
+        self.worst_case(ask) - operations_apart(self.operations(ask)) - self.commit(Cost::default())
+    }
+
+    /// Can a block have three holders, and so a large count? Each volume holds a block at most once, and so does the
+    /// metadata snapshot for each of the volumes that it remembers.
+    fn counts_can_be_large(&self, volumes: u64) -> bool {
+        volumes > 2 || self.shape.held_root
+    }
+
+    fn operations(&self, ask: &Ask) -> Cost {
+        let volumes = self.shape.volumes + ask.volumes;
+        let upper = levels(volumes, leaf_capacity::<RootRecord>());
+        let details = levels(volumes, leaf_capacity::<DetailsRecord>());
+        // A volume's mappings name different data blocks.
+        let mappings = self.outstanding + ask.mappings;
+        let in_one_volume = (self.shape.mappings + mappings).min(self.data_blocks);
+        let lower = levels(in_one_volume, leaf_capacity::<MappingRecord>());
+
+        let mut cost = self.mapping(mappings, volumes, lower, upper + details);
+        // An entry in both trees, with a split at every level; for a snapshot the origin's details besides.
+        cost.blocks += ask.volumes * (2 * (upper + details) + 2 + 1 + details);
+        let removals = REMOVAL_NODES_PER_LEVEL * ask.unmaps;
+        cost.blocks += removals * lower + (upper + details) * ask.unmaps;
+        cost.blocks += REMOVAL_NODES_PER_LEVEL * ask.deletes * (upper + details);
+        if self.counts_can_be_large(volumes) {
+            cost.data_increments += removals * FANOUT;
+            cost.metadata_increments += removals * FANOUT * (lower - 1) + ask.volumes;
+            let upper_nodes = upper * (ask.volumes + ask.unmaps + REMOVAL_NODES_PER_LEVEL * ask.deletes);
+            cost.metadata_increments += upper_nodes * FANOUT;
+        }
+        cost
+    }
+
+    /// `mappings` inserted anywhere. Each copies its leaf, and then either a sibling to move entries to, or makes the
+    /// other half of a split; likewise above, where there are not more nodes than the trees have. A root that is split
+    /// takes one block more.
+    fn mapping(&self, mappings: u64, volumes: u64, lower: u64, upper: u64) -> Cost {
+        if mappings == 0 {
+            return Cost::default();
+        }
+        let touched_volumes = mappings.min(volumes);
+        let roots_split = mappings.min(touched_volumes + mappings / (FANOUT / 2));
+        // Internal nodes: a volume has one at each level, and another for each 84 * 84 mappings of leaves below.
+        let internal_nodes = touched_volumes * (lower - 1)
+            + (self.shape.mappings + mappings) / (LEAST_FANOUT * LEAST_FANOUT - LEAST_FANOUT);
+        let internal = (mappings * (lower - 1)).min(internal_nodes + mappings / LEAST_FANOUT);
+        let blocks = 2 * mappings + roots_split + 2 * internal + touched_volumes * upper;
+        if !self.counts_can_be_large(volumes) {
+            return Cost { blocks, ..Cost::default() };
+        }
+        Cost {
+            blocks,
+            data_increments: FANOUT * mappings,
+            metadata_increments: FANOUT * (internal + touched_volumes * upper),
+        }
+    }
+
+    /// The commit: every bitmap of the data that is not written yet, all nodes of the index and of both trees of large
+    /// counts, and the metadata's own bitmaps with their index block.
+    fn commit(&self, cost: Cost) -> u64 {
+        let data_increments = self.logged_increments + cost.data_increments;
+        let metadata_entries = (self.large_metadata_entries + cost.metadata_increments)
+            .min(self.metadata_allocated + cost.blocks + self.large_data_nodes + data_increments);
+        self.unchanged_bitmaps
+            + self.index_nodes
+            + self.large_data_nodes_after(data_increments)
+            + nodes_for(metadata_entries, leaf_capacity::<LargeCount>())
+            + self.metadata_bitmaps
+            + 1
+    }
+
+    /// Nodes of the tree of data blocks' large counts once so many entries were added: no more than one split for each,
+    /// nor more than so many entries can have.
+    fn large_data_nodes_after(&self, added: u64) -> u64 {
+        if added == 0 {
+            return self.large_data_nodes;
+        }
+        let entries = self.large_data_nodes * leaf_capacity::<LargeCount>() + added;
+        let by_splits = self.large_data_nodes + added + levels(entries, leaf_capacity::<LargeCount>());
+        by_splits.min(nodes_for(entries.min(self.data_blocks), leaf_capacity::<LargeCount>()))
+    }
+}
+
+fn operations_apart(cost: Cost) -> u64 {
+    cost.blocks
+}
+
+fn leaf_capacity<V>() -> u64 {
+    capacity(size_of::<V>()) as u64
+}
+
+/// The most nodes that a tree with so many entries has, if every node but the root is as empty as it may be.
+fn nodes_for(entries: u64, leaf_capacity: u64) -> u64 {
+    let mut level = (entries / (leaf_capacity / 3)).max(1);
+    let mut nodes = level;
+    while level > 1 {
+        level = (level / LEAST_FANOUT).max(1);
+        nodes += level;
+    }
+    nodes
+}
+
+/// The most levels that such a tree has.
+fn levels(entries: u64, leaf_capacity: u64) -> u64 {
+    // A tree of two levels has at least two leaves, one of three levels two nodes of 84 leaves, and so on.
+    let mut least_entries = 2 * (leaf_capacity / 3);
+    let mut levels = 1;
+    while entries >= least_entries {
+        least_entries = least_entries.saturating_mul(LEAST_FANOUT);
+        levels += 1;
+    }
+    levels
+}
+
+/// The most nodes of an index tree over a device of that many data blocks, for sizing a metadata device.
+pub(super) fn index_nodes_for(bitmaps: u64) -> u64 {
+    nodes_for(bitmaps, leaf_capacity::<IndexEntry>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_and_widest_trees_are_those_with_nodes_a_third_full() {
+        let mapping = leaf_capacity::<MappingRecord>();
+        assert_eq!([0, 167, 168, 2 * 84 * 84 - 1, 2 * 84 * 84].map(|n| levels(n, mapping)), [1, 1, 2, 2, 3]);
+        assert_eq!(levels(u64::MAX, mapping), 10);
+        assert_eq!([0, 84, 168, 84 * 84].map(|n| nodes_for(n, mapping)), [1, 1, 3, 85]);
+    }
+
+    #[test]
+    fn the_reserve_is_the_kernels() {
+        assert_eq!([1024, 2048, 40_960, 4_161_600].map(reserve), [102, 204, 4096, 4096]);
+    }
+}

@@ -1,0 +1,284 @@
+//! Formatting, opening, rolling back.
+
+use super::budget::{Shape, index_nodes_for};
+use super::cache::{Cache, DEFAULT_CLEAN_BYTES};
+use super::data_log::DataLog;
+use super::data_map::{DataMap, bitmaps_for};
+use super::meta_map::MetaMap;
+use super::pending::Pending;
+use super::space::{References, Space, Span};
+use super::{Access, Geometry, Metadata, State};
+use crate::checksum::BlockKind;
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    BITMAP_ENTRIES, Bitmap, Block, DetailsRecord, INDEX_ENTRIES, InlineCount, LargeCount, MetadataIndex,
+    NodeKind, RootRecord, SpaceMapRoot, Superblock,
+};
+use crate::units::{DataBlock, META_BLOCK_BYTES, META_BLOCKS_LIMIT, MetaBlock};
+use std::ops::ControlFlow;
+
+/// Writes an empty pool. See [`Metadata::format`].
+pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>> {
+    let Geometry { block_size, data_blocks } = geometry;
+    if data_blocks == 0 || data_blocks >= DataBlock::LIMIT {
+        let what =
+            format!("a pool of {data_blocks} data blocks cannot be, only of 1 to {}", DataBlock::LIMIT - 1);
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    let total = (disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT);
+    require_room(&disk, total, data_blocks)?;
+    // What was there before stops being a pool first: a crash half-way leaves something that nobody takes for one.
+    write_superblock(&disk, &Block::ZERO)?;
+
+    let references = References { metadata: MetaMap::for_format(total), data: DataLog::new(data_blocks) };
+    let mut space = Space { cache: Cache::new(total, DEFAULT_CLEAN_BYTES), disk, references };
+    let large_root = space.new_node(NodeKind::Leaf, size_of::<LargeCount>())?;
+    space.references.metadata.large_root = large_root;
+    let data = DataMap::format(&mut space, data_blocks)?;
+    let mapping_root = space.new_node(NodeKind::Leaf, size_of::<RootRecord>())?;
+    let details_root = space.new_node(NodeKind::Leaf, size_of::<DetailsRecord>())?;
+    let superblock = Superblock::new(block_size, total);
+    let mut metadata = Metadata {
+        space,
+        data,
+        mapping_root,
+        details_root,
+        time: superblock.time,
+        transaction_id: superblock.transaction_id,
+        superblock,
+        pending: Pending::default(),
+        shape: Shape::default(),
+        checked_reservations: 0,
+        access: Access::ReadWrite,
+        state: State::Sound,
+        cache_bytes: DEFAULT_CLEAN_BYTES,
+    };
+    metadata.write_transaction()?;
+    Ok(metadata)
+}
+
+/// Refuses a device that could not hold an empty pool of that size and then a first volume.
+fn require_room(disk: &impl Disk, total: u64, data_blocks: u64) -> Result<()> {
+    let bitmaps = bitmaps_for(data_blocks);
+    // Superblock, index block, five roots, and the bitmaps of both maps with the index; then all that changes once more,
+    // for the first transaction.
+    let index = index_nodes_for(bitmaps);
+    let copied = bitmaps + index + 6;
+    let fixed = 1 + bitmaps + index + 5 + copied + FIRST_VOLUME_BLOCKS;
+    let needed = fixed + (fixed + fixed / 100).div_ceil(BITMAP_ENTRIES as u64) * 2;
+    if total >= needed {
+        return Ok(());
+    }
+    let what = format!(
+        "{} is too small for the metadata of {data_blocks} data blocks: it has {} bytes, at least {} are needed",
+        disk.name(),
+        disk.size_bytes(),
+        needed * META_BLOCK_BYTES as u64
+    );
+    let hint = if needed > META_BLOCKS_LIMIT {
+        "no metadata device is large enough: use larger data blocks"
+    } else {
+        "use a larger metadata device, or larger data blocks"
+    };
+    Err(Error::new(ErrorKind::Invalid, what).hint(hint))
+}
+
+/// Room for the first volume's worst cases beside the commit's.
+const FIRST_VOLUME_BLOCKS: u64 = 64;
+
+/// Writes block 0, durably.
+pub(super) fn write_superblock(disk: &impl Disk, block: &Block) -> Result<()> {
+    let offset_bytes = MetaBlock::SUPERBLOCK.offset_bytes();
+    disk.write_at(offset_bytes, &block.0)
+        .map_err(|error| Error::io(format_args!("cannot write the superblock of {}", disk.name()), &error))?;
+    flush(disk)
+}
+
+/// Flushes the metadata disk.
+pub(super) fn flush(disk: &impl Disk) -> Result<()> {
+    disk.flush().map_err(|error| Error::io(format_args!("cannot flush {}", disk.name()), &error))
+}
+
+/// Opens the last committed state. See [`Metadata::open`].
+pub(super) fn open<D: Disk>(disk: D, access: Access, cache_bytes: usize) -> Result<Metadata<D>> {
+    let superblock = read_superblock(&disk).map_err(|error| error.context(disk.name()))?;
+    require_access(&disk, &superblock, access)?;
+    let total = superblock.metadata_space_map.total_blocks.get();
+    require_size(&disk, total)?;
+    load(disk, superblock, access, cache_bytes)
+}
+
+fn read_superblock(disk: &impl Disk) -> Result<Superblock> {
+    let mut block = Block::ZERO;
+    if disk.size_bytes() < META_BLOCK_BYTES as u64 {
+        let what = format!("found {} bytes, expected at least one block of 4096", disk.size_bytes());
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    disk.read_at(MetaBlock::SUPERBLOCK.offset_bytes(), &mut block.0)
+        .map_err(|error| Error::io("cannot read the superblock", &error))?;
+    if block.is_zero() {
+        return Err(Error::new(ErrorKind::Invalid, "metadata block 0 is all zeros: not formatted")
+            .hint("create a pool on it, or name the right metadata device"));
+    }
+    Superblock::read(&block, MetaBlock::SUPERBLOCK)
+}
+
+fn require_access(disk: &impl Disk, superblock: &Superblock, access: Access) -> Result<()> {
+    if access == Access::ReadOnly {
+        return Ok(());
+    }
+    if superblock.compat_ro_flags != 0 {
+        let what = format!(
+            "{}: metadata block 0: found read-only compatible features {:#x}, expected none",
+            disk.name(),
+            superblock.compat_ro_flags
+        );
+        return Err(
+            Error::new(ErrorKind::Unsupported, what).hint("open it read-only, or with a newer program")
+        );
+    }
+    if superblock.needs_check() {
+        let what = format!("{}: the metadata carries the needs_check flag", disk.name());
+        return Err(Error::new(ErrorKind::NeedsCheck, what)
+            .hint("check the metadata, which clears the flag if all is well, and repair it if not"));
+    }
+    Ok(())
+}
+
+fn require_size(disk: &impl Disk, total: u64) -> Result<()> {
+    if total == 0 || total > META_BLOCKS_LIMIT {
+        let what = format!("found a metadata space map of {total} blocks, expected 1 to {META_BLOCKS_LIMIT}");
+        return Err(Error::corrupt(MetaBlock::SUPERBLOCK, what));
+    }
+    let expected_bytes = total * META_BLOCK_BYTES as u64;
+    if disk.size_bytes() < expected_bytes {
+        let what = format!(
+            "{} has {} bytes, but its metadata was made for {expected_bytes} bytes ({total} blocks)",
+            disk.name(),
+            disk.size_bytes()
+        );
+        return Err(Error::new(ErrorKind::Invalid, what)
+            .hint("the file was truncated, or is another pool's: restore its full size before opening it"));
+    }
+    Ok(())
+}
+
+/// Reads the state that a superblock leads to.
+fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: usize) -> Result<Metadata<D>> {
+    let total = superblock.metadata_space_map.total_blocks.get();
+    let data_blocks = superblock.data_space_map.total_blocks.get();
+    if data_blocks >= DataBlock::LIMIT {
+        let what = format!("found {data_blocks} data blocks, expected fewer than {}", DataBlock::LIMIT);
+        return Err(Error::corrupt(MetaBlock::SUPERBLOCK, what));
+    }
+    // Reading asks for no counts, so those of an empty device will do until the map is read.
+    let references = References { metadata: MetaMap::for_format(1), data: DataLog::new(data_blocks) };
+    let mut space = Space { cache: Cache::new(total, cache_bytes), disk, references };
+    space.references.metadata = load_metadata_map(&mut space, &superblock.metadata_space_map)?;
+    let data = DataMap::open(&mut space, &superblock.data_space_map)?;
+    let shape = load_shape(&mut space, &superblock)?;
+    Ok(Metadata {
+        space,
+        data,
+        mapping_root: superblock.mapping_root,
+        details_root: superblock.details_root,
+        time: superblock.time,
+        transaction_id: superblock.transaction_id,
+        superblock,
+        pending: Pending::default(),
+        shape,
+        checked_reservations: 0,
+        access,
+        state: State::Sound,
+        cache_bytes,
+    })
+}
+
+fn load_metadata_map<D: Disk>(space: &mut Space<D>, root: &SpaceMapRoot) -> Result<MetaMap> {
+    let total = root.total_blocks.get() as usize;
+    let (index_block, large_root) =
+        (MetaBlock(root.bitmap_root.get()), MetaBlock(root.large_counts_root.get()));
+    let large = space.entries::<LargeCount>(large_root)?;
+    let index = *MetadataIndex::of(space.cache.get(&space.disk, index_block, BlockKind::Index)?);
+    let bitmaps: Vec<MetaBlock> =
+        index.entries.iter().take(total.div_ceil(BITMAP_ENTRIES)).map(|entry| entry.bitmap()).collect();
+    debug_assert!(bitmaps.len() <= INDEX_ENTRIES);
+    let mut counts = Vec::with_capacity(total.next_multiple_of(BITMAP_ENTRIES));
+    for number in &bitmaps {
+        let block = space.cache.get(&space.disk, *number, BlockKind::Bitmap)?;
+        for inline in Bitmap::new(block).iter() {
+            counts.push(match inline {
+                InlineCount::Large => large_count(&large, counts.len() as u64, *number)?,
+                InlineCount::Free => 0,
+                InlineCount::One => 1,
+                InlineCount::Two => 2,
+            });
+        }
+    }
+    counts.truncate(total);
+    if counts[0] == 0 {
+        let what = "found a metadata space map by which the superblock is free, expected a count of 1";
+        return Err(Error::corrupt(bitmaps[0], what));
+    }
+    let bitmaps = bitmaps.into_iter().map(Some).collect();
+    Ok(MetaMap::committed_state(counts, bitmaps, Some(index_block), large_root))
+}
+
+fn large_count(large: &[(u64, LargeCount)], block: u64, bitmap: MetaBlock) -> Result<u32> {
+    match large.binary_search_by_key(&block, |(key, _)| *key) {
+        Ok(found) => Ok(large[found].1.0.get()),
+        Err(_) => Err(Error::corrupt(
+            bitmap,
+            format_args!(
+                "found a large reference count for metadata block {block}, but no tree entry that says which"
+            ),
+        )),
+    }
+}
+
+fn load_shape<D: Disk>(space: &mut Space<D>, superblock: &Superblock) -> Result<Shape> {
+    let mut shape = Shape { held_root: superblock.held_root != 0, ..Shape::default() };
+    let _ = space.visit_leaves::<DetailsRecord>(superblock.details_root, Span::ALL, &mut |entries| {
+        shape.volumes += entries.len() as u64;
+        let mapped = entries.iter().map(|(_, details)| details.mapped_blocks.get());
+        shape.mappings = mapped.fold(shape.mappings, u64::saturating_add);
+        ControlFlow::Continue(())
+    })?;
+    // Sums of what cannot be must not overflow what is computed from them.
+    shape.mappings = shape.mappings.min(DataBlock::LIMIT);
+    Ok(shape)
+}
+
+impl<D: Disk> Metadata<D> {
+    /// See [`Metadata::abort`].
+    pub(super) fn roll_back(&mut self) -> Result<()> {
+        if self.state == State::Unknown {
+            return self.require_sound();
+        }
+        self.state = State::Broken;
+        let superblock = read_superblock(&self.space.disk)?;
+        if superblock != self.superblock {
+            self.state = State::Unknown;
+            let what = "found another superblock than the one last committed";
+            return Err(Error::corrupt(MetaBlock::SUPERBLOCK, what)
+                .hint("something else writes to the metadata device: stop it, and check the metadata"));
+        }
+        let fresh = {
+            let disk = &self.space.disk;
+            load(disk, superblock, self.access, self.cache_bytes)?
+        };
+        let Metadata {
+            space: Space { cache, references, .. }, data, mapping_root, details_root, shape, ..
+        } = fresh;
+        (self.space.cache, self.space.references) = (cache, references);
+        let old = std::mem::replace(&mut self.data, data);
+        self.data.keep_withheld(old);
+        (self.mapping_root, self.details_root, self.shape) = (mapping_root, details_root, shape);
+        (self.time, self.transaction_id) = (self.superblock.time, self.superblock.transaction_id);
+        self.pending = Pending::default();
+        self.checked_reservations = 0;
+        self.state = State::Sound;
+        Ok(())
+    }
+}
