@@ -79,7 +79,7 @@ fn require_room(disk: &impl Disk, total: u64, data_blocks: u64) -> Result<()> {
     let hint = if needed > META_BLOCKS_LIMIT {
         "no metadata device is large enough: use larger data blocks"
     } else {
-        "use a larger metadata device, or larger data blocks"
+        "give the metadata more room, or use larger data blocks"
     };
     Err(Error::new(ErrorKind::Invalid, what).hint(hint))
 }
