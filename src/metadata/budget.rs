@@ -348,8 +348,9 @@ fn levels(entries: u64, leaf_capacity: u64) -> u64 {
     let mut least_entries = 2 * (leaf_capacity / 3);
     let mut levels = 1;
     while entries >= least_entries {
-        least_entries = least_entries.saturating_mul(LEAST_FANOUT);
         levels += 1;
+        let Some(next) = least_entries.checked_mul(LEAST_FANOUT) else { break };
+        least_entries = next;
     }
     levels
 }
