@@ -1,0 +1,160 @@
+"""The two sides of a scenario: the kernel's dm-thin on a pair of devices, and uthin on the same pair."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import nbd
+
+from devices import Device
+from pool import BIN, ROOT, Failed, Pool, main, run, uthin
+
+__all__ = ["BIN", "Failed", "KernelPool", "UthinPool", "check", "dump", "main", "run", "say", "uthin"]
+
+SECTOR = 512
+
+
+def say(*words):
+    print(f"[{time.monotonic():7.2f} s]", *words, flush=True)
+
+
+def oracle(tool, *words):
+    folder = run(ROOT / "tools" / "oracle").strip().splitlines()[-1]
+    return run(Path(folder) / tool, *words)
+
+
+def check(metadata):
+    """Three checkers look at metadata that nobody has open: thin_check, uthin-fsck, and verify.py."""
+    oracle("thin_check", metadata)
+    run(BIN / "uthin-fsck", "check", metadata)
+    run(sys.executable, ROOT / "tests" / "oracle" / "verify.py", metadata, timeout=300)
+
+
+def dump(metadata, *options):
+    """All mappings, as thin_dump tells them."""
+    return oracle("thin_dump", *options, metadata)
+
+
+class KernelPool:
+    """A thin-pool target and its thins, which are `Device`s."""
+
+    def __init__(self, metadata, data, block_bytes, features=()):
+        run("modprobe", "dm-thin-pool")
+        with Device(data) as device:
+            self.sectors = device.size_bytes // block_bytes * block_bytes // SECTOR
+        self.line = f"{metadata} {data} {block_bytes // SECTOR} 0 {len(features)} {' '.join(features)}".strip()
+        self.thins = {}
+
+    def __enter__(self):
+        self.dm("create", "pool", "--table", f"0 {self.sectors} thin-pool {self.line}")
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.remove()
+
+    def dm(self, *words):
+        try:
+            return run("dmsetup", *words)
+        except Failed as wrong:
+            raise Failed(f"{wrong}\nthe kernel says:\n{kernel_log_tail()}") from None
+
+    def message(self, words):
+        self.dm("message", "pool", "0", words)
+
+    def thin(self, number, size_bytes):
+        """Activates a thin device and opens it."""
+        self.dm("create", f"thin{number}", "--table", f"0 {size_bytes // SECTOR} thin /dev/mapper/pool {number}")
+        self.thins[number] = Device(f"/dev/mapper/thin{number}")
+        return self.thins[number]
+
+    def create_thin(self, number, size_bytes):
+        self.message(f"create_thin {number}")
+        return self.thin(number, size_bytes)
+
+    def create_snap(self, number, origin, size_bytes):
+        """As the kernel wants it: the origin is suspended meanwhile."""
+        if origin in self.thins:
+            self.dm("suspend", f"thin{origin}")
+        self.message(f"create_snap {number} {origin}")
+        if origin in self.thins:
+            self.dm("resume", f"thin{origin}")
+        return self.thin(number, size_bytes)
+
+    def deactivate(self, number):
+        self.thins.pop(number).close()
+        self.dm("remove", "--retry", f"thin{number}")
+
+    def delete(self, number):
+        if number in self.thins:
+            self.deactivate(number)
+        self.message(f"delete {number}")
+
+    def status(self):
+        """The status line's words, by what they are."""
+        words = self.dm("status", "pool").split()[3:]
+        if len(words) < 9:
+            raise Failed(f"the kernel's pool is in no good state: {' '.join(words)}\n{kernel_log_tail()}")
+        names = ("transaction", "metadata", "data", "held", "mode", "discard", "full", "needs_check", "mark")
+        return dict(zip(names, words))
+
+    def remove(self):
+        state = self.status()
+        if state["mode"] != "rw" or state["needs_check"] != "-":
+            raise Failed(f"the kernel's pool ended as {state}\n{kernel_log_tail()}")
+        for number in list(self.thins):
+            self.deactivate(number)
+        self.dm("remove", "--retry", "pool")
+
+
+def kernel_log_tail(lines=15):
+    return "\n".join(run("dmesg").splitlines()[-lines:])
+
+
+class UthinPool(Pool):
+    """A pool directory whose `data` and `metadata` are devices: made by `uthin pool create`, or laid around a pool that is there."""
+
+    def __init__(self, folder, metadata, data, *options, adopt=False):
+        self.path = Path(folder) / "pool"
+        self.daemon = None
+        self.devices = (metadata, data)
+        if adopt:
+            self.path.mkdir()
+            (self.path / "metadata").symlink_to(metadata)
+            (self.path / "data").symlink_to(data)
+        else:
+            uthin("pool", "create", self.path, "--data", data, "--metadata", metadata, *options)
+
+    def check(self):
+        check(self.devices[0])
+
+    def create(self, name, size_bytes):
+        uthin("volume", "create", self.path / name, "--size", str(size_bytes))
+
+    def snapshot(self, origin, name):
+        uthin("volume", "snapshot", self.path / origin, name)
+
+    def delete(self, name):
+        uthin("volume", "delete", self.path / name)
+        self.wait_for_deletions()
+
+    def wait_for_deletions(self):
+        end = time.monotonic() + 60
+        while self.status()["deleting"]:
+            if time.monotonic() > end:
+                raise Failed("a deletion in the background does not come to its end")
+            time.sleep(0.2)
+
+    def volumes(self):
+        """By name, what `volume list` says about each."""
+        listed = json.loads(uthin("volume", "list", self.path, "--json"))["volumes"]
+        return {volume["name"]: volume for volume in listed}
+
+    def dm_line(self):
+        return uthin("pool", "status", self.path, "--format", "dm").split()
+
+    def open(self, volume):
+        handle = nbd.NBD()
+        handle.connect_uri(self.uri(volume))
+        return handle

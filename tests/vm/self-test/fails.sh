@@ -1,0 +1,3 @@
+# Says why, and fails.
+echo "this is why"
+exit 7

@@ -1,0 +1,3 @@
+# Crashes the kernel.
+echo c >/proc/sysrq-trigger
+sleep 1000
