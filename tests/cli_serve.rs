@@ -65,6 +65,47 @@ fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
     assert_eq!(place.serve(&[]).signal(Signal::INT), 0);
 }
 
+/// One client writes a number to `a` and then to `b`: in no group may `b` be ahead of `a`.
+#[test]
+fn a_group_is_taken_at_one_moment_while_a_client_writes() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/a", "--size", "1M"]);
+    place.ok(&["volume", "create", "./p/b", "--size", "1M"]);
+    let _daemon = place.serve(&[]);
+    let (mut a, mut b) = (place.connect("a"), place.connect("b"));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let written = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut number = 0_u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                a.write(4096, &[number.to_le_bytes(); 64].concat()).expect("there is space");
+                b.write(65_536, &[number.to_le_bytes(); 64].concat()).expect("there is space");
+            }
+            number
+        });
+        for round in 0..8 {
+            let group = format!("b=b{round}");
+            place.ok(&["volume", "snapshot", "./p/a", &format!("a{round}"), "--group", &group]);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().expect("it writes to the end")
+    });
+    let number_in = |volume: String, offset_bytes: u64| {
+        let bytes = place.connect(&volume).read(offset_bytes, 512).expect("it reads");
+        assert!(bytes.chunks(8).all(|chunk| chunk == &bytes[..8]), "a request is in it whole");
+        u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"))
+    };
+    let mut last = 0;
+    for round in 0..8 {
+        let (in_a, in_b) = (number_in(format!("a{round}"), 4096), number_in(format!("b{round}"), 65_536));
+        assert!(in_a == in_b || in_a == in_b + 1, "round {round}: a has {in_a}, b has {in_b}");
+        assert!(in_a >= last, "what was acknowledged before is in it");
+        last = in_a;
+    }
+    assert!(written > 16 && last > 0, "the client was at it: {written}, {last}");
+}
+
 #[test]
 fn commands_go_through_the_daemon_and_a_second_daemon_does_not() {
     let place = place_with_volume("1G");
@@ -254,6 +295,13 @@ fn the_control_socket_keeps_to_its_documentation() {
     assert_eq!((status, &made["name"], &made["size_bytes"]), (201, &"w".into(), &1024.into()));
     let (status, made) = ask(&place, "POST", "/v1/volumes/w/snapshot", r#"{"name": "s"}"#);
     assert_eq!((status, &made["origin"]), (201, &"w".into()));
+    let group = r#"{"snapshots": [{"origin": "w", "name": "s2"}, {"origin": "v", "name": "t2"}]}"#;
+    let (status, made) = ask(&place, "POST", "/v1/snapshots", group);
+    assert_eq!((status, &made["snapshots"][1]["origin"]), (201, &"v".into()));
+    assert_eq!(code(ask(&place, "POST", "/v1/snapshots", r#"{"snapshots": []}"#)), is(400, "invalid"));
+    for name in ["s2", "t2"] {
+        assert_eq!(ask(&place, "DELETE", &format!("/v1/volumes/{name}"), "").0, 200);
+    }
     let (status, list) = ask(&place, "GET", "/v1/volumes", "");
     assert_eq!((status, list["volumes"].as_array().map(Vec::len)), (200, Some(3)));
     let (status, deleted) = ask(&place, "DELETE", "/v1/volumes/w", "");

@@ -65,6 +65,35 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_group_is_made_whole_or_not_at_all() {
+    let place = Place::with_pool("1G");
+    for name in ["a", "b", "c"] {
+        place.ok(&["volume", "create", &format!("./p/{name}"), "--size", "1M"]);
+    }
+    let said = place.ok(&["volume", "snapshot", "./p/a", "a1", "--group", "b=b1,c=c1"]);
+    assert_eq!(said, "snapshot a1 made of a\nsnapshot b1 made of b\nsnapshot c1 made of c\n");
+    assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 4, "one step for all");
+    let made = place.json(&["volume", "snapshot", "./p/c", "c2", "--group", "b=b2", "--group", "a=a2"]);
+    assert_eq!((&made["snapshots"][0]["name"], &made["snapshots"][2]["origin"]), (&"c2".into(), &"a".into()));
+    let before = place.names();
+    for (arguments, code, says) in [
+        (["./p/a", "a3", "--group", "x=x3"], 5, "there is no volume `x`"),
+        (["./p/a", "a3", "--group", "b=b1"], 5, "a volume `b1` exists already"),
+        (["./p/a", "a3", "--group", "b=a3"], 2, "would be called `a3`"),
+        (["./p/a", "a3", "--group", "a=a4"], 2, "volume `a` is in the group twice"),
+        (["./p/a", "a3", "--group", "a3=a4"], 5, "there is no volume `a3`"),
+    ] {
+        place.fails(&[&["volume", "snapshot"], &arguments[..]].concat(), code, says).hint();
+    }
+    for bad in ["b", "b=", "=b3", "b=7", "./p/b=b3", "b=b3,", "b=b3=c"] {
+        place.fails(&["volume", "snapshot", "./p/a", "a3", "--group", bad], 2, "");
+    }
+    let many = vec!["b=n"; 200].join(",");
+    place.fails(&["volume", "snapshot", "./p/a", "a3", "--group", &many], 2, "1 to 200 snapshots").hint();
+    assert_eq!((place.names(), place.notes()), (before, "[]".to_owned()));
+}
+
+#[test]
 fn a_pool_in_use_by_another_process_is_refused_with_its_name() {
     let place = Place::with_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "1G"]);

@@ -2,7 +2,7 @@
 
 use super::table::{Cell, Column, TableArgs, render, select};
 use super::{change, look, print, print_json, refuse_table_options, size};
-use crate::control::api::{CreateVolume, SnapshotPair, VolumeInfo};
+use crate::control::api::{CreateVolume, NewSnapshots, SnapshotGroup, SnapshotPair, VolumeInfo};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -17,7 +17,7 @@ pub(super) enum Verb {
         #[arg(long, value_parser = size::parse)]
         size: u64,
     },
-    /// Make a writable snapshot of a volume, in use or not
+    /// Make a writable snapshot of a volume, or of several at one moment, in use or not
     #[command(visible_alias = "snap")]
     Snapshot {
         /// The volume: POOL/VOLUME
@@ -26,6 +26,9 @@ pub(super) enum Verb {
         /// The snapshot's name, in the same pool
         #[arg(value_parser = parse_snapshot_name)]
         name: VolumeName,
+        /// Snapshot these volumes of the pool as well, at the same moment: all or none
+        #[arg(long, value_name = "VOLUME=NAME,…", value_parser = parse_pair, value_delimiter = ',')]
+        group: Vec<SnapshotPair>,
     },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
@@ -51,6 +54,18 @@ fn parse_snapshot_name(text: &str) -> Result<VolumeName> {
             .hint("a snapshot is in its volume's pool: give its name alone"));
     }
     VolumeName::parse_new(text)
+}
+
+fn parse_pair(text: &str) -> Result<SnapshotPair> {
+    let Some((origin, name)) = text.split_once('=') else {
+        return Err(Error::new(ErrorKind::Invalid, format!("`{text}` names no volume and its snapshot"))
+            .hint("write VOLUME=NAME, several separated by commas"));
+    };
+    if origin.contains('/') {
+        return Err(Error::new(ErrorKind::Invalid, format!("`{origin}` is no name: it has a slash in it"))
+            .hint("a group is within one pool: give the volume's name alone"));
+    }
+    Ok(SnapshotPair { origin: VolumeName::parse(origin)?, name: parse_snapshot_name(name)? })
 }
 
 const COLUMNS: &[Column<VolumeInfo>] = &[
@@ -86,14 +101,7 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             }
             print(&format!("volume {} made: {}\n", made.name, size::human(made.size_bytes)))
         }
-        Verb::Snapshot { origin, name } => {
-            let request = SnapshotPair { origin: origin.volume, name };
-            let made = change(&origin.pool, |pool| pool.snapshot(&request))?;
-            if json {
-                return print_json(&made);
-            }
-            print(&format!("snapshot {} made of {}\n", made.name, request.origin))
-        }
+        Verb::Snapshot { origin, name, group } => snapshot(origin, name, group, json),
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
             let columns = select(COLUMNS, &table)?;
@@ -112,4 +120,26 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             print(&format!("volume {} deleted{rest}\n", deleted.name))
         }
     }
+}
+
+/// Without a group the answer is the snapshot, with one it is a list.
+fn snapshot(origin: VolumeRef, name: VolumeName, group: Vec<SnapshotPair>, json: bool) -> Result<()> {
+    let is_group = !group.is_empty();
+    let first = SnapshotPair { origin: origin.volume, name };
+    let request = SnapshotGroup { snapshots: std::iter::once(first).chain(group).collect() };
+    let made = change(&origin.pool, |pool| match &request.snapshots[..] {
+        [one] => {
+            pool.snapshot(one).map(|made| NewSnapshots { schema: made.schema.clone(), snapshots: vec![made] })
+        }
+        _ => pool.snapshot_group(&request),
+    })?;
+    if json {
+        return if is_group { print_json(&made) } else { print_json(&made.snapshots[0]) };
+    }
+    let lines = made.snapshots.iter().zip(&request.snapshots);
+    print(
+        &lines
+            .map(|(made, pair)| format!("snapshot {} made of {}\n", made.name, pair.origin))
+            .collect::<String>(),
+    )
 }

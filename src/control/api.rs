@@ -228,6 +228,26 @@ pub struct SnapshotPair {
     pub name: VolumeName,
 }
 
+/// The most snapshots in one group: their names fit into a request's body, however long they are.
+pub const GROUP_LIMIT: usize = 200;
+
+/// The body of `POST /v1/snapshots`: snapshots at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotGroup {
+    /// 1 to [`GROUP_LIMIT`], each of another volume.
+    pub snapshots: Vec<SnapshotPair>,
+}
+
+/// The answer to `POST /v1/snapshots`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewSnapshots {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// In the order in which they were asked for.
+    pub snapshots: Vec<NewVolume>,
+}
+
 /// The body of `POST /v1/volumes/{name}/snapshot`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -273,6 +293,8 @@ pub trait PoolApi {
     fn create(&self, request: &CreateVolume) -> Result<NewVolume>;
     /// Makes a snapshot.
     fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume>;
+    /// Makes snapshots of several volumes at one moment: all of them or none.
+    fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }

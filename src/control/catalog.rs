@@ -178,6 +178,27 @@ impl Catalog {
         })
     }
 
+    /// The entries of snapshots that are about to be made together: each `(origin, snapshot)`. `NotFound` for an origin,
+    /// `Exists` for a name.
+    pub fn plan_snapshots(&self, pairs: &[(VolumeName, VolumeName)]) -> Result<Vec<(VolumeId, VolumeEntry)>> {
+        let ids = self.free_ids(pairs.len())?;
+        let created = super::time::now_unix_seconds();
+        let plan = |((origin, name), id): (&(VolumeName, VolumeName), VolumeId)| {
+            let origin = self.require(origin)?;
+            self.require_free(name)?;
+            let entry = VolumeEntry {
+                name: name.clone(),
+                id,
+                size_bytes: origin.size_bytes,
+                created_unix_seconds: Some(created),
+                created_in_transaction: Some(self.transaction_id),
+                origin: Some(origin.id),
+            };
+            Ok((origin.id, entry))
+        };
+        pairs.iter().zip(ids).map(plan).collect()
+    }
+
     /// Brings the pending operation, if there is one, into the list of volumes. Returns what it was, in words.
     pub fn apply_pending(&mut self) -> Option<String> {
         let pending = self.pending.take()?;

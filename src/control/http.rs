@@ -4,7 +4,9 @@
 //! [`Service`]'s, on threads where blocking is allowed, changes one after the other. A client that goes away does not stop
 //! what it asked for.
 
-use super::api::{Closed, CreateVolume, Failure, PoolApi, SCHEMA, SnapshotPair, SnapshotVolume};
+use super::api::{
+    Closed, CreateVolume, Failure, PoolApi, SCHEMA, SnapshotGroup, SnapshotPair, SnapshotVolume,
+};
 use super::name::VolumeName;
 use super::service::Service;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,6 +44,7 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", delete(remove))
         .route("/v1/volumes/{name}/snapshot", post(snapshot))
+        .route("/v1/snapshots", post(snapshot_group))
         .route("/v1/close", post(close_pool))
         .fallback(no_resource)
         .method_not_allowed_fallback(no_method)
@@ -74,6 +77,15 @@ async fn snapshot(State(shared): State<Shared>, name: RawName, body: RawBody) ->
     match request {
         Ok(request) => {
             answer(StatusCode::CREATED, change(shared, move |service| service.snapshot(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn snapshot_group(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<SnapshotGroup>(body) {
+        Ok(request) => {
+            answer(StatusCode::CREATED, change(shared, move |service| service.snapshot_group(&request)).await)
         }
         Err(refusal) => refusal.into_response(),
     }

@@ -5,8 +5,8 @@
 //! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
 
 use super::api::{
-    CreateVolume, DataSpace, Deleted, Discard, MetadataSpace, Mode, NewVolume, PoolApi, PoolInfo, SCHEMA,
-    ServedBy, SnapshotPair, VolumeInfo, VolumeList,
+    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, MetadataSpace, Mode, NewSnapshots, NewVolume,
+    PoolApi, PoolInfo, SCHEMA, ServedBy, SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::name::VolumeName;
@@ -16,6 +16,7 @@ use crate::engine::{self, Answer, Command, IdStep, PoolStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
@@ -337,22 +338,32 @@ impl PoolApi for Service {
     }
 
     fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume> {
-        let name = VolumeName::parse_new(request.name.as_str())?;
+        let mut made = self.snapshot_group(&SnapshotGroup { snapshots: vec![request.clone()] })?.snapshots;
+        Ok(made.pop().expect("one snapshot was asked for and made"))
+    }
+
+    fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots> {
+        check_group(request)?;
         let mut changes = self.begin_change()?;
-        let (origin, entry) = {
-            let catalog = self.catalog.read().expect(NO_PANIC);
-            let origin = catalog.require(&request.origin)?;
-            (origin.id, catalog.plan_volume(name, origin.size_bytes, Some(origin.id))?)
-        };
-        let pairs = vec![(origin, entry.id)];
-        self.carry_out(&mut changes, Operation::Snapshot(vec![entry.clone()]), |step| Command::Snapshot {
+        let names: Vec<_> =
+            request.snapshots.iter().map(|pair| (pair.origin.clone(), pair.name.clone())).collect();
+        let planned = self.catalog.read().expect(NO_PANIC).plan_snapshots(&names)?;
+        let pairs = planned.iter().map(|(origin, entry)| (*origin, entry.id)).collect();
+        let entries: Vec<_> = planned.into_iter().map(|(_, entry)| entry).collect();
+        self.carry_out(&mut changes, Operation::Snapshot(entries.clone()), |step| Command::Snapshot {
             pairs,
             step,
         })
         .map_err(|error| {
-            error.context(format!("snapshot `{}` of volume `{}`", entry.name, request.origin))
+            let words: Vec<_> = request
+                .snapshots
+                .iter()
+                .map(|pair| format!("snapshot `{}` of volume `{}`", pair.name, pair.origin))
+                .collect();
+            error.context(words.join(", "))
         })?;
-        Ok(self.new_volume(&entry))
+        let snapshots = entries.iter().map(|entry| self.new_volume(entry)).collect();
+        Ok(NewSnapshots { schema: SCHEMA.to_owned(), snapshots })
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
@@ -373,6 +384,28 @@ impl PoolApi for Service {
         let finished = answer == Answer::Deleting { finished: true };
         Ok(Deleted { schema: SCHEMA.to_owned(), name: name.clone(), finished })
     }
+}
+
+/// What is wrong with a group whatever the pool holds.
+fn check_group(request: &SnapshotGroup) -> Result<()> {
+    let count = request.snapshots.len();
+    if count == 0 || count > GROUP_LIMIT {
+        let message = format!("a group has 1 to {GROUP_LIMIT} snapshots, and {count} were asked for");
+        return Err(Error::new(ErrorKind::Invalid, message).hint("make several groups"));
+    }
+    let (mut origins, mut names) = (HashSet::new(), HashSet::new());
+    for pair in &request.snapshots {
+        VolumeName::parse_new(pair.name.as_str())?;
+        if !origins.insert(&pair.origin) {
+            let message = format!("volume `{}` is in the group twice", pair.origin);
+            return Err(Error::new(ErrorKind::Invalid, message).hint("name each volume once"));
+        }
+        if !names.insert(&pair.name) {
+            let message = format!("two snapshots of the group would be called `{}`", pair.name);
+            return Err(Error::new(ErrorKind::Invalid, message).hint("give each a name of its own"));
+        }
+    }
+    Ok(())
 }
 
 fn check_volume_size(size_bytes: u64, limit_bytes: u64) -> Result<()> {
