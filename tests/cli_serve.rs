@@ -107,6 +107,24 @@ fn a_group_is_taken_at_one_moment_while_a_client_writes() {
 }
 
 #[test]
+fn a_volume_is_renamed_under_its_clients() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    client.write(0, &[1; 512]).expect("there is space");
+    place.ok(&["volume", "rename", "./p/v", "w"]);
+    client.write(512, &[2; 512]).expect("its client stays");
+    assert!(nbd::Client::connect(&place.path("p/nbd.sock"), "v").is_err(), "the old name is gone");
+    assert_eq!(place.connect("w").read(0, 1024), Ok([[1; 512], [2; 512]].concat()));
+    let uri = place.json(&["volume", "list", POOL])["volumes"][0]["exports"][0].to_string();
+    assert!(uri.contains("/w?"), "{uri}");
+    place.fails(&["volume", "delete", "./p/w"], 6, "volume `w` is in use").hint();
+    place.fails(&["volume", "rename", "./p/v", "x"], 5, "there is no volume `v`").hint();
+    daemon.kill();
+    assert_eq!((place.names(), place.notes()), (vec!["w".to_owned()], "[]".to_owned()));
+}
+
+#[test]
 fn commands_go_through_the_daemon_and_a_second_daemon_does_not() {
     let place = place_with_volume("1G");
     let daemon = place.serve(&[]);
@@ -302,6 +320,12 @@ fn the_control_socket_keeps_to_its_documentation() {
     for name in ["s2", "t2"] {
         assert_eq!(ask(&place, "DELETE", &format!("/v1/volumes/{name}"), "").0, 200);
     }
+    let (status, renamed) = ask(&place, "POST", "/v1/volumes/w/rename", r#"{"name": "w2"}"#);
+    assert_eq!((status, &renamed["old_name"], &renamed["name"]), (200, &"w".into(), &"w2".into()));
+    let rename = |from: &str| ask(&place, "POST", &format!("/v1/volumes/{from}/rename"), r#"{"name": "w"}"#);
+    assert_eq!(rename("w2").0, 200);
+    assert_eq!(code(rename("w2")), is(404, "not-found"));
+    assert_eq!(code(rename("v")), is(409, "exists"));
     let (status, list) = ask(&place, "GET", "/v1/volumes", "");
     assert_eq!((status, list["volumes"].as_array().map(Vec::len)), (200, Some(3)));
     let (status, deleted) = ask(&place, "DELETE", "/v1/volumes/w", "");

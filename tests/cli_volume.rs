@@ -94,6 +94,36 @@ fn a_group_is_made_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_volume_gets_another_name() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/a", "--size", "1M"]);
+    place.ok(&["volume", "snapshot", "./p/a", "s"]);
+    assert_eq!(place.ok(&["volume", "rename", "./p/a", "b"]), "volume a renamed to b\n");
+    let list = place.json(&["volume", "list", POOL]);
+    assert_eq!((&list["volumes"][0]["name"], &list["volumes"][1]["origin"]), (&"b".into(), &"b".into()));
+    let renamed = place.json(&["volume", "rename", "./p/b", "c"]);
+    assert_eq!(
+        (&renamed["name"], &renamed["old_name"], &renamed["id"]),
+        (&"c".into(), &"b".into(), &0.into())
+    );
+    place.fails(&["volume", "rename", "./p/c", "s"], 5, "a volume `s` exists already").hint();
+    place.fails(&["volume", "rename", "./p/c", "c"], 5, "a volume `c` exists already").hint();
+    place.fails(&["volume", "rename", "./p/b", "d"], 5, "there is no volume `b`").hint();
+    place.fails(&["volume", "rename", "./p/c", "7"], 2, "number").hint();
+    place.fails(&["volume", "rename", "./p/c", "./p/d"], 2, "slash").hint();
+    assert_eq!(place.names(), ["c", "s"]);
+    assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 2, "the metadata did not change");
+    place.ok(&["volume", "create", "./p/a", "--size", "1M"]);
+}
+
+#[test]
+fn a_volume_that_had_a_number_gets_a_name() {
+    let place = Place::with_fixture("04-snap-diverged");
+    assert_eq!(place.run(&["volume", "rename", "./p/1", "found"]).code, 0);
+    assert_eq!((place.names(), place.notes()), (vec!["0".to_owned(), "found".to_owned()], "[]".to_owned()));
+}
+
+#[test]
 fn a_pool_in_use_by_another_process_is_refused_with_its_name() {
     let place = Place::with_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
@@ -289,6 +319,7 @@ fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
     for arguments in [
         &["volume", "create", "./p/w", "--size", "1G"][..],
         &["volume", "snapshot", "./p/v", "s"],
+        &["volume", "rename", "./p/v", "w"],
         &["volume", "delete", "./p/v"],
     ] {
         place.fails(arguments, 1, "nothing was changed").hint();

@@ -2,7 +2,9 @@
 
 use super::table::{Cell, Column, TableArgs, render, select};
 use super::{change, look, print, print_json, refuse_table_options, size};
-use crate::control::api::{CreateVolume, NewSnapshots, SnapshotGroup, SnapshotPair, VolumeInfo};
+use crate::control::api::{
+    CreateVolume, NewSnapshots, RenameVolume, SnapshotGroup, SnapshotPair, VolumeInfo,
+};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -24,11 +26,20 @@ pub(super) enum Verb {
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         origin: VolumeRef,
         /// The snapshot's name, in the same pool
-        #[arg(value_parser = parse_snapshot_name)]
+        #[arg(value_parser = parse_name_alone)]
         name: VolumeName,
         /// Snapshot these volumes of the pool as well, at the same moment: all or none
         #[arg(long, value_name = "VOLUME=NAME,…", value_parser = parse_pair, value_delimiter = ',')]
         group: Vec<SnapshotPair>,
+    },
+    /// Give a volume another name, in use or not; its clients stay, new ones find it under the new name
+    Rename {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// The name that it is to have, in the same pool
+        #[arg(value_name = "NEW", value_parser = parse_name_alone)]
+        name: VolumeName,
     },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
@@ -48,10 +59,10 @@ pub(super) enum Verb {
     },
 }
 
-fn parse_snapshot_name(text: &str) -> Result<VolumeName> {
+fn parse_name_alone(text: &str) -> Result<VolumeName> {
     if text.contains('/') {
         return Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no name: it has a slash in it"))
-            .hint("a snapshot is in its volume's pool: give its name alone"));
+            .hint("it stays in the volume's pool: give the name alone"));
     }
     VolumeName::parse_new(text)
 }
@@ -65,7 +76,7 @@ fn parse_pair(text: &str) -> Result<SnapshotPair> {
         return Err(Error::new(ErrorKind::Invalid, format!("`{origin}` is no name: it has a slash in it"))
             .hint("a group is within one pool: give the volume's name alone"));
     }
-    Ok(SnapshotPair { origin: VolumeName::parse(origin)?, name: parse_snapshot_name(name)? })
+    Ok(SnapshotPair { origin: VolumeName::parse(origin)?, name: parse_name_alone(name)? })
 }
 
 const COLUMNS: &[Column<VolumeInfo>] = &[
@@ -102,6 +113,14 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             print(&format!("volume {} made: {}\n", made.name, size::human(made.size_bytes)))
         }
         Verb::Snapshot { origin, name, group } => snapshot(origin, name, group, json),
+        Verb::Rename { volume, name } => {
+            let request = RenameVolume { name };
+            let renamed = change(&volume.pool, |pool| pool.rename(&volume.volume, &request))?;
+            if json {
+                return print_json(&renamed);
+            }
+            print(&format!("volume {} renamed to {}\n", renamed.old_name, renamed.name))
+        }
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
             let columns = select(COLUMNS, &table)?;

@@ -256,6 +256,27 @@ pub struct SnapshotVolume {
     pub name: VolumeName,
 }
 
+/// The body of `POST /v1/volumes/{name}/rename`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameVolume {
+    /// The name that it is to have.
+    pub name: VolumeName,
+}
+
+/// The answer to `POST /v1/volumes/{name}/rename`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Renamed {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume's name from now on.
+    pub name: VolumeName,
+    /// The name that it had, which is free again.
+    pub old_name: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+}
+
 /// The answer to `DELETE /v1/volumes/{name}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
@@ -295,6 +316,8 @@ pub trait PoolApi {
     fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume>;
     /// Makes snapshots of several volumes at one moment: all of them or none.
     fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots>;
+    /// Gives a volume another name, in use or not.
+    fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }

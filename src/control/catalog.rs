@@ -7,6 +7,9 @@
 //! 2. the metadata does the operation and steps its id from T to T+1, in one commit;
 //! 3. the catalog is written with the operation done, at T+1.
 //!
+//! What the metadata knows nothing of (a name, a label) changes in one step: the catalog is replaced by one at the same
+//! id. There is nothing for it to fall out of step with, and the replacing is atomic.
+//!
 //! Whoever opens the pool compares the ids ([`super::reconcile`]): metadata at T, the operation did not happen; at T+1, it
 //! did. Everything read from the file is checked here; bytes that are no catalog are an error and never a panic.
 
@@ -128,6 +131,12 @@ impl Catalog {
             Some(_) => Err(Error::new(ErrorKind::Exists, format!("a volume `{name}` exists already"))
                 .hint("choose another name, or delete it first")),
         }
+    }
+
+    /// Changes the entry of a volume: anything but its number. `NotFound` if there is none of that name.
+    pub fn require_mut(&mut self, name: &VolumeName) -> Result<&mut VolumeEntry> {
+        let id = self.require(name)?.id;
+        Ok(self.volumes.iter_mut().find(|entry| entry.id == id).expect("it has just been found"))
     }
 
     /// Adds a volume whose name and number are free.

@@ -1,8 +1,8 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, Failure, NewSnapshots, NewVolume, PoolApi, PoolInfo, SnapshotGroup,
-    SnapshotPair, SnapshotVolume, VolumeList,
+    Closed, CreateVolume, Deleted, Failure, NewSnapshots, NewVolume, PoolApi, PoolInfo, RenameVolume,
+    Renamed, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
 };
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -196,6 +196,10 @@ impl PoolApi for Client {
 
     fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots> {
         self.ask(Method::POST, "/v1/snapshots", request)
+    }
+
+    fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/rename"), request)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

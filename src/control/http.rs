@@ -5,7 +5,7 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, Failure, PoolApi, SCHEMA, SnapshotGroup, SnapshotPair, SnapshotVolume,
+    Closed, CreateVolume, Failure, PoolApi, RenameVolume, SCHEMA, SnapshotGroup, SnapshotPair, SnapshotVolume,
 };
 use super::name::VolumeName;
 use super::service::Service;
@@ -44,6 +44,7 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", delete(remove))
         .route("/v1/volumes/{name}/snapshot", post(snapshot))
+        .route("/v1/volumes/{name}/rename", post(rename))
         .route("/v1/snapshots", post(snapshot_group))
         .route("/v1/close", post(close_pool))
         .fallback(no_resource)
@@ -86,6 +87,15 @@ async fn snapshot_group(State(shared): State<Shared>, body: RawBody) -> Response
     match parse::<SnapshotGroup>(body) {
         Ok(request) => {
             answer(StatusCode::CREATED, change(shared, move |service| service.snapshot_group(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn rename(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<RenameVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, change(shared, move |service| service.rename(&name, &request)).await)
         }
         Err(refusal) => refusal.into_response(),
     }

@@ -6,7 +6,8 @@
 
 use super::api::{
     CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, MetadataSpace, Mode, NewSnapshots, NewVolume,
-    PoolApi, PoolInfo, SCHEMA, ServedBy, SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList,
+    PoolApi, PoolInfo, RenameVolume, Renamed, SCHEMA, ServedBy, SnapshotGroup, SnapshotPair, VolumeInfo,
+    VolumeList,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::name::VolumeName;
@@ -216,6 +217,16 @@ impl Service {
         Ok(answer)
     }
 
+    /// A change of what the metadata knows nothing of: one replacing of the catalog, at the transaction id that it has.
+    /// After an error the old catalog is in force here; what is on disk, old or new, fits the metadata as well.
+    fn amend<T>(&self, _changes: &mut Changes, edit: impl FnOnce(&mut Catalog) -> Result<T>) -> Result<T> {
+        let mut catalog = self.catalog.read().expect(NO_PANIC).clone();
+        let value = edit(&mut catalog)?;
+        self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
+        *self.catalog.write().expect(NO_PANIC) = catalog;
+        Ok(value)
+    }
+
     /// Whether the metadata is known to be at `id`, in core and on disk.
     fn certainly_at(&self, id: TransactionId) -> bool {
         self.pool_status().is_ok_and(|status| {
@@ -364,6 +375,19 @@ impl PoolApi for Service {
         })?;
         let snapshots = entries.iter().map(|entry| self.new_volume(entry)).collect();
         Ok(NewSnapshots { schema: SCHEMA.to_owned(), snapshots })
+    }
+
+    fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed> {
+        let new = VolumeName::parse_new(request.name.as_str())?;
+        let mut changes = self.begin_change()?;
+        let id = self.amend(&mut changes, |catalog| {
+            catalog.require(name)?;
+            catalog.require_free(&new)?;
+            let entry = catalog.require_mut(name)?;
+            entry.name = new.clone();
+            Ok(entry.id.get())
+        })?;
+        Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id })
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

@@ -251,6 +251,7 @@ enum Step {
     Create(usize),
     Snapshot(usize, usize),
     Delete(usize),
+    Rename(usize, usize),
     /// The background work of deletions gets through, without a commit.
     Background,
 }
@@ -269,6 +270,9 @@ fn perform(world: &Shared, service: &Service, step: &Step) -> Result<()> {
             .snapshot(&SnapshotPair { origin: name(NAMES[*origin]), name: name(NAMES[*new]) })
             .map(drop),
         Step::Delete(old) => service.delete(&name(NAMES[*old])).map(drop),
+        Step::Rename(old, new) => {
+            service.rename(&name(NAMES[*old]), &RenameVolume { name: name(NAMES[*new]) }).map(drop)
+        }
     }
 }
 
@@ -281,6 +285,9 @@ fn expected(before: &[String], step: &Step) -> Option<Vec<String>> {
         Step::Create(new) => !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Snapshot(origin, new) => has(origin) && !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Delete(old) => after.remove(NAMES[*old]),
+        Step::Rename(old, new) => {
+            has(old) && !has(new) && after.remove(NAMES[*old]) && after.insert(NAMES[*new].to_owned())
+        }
     }
     .then(|| after.into_iter().collect())
 }
@@ -290,6 +297,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..4usize).prop_map(Step::Create),
         3 => (0..4usize, 0..4usize).prop_map(|(origin, new)| Step::Snapshot(origin, new)),
         2 => (0..4usize).prop_map(Step::Delete),
+        2 => (0..4usize, 0..4usize).prop_map(|(old, new)| Step::Rename(old, new)),
         1 => Just(Step::Background),
     ];
     proptest::collection::vec(step, 1..12)
@@ -363,6 +371,23 @@ fn every_call_of_every_operation_can_be_the_last() {
                 "{step:?} {at_call} {takes_effect}"
             );
         }
+    }
+}
+
+#[test]
+fn a_rename_is_one_writing_and_no_step_of_the_id() {
+    for takes_effect in [false, true] {
+        let (world, service) = open(&Disks::default(), None);
+        service.create(&create("a")).expect("no fault");
+        let disks = world.lock().expect("whole").disks.clone();
+        let (world, service) = open(&disks, Some(Fault { at_call: 0, takes_effect, fatal: true }));
+        perform(&world, &service, &Step::Rename(0, 1)).expect_err("the disk is on fire");
+        assert_eq!(service.volume_names(), ["a"], "what failed is not shown");
+        let disks = world.lock().expect("whole").disks.clone();
+        let service = open(&disks, None).1;
+        assert_eq!(names(&service), if takes_effect { ["b"] } else { ["a"] });
+        let status = service.status().expect("a status");
+        assert_eq!((status.transaction_id, status.notes.len()), (1, 0));
     }
 }
 
