@@ -326,6 +326,15 @@ fn the_control_socket_keeps_to_its_documentation() {
     assert_eq!(rename("w2").0, 200);
     assert_eq!(code(rename("w2")), is(404, "not-found"));
     assert_eq!(code(rename("v")), is(409, "exists"));
+    let (status, set) = ask(&place, "PATCH", "/v1/volumes/w", r#"{"labels": {"a": "1", "b": "2"}}"#);
+    assert_eq!((status, &set["labels"]), (200, &serde_json::json!({ "a": "1", "b": "2" })));
+    let (status, set) = ask(&place, "PATCH", "/v1/volumes/w", r#"{"labels": {"a": null}}"#);
+    assert_eq!((status, &set["labels"]), (200, &serde_json::json!({ "b": "2" })));
+    assert_eq!(ask(&place, "PATCH", "/v1/volumes/w", "{}").1["labels"]["b"], "2");
+    assert_eq!(code(ask(&place, "PATCH", "/v1/volumes/w", r#"{"label": {}}"#)), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "PATCH", "/v1/volumes/w", r#"{"labels": {" ": ""}}"#)), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "PATCH", "/v1/volumes/x", "{}")), is(404, "not-found"));
+    place.ok(&["volume", "set", "./p/w", "--label", "through=it"]);
     let (status, list) = ask(&place, "GET", "/v1/volumes", "");
     assert_eq!((status, list["volumes"].as_array().map(Vec::len)), (200, Some(3)));
     let (status, deleted) = ask(&place, "DELETE", "/v1/volumes/w", "");

@@ -124,6 +124,38 @@ fn a_volume_that_had_a_number_gets_a_name() {
 }
 
 #[test]
+fn labels_are_set_shown_and_taken_away() {
+    let place = Place::with_pool("1G");
+    let made =
+        place.json(&["volume", "create", "./p/v", "--size", "1M", "--label", "team=db", "--label", "a/b="]);
+    assert_eq!(made["labels"], serde_json::json!({ "a/b": "", "team": "db" }));
+    let said = place.ok(&["volume", "set", "./p/v", "--label", "team=web, mail", "--unlabel", "a/b"]);
+    assert_eq!(said, "volume v: labels team=web, mail\n");
+    place.ok(&["volume", "set", "./p/v", "--label", "x=y=z"]);
+    let list = place.json(&["volume", "list", POOL]);
+    assert_eq!(list["volumes"][0]["labels"], serde_json::json!({ "team": "web, mail", "x": "y=z" }));
+    assert_eq!(place.ok(&["volume", "list", POOL, "-H", "-o", "labels"]), "team=web, mail,x=y=z\n");
+    place.ok(&["volume", "rename", "./p/v", "w"]);
+    place.ok(&["volume", "snapshot", "./p/w", "s"]);
+    assert_eq!(place.ok(&["volume", "list", POOL, "-H", "-o", "labels"]), "-\nteam=web, mail,x=y=z\n");
+    let catalog = fs::read(place.path("p/catalog.json")).expect("there");
+    place.fails(&["volume", "set", "./p/w", "--label", "n=1", "--unlabel", "b"], 5, "no label `b`").hint();
+    place.fails(&["volume", "set", "./p/w", "--label", "x=1", "--unlabel", "x"], 2, "given twice").hint();
+    place.fails(&["volume", "set", "./p/none", "--label", "x=1"], 5, "there is no volume").hint();
+    place.fails(&["volume", "set", "./p/w"], 2, "--label");
+    for bad in ["x", "=x", "-x=1", "x y=1", "x=\n"] {
+        place.fails(&["volume", "set", "./p/w", &format!("--label={bad}")], 2, "");
+    }
+    let many: Vec<_> = (0..63).map(|number| format!("--label=k{number}=")).collect();
+    let many: Vec<_> =
+        ["volume", "set", "./p/w"].into_iter().chain(many.iter().map(String::as_str)).collect();
+    place.fails(&many, 2, "at most 64 labels").hint();
+    assert_eq!(fs::read(place.path("p/catalog.json")).expect("there"), catalog, "all or nothing");
+    let cleared = place.json(&["volume", "set", "./p/w", "--unlabel", "x", "--unlabel", "team"]);
+    assert_eq!((&cleared["labels"], &cleared["name"]), (&serde_json::json!({}), &"w".into()));
+}
+
+#[test]
 fn a_pool_in_use_by_another_process_is_refused_with_its_name() {
     let place = Place::with_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "1G"]);

@@ -3,10 +3,12 @@
 use super::table::{Cell, Column, TableArgs, render, select};
 use super::{change, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
-    CreateVolume, NewSnapshots, RenameVolume, SnapshotGroup, SnapshotPair, VolumeInfo,
+    CreateVolume, NewSnapshots, RenameVolume, SetVolume, SnapshotGroup, SnapshotPair, VolumeInfo,
 };
+use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
 use crate::error::{Error, ErrorKind, Result};
+use std::collections::BTreeMap;
 
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Verb {
@@ -18,6 +20,9 @@ pub(super) enum Verb {
         /// Its size, a multiple of 512 bytes; it takes space only as it is written
         #[arg(long, value_parser = size::parse)]
         size: u64,
+        /// A label, for people and programs; may be given several times
+        #[arg(long, value_name = "KEY=VALUE", value_parser = label::parse_pair)]
+        label: Vec<(LabelKey, LabelValue)>,
     },
     /// Make a writable snapshot of a volume, or of several at one moment, in use or not
     #[command(visible_alias = "snap")]
@@ -40,6 +45,19 @@ pub(super) enum Verb {
         /// The name that it is to have, in the same pool
         #[arg(value_name = "NEW", value_parser = parse_name_alone)]
         name: VolumeName,
+    },
+    /// Change a volume's settings, in use or not: all that is given, or nothing
+    #[command(group(clap::ArgGroup::new("setting").required(true).multiple(true)))]
+    Set {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// Set a label, for people and programs; may be given several times
+        #[arg(long, value_name = "KEY=VALUE", value_parser = label::parse_pair, group = "setting")]
+        label: Vec<(LabelKey, LabelValue)>,
+        /// Take a label away; may be given several times
+        #[arg(long, value_name = "KEY", value_parser = LabelKey::parse, group = "setting")]
+        unlabel: Vec<LabelKey>,
     },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
@@ -98,14 +116,15 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
         by_default: false,
         cell: |volume| Cell::Number(volume.snapshotted_time.into()),
     },
+    Column { name: "labels", by_default: false, cell: |volume| Cell::Text(shown(&volume.labels)) },
     Column { name: "exports", by_default: false, cell: |volume| Cell::Text(volume.exports.join(",")) },
 ];
 
 pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
     match verb {
-        Verb::Create { volume, size } => {
-            let request =
-                CreateVolume { name: VolumeName::parse_new(volume.volume.as_str())?, size_bytes: size };
+        Verb::Create { volume, size, label } => {
+            let name = VolumeName::parse_new(volume.volume.as_str())?;
+            let request = CreateVolume { name, size_bytes: size, labels: once_each(label)? };
             let made = change(&volume.pool, |pool| pool.create(&request))?;
             if json {
                 return print_json(&made);
@@ -120,6 +139,9 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
                 return print_json(&renamed);
             }
             print(&format!("volume {} renamed to {}\n", renamed.old_name, renamed.name))
+        }
+        Verb::Set { volume, label, unlabel } => {
+            set(&volume, &SetVolume { labels: label_changes(label, unlabel)? }, json)
         }
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
@@ -161,4 +183,37 @@ fn snapshot(origin: VolumeRef, name: VolumeName, group: Vec<SnapshotPair>, json:
             .map(|(made, pair)| format!("snapshot {} made of {}\n", made.name, pair.origin))
             .collect::<String>(),
     )
+}
+
+fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
+    let settings = change(&volume.pool, |pool| pool.set(&volume.volume, request))?;
+    if json {
+        return print_json(&settings);
+    }
+    let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
+    print(&format!("volume {}: labels {labels}\n", settings.name))
+}
+
+fn label_changes(set: Vec<(LabelKey, LabelValue)>, unset: Vec<LabelKey>) -> Result<LabelChanges> {
+    let set = set.into_iter().map(|(key, value)| (key, Some(value)));
+    once_each(set.chain(unset.into_iter().map(|key| (key, None))).collect())
+}
+
+/// Which of two values for one key is meant, nobody can tell.
+fn once_each<V>(pairs: Vec<(LabelKey, V)>) -> Result<BTreeMap<LabelKey, V>> {
+    let mut all = BTreeMap::new();
+    for (key, value) in pairs {
+        if all.contains_key(&key) {
+            return Err(Error::new(ErrorKind::Invalid, format!("label `{key}` is given twice"))
+                .hint("give each key once, with --label or with --unlabel"));
+        }
+        all.insert(key, value);
+    }
+    Ok(all)
+}
+
+/// For tables; JSON has them apart.
+fn shown(labels: &Labels) -> String {
+    let pairs: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
 }

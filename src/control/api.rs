@@ -3,6 +3,7 @@
 //! Sizes are integers in bytes, enums lower-case words. Every answer carries `"schema": "uthin/v1"`; within that version
 //! fields are added, never changed or removed, so readers must not mind fields that they do not know.
 
+use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -175,6 +176,9 @@ pub struct VolumeInfo {
     pub creation_time: u32,
     /// The snapshot clock at its last snapshot.
     pub snapshotted_time: u32,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
     /// Number of clients that have it open.
     pub open: u32,
     /// Where it is to be had: NBD URIs; none when the pool is not served.
@@ -206,6 +210,9 @@ pub struct NewVolume {
     pub origin: Option<VolumeName>,
     /// When it was made, RFC 3339.
     pub created: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 /// The body of `POST /v1/volumes`.
@@ -216,6 +223,9 @@ pub struct CreateVolume {
     pub name: VolumeName,
     /// Its size, a multiple of 512, not 0.
     pub size_bytes: u64,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// One origin and the snapshot to be made of it.
@@ -277,6 +287,29 @@ pub struct Renamed {
     pub id: u64,
 }
 
+/// The body of `PATCH /v1/volumes/{name}`: what is not mentioned stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVolume {
+    /// Labels to set, or (`null`) to take away.
+    #[serde(default, skip_serializing_if = "LabelChanges::is_empty")]
+    pub labels: LabelChanges,
+}
+
+/// The answer to `PATCH /v1/volumes/{name}`: what can be set, as it is now.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeSettings {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume's name.
+    pub name: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+}
+
 /// The answer to `DELETE /v1/volumes/{name}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
@@ -318,6 +351,8 @@ pub trait PoolApi {
     fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots>;
     /// Gives a volume another name, in use or not.
     fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed>;
+    /// Changes a volume's settings: all that the request mentions, or nothing.
+    fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }

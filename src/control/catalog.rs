@@ -13,6 +13,7 @@
 //! Whoever opens the pool compares the ids ([`super::reconcile`]): metadata at T, the operation did not happen; at T+1, it
 //! did. Everything read from the file is checked here; bytes that are no catalog are an error and never a panic.
 
+use super::label::{self, Labels};
 use super::name::VolumeName;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, TransactionId, VolumeId};
@@ -50,6 +51,9 @@ pub struct VolumeEntry {
     /// The number of the volume it is a snapshot of.
     #[serde(default, with = "optional_volume_id", skip_serializing_if = "Option::is_none")]
     pub origin: Option<VolumeId>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// An operation under way.
@@ -169,13 +173,8 @@ impl Catalog {
         Ok(free)
     }
 
-    /// The entry of a volume that is about to be made. `Exists` if the name is taken.
-    pub fn plan_volume(
-        &self,
-        name: VolumeName,
-        size_bytes: u64,
-        origin: Option<VolumeId>,
-    ) -> Result<VolumeEntry> {
+    /// The entry of an empty volume that is about to be made. `Exists` if the name is taken.
+    pub fn plan_volume(&self, name: VolumeName, size_bytes: u64, labels: Labels) -> Result<VolumeEntry> {
         self.require_free(&name)?;
         Ok(VolumeEntry {
             name,
@@ -183,7 +182,8 @@ impl Catalog {
             size_bytes,
             created_unix_seconds: Some(super::time::now_unix_seconds()),
             created_in_transaction: Some(self.transaction_id),
-            origin,
+            origin: None,
+            labels,
         })
     }
 
@@ -202,6 +202,7 @@ impl Catalog {
                 created_unix_seconds: Some(created),
                 created_in_transaction: Some(self.transaction_id),
                 origin: Some(origin.id),
+                labels: Labels::new(),
             };
             Ok((origin.id, entry))
         };
@@ -309,6 +310,8 @@ fn check_entry(entry: &VolumeEntry) -> Result<(), String> {
     if !entry.size_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(format!("volume `{}`: size {} is not a multiple of 512", entry.name, entry.size_bytes));
     }
+    label::check_count(&entry.labels)
+        .map_err(|error| format!("volume `{}`: {}", entry.name, error.message()))?;
     if entry.name.is_number() && entry.name.as_str() != entry.id.to_string() {
         return Err(format!("volume number {} is called `{}`, the number of another", entry.id, entry.name));
     }

@@ -2,7 +2,7 @@
 
 use super::api::{
     Closed, CreateVolume, Deleted, Failure, NewSnapshots, NewVolume, PoolApi, PoolInfo, RenameVolume,
-    Renamed, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
+    Renamed, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList, VolumeSettings,
 };
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -113,7 +113,7 @@ impl Client {
         path: &str,
         question: &Q,
     ) -> Result<(StatusCode, Bytes)> {
-        let body = if method == Method::POST {
+        let body = if method == Method::POST || method == Method::PATCH {
             serde_json::to_vec(question).expect("our questions have nothing that JSON cannot hold")
         } else {
             Vec::new()
@@ -200,6 +200,10 @@ impl PoolApi for Client {
 
     fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed> {
         self.ask(Method::POST, &format!("/v1/volumes/{name}/rename"), request)
+    }
+
+    fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
+        self.ask(Method::PATCH, &format!("/v1/volumes/{name}"), request)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

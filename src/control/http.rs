@@ -5,7 +5,8 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, Failure, PoolApi, RenameVolume, SCHEMA, SnapshotGroup, SnapshotPair, SnapshotVolume,
+    Closed, CreateVolume, Failure, PoolApi, RenameVolume, SCHEMA, SetVolume, SnapshotGroup, SnapshotPair,
+    SnapshotVolume,
 };
 use super::name::VolumeName;
 use super::service::Service;
@@ -42,7 +43,7 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
     Router::new()
         .route("/v1/pool", get(pool))
         .route("/v1/volumes", get(volumes).post(create))
-        .route("/v1/volumes/{name}", delete(remove))
+        .route("/v1/volumes/{name}", delete(remove).patch(set))
         .route("/v1/volumes/{name}/snapshot", post(snapshot))
         .route("/v1/volumes/{name}/rename", post(rename))
         .route("/v1/snapshots", post(snapshot_group))
@@ -96,6 +97,15 @@ async fn rename(State(shared): State<Shared>, name: RawName, body: RawBody) -> R
     match volume_name(name).and_then(|name| Ok((name, parse::<RenameVolume>(body)?))) {
         Ok((name, request)) => {
             answer(StatusCode::OK, change(shared, move |service| service.rename(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn set(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<SetVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, change(shared, move |service| service.set(&name, &request)).await)
         }
         Err(refusal) => refusal.into_response(),
     }

@@ -6,10 +6,11 @@
 
 use super::api::{
     CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, MetadataSpace, Mode, NewSnapshots, NewVolume,
-    PoolApi, PoolInfo, RenameVolume, Renamed, SCHEMA, ServedBy, SnapshotGroup, SnapshotPair, VolumeInfo,
-    VolumeList,
+    PoolApi, PoolInfo, RenameVolume, Renamed, SCHEMA, ServedBy, SetVolume, SnapshotGroup, SnapshotPair,
+    VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
+use super::label;
 use super::name::VolumeName;
 use super::reconcile::volume_bytes_limit;
 use super::time;
@@ -243,6 +244,7 @@ impl Service {
             size_bytes: entry.size_bytes,
             origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
             created: time::rfc3339(entry.created_unix_seconds.unwrap_or_default()),
+            labels: entry.labels.clone(),
         }
     }
 }
@@ -323,6 +325,7 @@ impl PoolApi for Service {
                     transaction_id: info.details.transaction_id.0,
                     creation_time: info.details.creation_time.0,
                     snapshotted_time: info.details.snapshotted_time.0,
+                    labels: entry.labels.clone(),
                     open: info.openers,
                     exports: self.uris(entry.name.as_str()),
                 })
@@ -334,10 +337,12 @@ impl PoolApi for Service {
 
     fn create(&self, request: &CreateVolume) -> Result<NewVolume> {
         let name = VolumeName::parse_new(request.name.as_str())?;
+        label::check_count(&request.labels)?;
         let mut changes = self.begin_change()?;
         let size_bytes = request.size_bytes;
         check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
-        let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, None)?;
+        let labels = request.labels.clone();
+        let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels)?;
         let volume = entry.id;
         self.carry_out(&mut changes, Operation::Create(entry.clone()), |step| Command::CreateVolume {
             volume,
@@ -388,6 +393,22 @@ impl PoolApi for Service {
             Ok(entry.id.get())
         })?;
         Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id })
+    }
+
+    fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
+        let mut changes = self.begin_change()?;
+        let entry = self.amend(&mut changes, |catalog| {
+            let entry = catalog.require_mut(name)?;
+            label::apply(&mut entry.labels, &request.labels)
+                .map_err(|error| error.context(format!("volume `{name}`")))?;
+            Ok(entry.clone())
+        })?;
+        Ok(VolumeSettings {
+            schema: SCHEMA.to_owned(),
+            name: entry.name,
+            id: entry.id.get(),
+            labels: entry.labels,
+        })
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

@@ -1,5 +1,6 @@
 //! The three-step protocol under crashes and failures at every step, against metadata made of plain maps.
 
+use super::super::label::Labels;
 use super::super::reconcile::{FoundVolume, reconcile};
 use super::*;
 use crate::metadata::{Usage, VolumeDetails};
@@ -231,7 +232,7 @@ fn name(text: &str) -> VolumeName {
 }
 
 fn create(text: &str) -> CreateVolume {
-    CreateVolume { name: name(text), size_bytes: 1 << 20 }
+    CreateVolume { name: name(text), size_bytes: 1 << 20, labels: Labels::new() }
 }
 
 fn names(service: &Service) -> Vec<String> {
@@ -421,10 +422,12 @@ fn unknown_and_duplicate_names_and_bad_sizes_are_refused() {
     assert_eq!(kind(service.snapshot(&pair("a", "a"))), ErrorKind::Exists);
     assert_eq!(service.delete(&name("x")).expect_err("refused").kind(), ErrorKind::NotFound);
     for size_bytes in [0, 511, 513, (1 << 52) + 512, u64::MAX] {
-        let result = service.create(&CreateVolume { name: name("z"), size_bytes });
+        let result = service.create(&CreateVolume { name: name("z"), size_bytes, labels: Labels::new() });
         assert_eq!(kind(result), ErrorKind::Invalid, "{size_bytes}");
     }
-    service.create(&CreateVolume { name: name("z"), size_bytes: 512 }).expect("the least");
+    service
+        .create(&CreateVolume { name: name("z"), size_bytes: 512, labels: Labels::new() })
+        .expect("the least");
 }
 
 #[test]
