@@ -125,6 +125,31 @@ fn a_volume_is_renamed_under_its_clients() {
 }
 
 #[test]
+fn a_read_only_volume_is_read_and_not_written() {
+    let place = place_with_volume("1G");
+    let _daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    client.write(0, &[1; 512]).expect("there is space");
+    place.ok(&["volume", "snapshot", "./p/v", "s", "--read-only"]);
+    let mut reader = place.connect("s");
+    assert_eq!((client.is_read_only, reader.is_read_only), (false, true));
+    assert_eq!(reader.read(0, 512), Ok(vec![1; 512]));
+    assert_eq!(reader.write(0, &[2; 512]), Err(nbd::NOT_PERMITTED));
+    assert_eq!(reader.trim(0, 65_536), Err(nbd::NOT_PERMITTED));
+    // One that writes keeps its volume writable; one that reads does not keep it read-only.
+    place.fails(&["volume", "set", "./p/v", "--read-only"], 6, "volume `v` is in use by a client").hint();
+    client.write(512, &[2; 512]).expect("nothing has changed for it");
+    assert!(!place.connect("v").is_read_only);
+    place.ok(&["volume", "set", "./p/s", "--read-write"]);
+    assert_eq!(reader.write(0, &[2; 512]), Err(nbd::NOT_PERMITTED), "it opened the volume for reading");
+    assert_eq!(place.connect("s").write(0, &[2; 512]), Ok(()));
+    drop((client, reader));
+    eventually("the client's hold ends", || place.run(&["volume", "set", "./p/v", "--read-only"]).code == 0);
+    assert_eq!(place.connect("v").write(0, &[3; 512]), Err(nbd::NOT_PERMITTED));
+    assert_eq!(place.connect("v").read(0, 1024), Ok([[1; 512], [2; 512]].concat()));
+}
+
+#[test]
 fn commands_go_through_the_daemon_and_a_second_daemon_does_not() {
     let place = place_with_volume("1G");
     let daemon = place.serve(&[]);

@@ -130,7 +130,7 @@ fn labels_are_set_shown_and_taken_away() {
         place.json(&["volume", "create", "./p/v", "--size", "1M", "--label", "team=db", "--label", "a/b="]);
     assert_eq!(made["labels"], serde_json::json!({ "a/b": "", "team": "db" }));
     let said = place.ok(&["volume", "set", "./p/v", "--label", "team=web, mail", "--unlabel", "a/b"]);
-    assert_eq!(said, "volume v: labels team=web, mail\n");
+    assert_eq!(said, "volume v: read-write, labels team=web, mail\n");
     place.ok(&["volume", "set", "./p/v", "--label", "x=y=z"]);
     let list = place.json(&["volume", "list", POOL]);
     assert_eq!(list["volumes"][0]["labels"], serde_json::json!({ "team": "web, mail", "x": "y=z" }));
@@ -153,6 +153,28 @@ fn labels_are_set_shown_and_taken_away() {
     assert_eq!(fs::read(place.path("p/catalog.json")).expect("there"), catalog, "all or nothing");
     let cleared = place.json(&["volume", "set", "./p/w", "--unlabel", "x", "--unlabel", "team"]);
     assert_eq!((&cleared["labels"], &cleared["name"]), (&serde_json::json!({}), &"w".into()));
+}
+
+#[test]
+fn a_volume_is_made_read_only_and_writable_again() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
+    place.ok(&["volume", "create", "./p/w", "--size", "1M"]);
+    let made = place.json(&["volume", "snapshot", "./p/v", "s", "--read-only"]);
+    assert_eq!(made["read_only"], true);
+    place.ok(&["volume", "snapshot", "./p/v", "v1", "--read-only", "--group", "w=w1"]);
+    place.ok(&["volume", "snapshot", "./p/s", "t"]);
+    let access = || place.ok(&["volume", "list", POOL, "-H", "-o", "name,access"]);
+    assert_eq!(
+        access(),
+        "s\tread-only\nt\tread-write\nv\tread-write\nv1\tread-only\nw\tread-write\nw1\tread-only\n"
+    );
+    let said = place.ok(&["volume", "set", "./p/s", "--read-write"]);
+    assert_eq!(said, "volume s: read-write, labels none\n");
+    assert_eq!(place.json(&["volume", "set", "./p/t", "--read-only"])["read_only"], true);
+    assert!(access().starts_with("s\tread-write\nt\tread-only\n"), "{}", access());
+    place.fails(&["volume", "set", "./p/t", "--read-only", "--read-write"], 2, "cannot be used with");
+    place.ok(&["volume", "delete", "./p/t"]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(super) enum Verb {
         #[arg(long, value_name = "KEY=VALUE", value_parser = label::parse_pair)]
         label: Vec<(LabelKey, LabelValue)>,
     },
-    /// Make a writable snapshot of a volume, or of several at one moment, in use or not
+    /// Make a snapshot of a volume, or of several at one moment, in use or not
     #[command(visible_alias = "snap")]
     Snapshot {
         /// The volume: POOL/VOLUME
@@ -36,6 +36,9 @@ pub(super) enum Verb {
         /// Snapshot these volumes of the pool as well, at the same moment: all or none
         #[arg(long, value_name = "VOLUME=NAME,…", value_parser = parse_pair, value_delimiter = ',')]
         group: Vec<SnapshotPair>,
+        /// Clients can only read the snapshot (or all of the group)
+        #[arg(long)]
+        read_only: bool,
     },
     /// Give a volume another name, in use or not; its clients stay, new ones find it under the new name
     Rename {
@@ -58,6 +61,12 @@ pub(super) enum Verb {
         /// Take a label away; may be given several times
         #[arg(long, value_name = "KEY", value_parser = LabelKey::parse, group = "setting")]
         unlabel: Vec<LabelKey>,
+        /// Let clients only read it; no client may have it open
+        #[arg(long, group = "setting", conflicts_with = "read_write")]
+        read_only: bool,
+        /// Let clients that come from now on write it
+        #[arg(long, group = "setting")]
+        read_write: bool,
     },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
@@ -94,7 +103,7 @@ fn parse_pair(text: &str) -> Result<SnapshotPair> {
         return Err(Error::new(ErrorKind::Invalid, format!("`{origin}` is no name: it has a slash in it"))
             .hint("a group is within one pool: give the volume's name alone"));
     }
-    Ok(SnapshotPair { origin: VolumeName::parse(origin)?, name: parse_name_alone(name)? })
+    Ok(SnapshotPair { origin: VolumeName::parse(origin)?, name: parse_name_alone(name)?, read_only: false })
 }
 
 const COLUMNS: &[Column<VolumeInfo>] = &[
@@ -116,6 +125,11 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
         by_default: false,
         cell: |volume| Cell::Number(volume.snapshotted_time.into()),
     },
+    Column {
+        name: "access",
+        by_default: false,
+        cell: |volume| Cell::Text(access(volume.read_only).to_owned()),
+    },
     Column { name: "labels", by_default: false, cell: |volume| Cell::Text(shown(&volume.labels)) },
     Column { name: "exports", by_default: false, cell: |volume| Cell::Text(volume.exports.join(",")) },
 ];
@@ -131,7 +145,11 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             }
             print(&format!("volume {} made: {}\n", made.name, size::human(made.size_bytes)))
         }
-        Verb::Snapshot { origin, name, group } => snapshot(origin, name, group, json),
+        Verb::Snapshot { origin, name, group, read_only } => {
+            let first = SnapshotPair { origin: origin.volume, name, read_only };
+            let group: Vec<_> = group.into_iter().map(|pair| SnapshotPair { read_only, ..pair }).collect();
+            snapshot(&origin.pool, first, group, json)
+        }
         Verb::Rename { volume, name } => {
             let request = RenameVolume { name };
             let renamed = change(&volume.pool, |pool| pool.rename(&volume.volume, &request))?;
@@ -140,8 +158,10 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             }
             print(&format!("volume {} renamed to {}\n", renamed.old_name, renamed.name))
         }
-        Verb::Set { volume, label, unlabel } => {
-            set(&volume, &SetVolume { labels: label_changes(label, unlabel)? }, json)
+        Verb::Set { volume, label, unlabel, read_only, read_write } => {
+            let labels = label_changes(label, unlabel)?;
+            let read_only = (read_only || read_write).then_some(read_only);
+            set(&volume, &SetVolume { labels, read_only }, json)
         }
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
@@ -164,11 +184,10 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
 }
 
 /// Without a group the answer is the snapshot, with one it is a list.
-fn snapshot(origin: VolumeRef, name: VolumeName, group: Vec<SnapshotPair>, json: bool) -> Result<()> {
+fn snapshot(pool: &PoolRef, first: SnapshotPair, group: Vec<SnapshotPair>, json: bool) -> Result<()> {
     let is_group = !group.is_empty();
-    let first = SnapshotPair { origin: origin.volume, name };
     let request = SnapshotGroup { snapshots: std::iter::once(first).chain(group).collect() };
-    let made = change(&origin.pool, |pool| match &request.snapshots[..] {
+    let made = change(pool, |pool| match &request.snapshots[..] {
         [one] => {
             pool.snapshot(one).map(|made| NewSnapshots { schema: made.schema.clone(), snapshots: vec![made] })
         }
@@ -191,7 +210,7 @@ fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
         return print_json(&settings);
     }
     let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
-    print(&format!("volume {}: labels {labels}\n", settings.name))
+    print(&format!("volume {}: {}, labels {labels}\n", settings.name, access(settings.read_only)))
 }
 
 fn label_changes(set: Vec<(LabelKey, LabelValue)>, unset: Vec<LabelKey>) -> Result<LabelChanges> {
@@ -210,6 +229,10 @@ fn once_each<V>(pairs: Vec<(LabelKey, V)>) -> Result<BTreeMap<LabelKey, V>> {
         all.insert(key, value);
     }
     Ok(all)
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "read-only" } else { "read-write" }
 }
 
 /// For tables; JSON has them apart.

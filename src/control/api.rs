@@ -179,6 +179,9 @@ pub struct VolumeInfo {
     /// Its labels.
     #[serde(default)]
     pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default)]
+    pub read_only: bool,
     /// Number of clients that have it open.
     pub open: u32,
     /// Where it is to be had: NBD URIs; none when the pool is not served.
@@ -213,6 +216,9 @@ pub struct NewVolume {
     /// Its labels.
     #[serde(default)]
     pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// The body of `POST /v1/volumes`.
@@ -236,6 +242,9 @@ pub struct SnapshotPair {
     pub origin: VolumeName,
     /// The snapshot's name.
     pub name: VolumeName,
+    /// Whether clients can only read the snapshot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// The most snapshots in one group: their names fit into a request's body, however long they are.
@@ -264,6 +273,9 @@ pub struct NewSnapshots {
 pub struct SnapshotVolume {
     /// The snapshot's name.
     pub name: VolumeName,
+    /// Whether clients can only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// The body of `POST /v1/volumes/{name}/rename`.
@@ -294,6 +306,9 @@ pub struct SetVolume {
     /// Labels to set, or (`null`) to take away.
     #[serde(default, skip_serializing_if = "LabelChanges::is_empty")]
     pub labels: LabelChanges,
+    /// Whether clients can only read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
 }
 
 /// The answer to `PATCH /v1/volumes/{name}`: what can be set, as it is now.
@@ -308,6 +323,9 @@ pub struct VolumeSettings {
     /// Its labels.
     #[serde(default)]
     pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// The answer to `DELETE /v1/volumes/{name}`.

@@ -13,6 +13,7 @@
 //! Whoever opens the pool compares the ids ([`super::reconcile`]): metadata at T, the operation did not happen; at T+1, it
 //! did. Everything read from the file is checked here; bytes that are no catalog are an error and never a panic.
 
+use super::api::SnapshotPair;
 use super::label::{self, Labels};
 use super::name::VolumeName;
 use crate::error::{Error, ErrorKind, Result};
@@ -54,6 +55,9 @@ pub struct VolumeEntry {
     /// Its labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// An operation under way.
@@ -184,15 +188,16 @@ impl Catalog {
             created_in_transaction: Some(self.transaction_id),
             origin: None,
             labels,
+            read_only: false,
         })
     }
 
-    /// The entries of snapshots that are about to be made together: each `(origin, snapshot)`. `NotFound` for an origin,
-    /// `Exists` for a name.
-    pub fn plan_snapshots(&self, pairs: &[(VolumeName, VolumeName)]) -> Result<Vec<(VolumeId, VolumeEntry)>> {
+    /// The entries of snapshots that are about to be made together, each with its origin's number. `NotFound` for an
+    /// origin, `Exists` for a name.
+    pub fn plan_snapshots(&self, pairs: &[SnapshotPair]) -> Result<Vec<(VolumeId, VolumeEntry)>> {
         let ids = self.free_ids(pairs.len())?;
         let created = super::time::now_unix_seconds();
-        let plan = |((origin, name), id): (&(VolumeName, VolumeName), VolumeId)| {
+        let plan = |(SnapshotPair { origin, name, read_only }, id): (&SnapshotPair, VolumeId)| {
             let origin = self.require(origin)?;
             self.require_free(name)?;
             let entry = VolumeEntry {
@@ -203,6 +208,7 @@ impl Catalog {
                 created_in_transaction: Some(self.transaction_id),
                 origin: Some(origin.id),
                 labels: Labels::new(),
+                read_only: *read_only,
             };
             Ok((origin.id, entry))
         };

@@ -12,6 +12,7 @@ fn entry(name: &str, id: u64) -> VolumeEntry {
         created_in_transaction: Some(1),
         origin: None,
         labels: Labels::new(),
+        read_only: false,
     }
 }
 

@@ -190,7 +190,7 @@ impl PoolApi for Client {
     }
 
     fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume> {
-        let body = SnapshotVolume { name: request.name.clone() };
+        let body = SnapshotVolume { name: request.name.clone(), read_only: request.read_only };
         self.ask(Method::POST, &format!("/v1/volumes/{}/snapshot", request.origin), &body)
     }
 

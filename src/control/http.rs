@@ -73,8 +73,8 @@ async fn create(State(shared): State<Shared>, body: RawBody) -> Response {
 
 async fn snapshot(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
     let request = volume_name(name).and_then(|origin| {
-        let SnapshotVolume { name } = parse(body)?;
-        Ok(SnapshotPair { origin, name })
+        let SnapshotVolume { name, read_only } = parse(body)?;
+        Ok(SnapshotPair { origin, name, read_only })
     });
     match request {
         Ok(request) => {

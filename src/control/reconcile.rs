@@ -106,6 +106,7 @@ pub fn reconcile(
             created_in_transaction: None,
             origin: None,
             labels: Labels::new(),
+            read_only: false,
         });
     }
     Ok(Reconciled { catalog, notes, lost, keep_copy })
@@ -169,6 +170,7 @@ mod tests {
             created_in_transaction: Some(made),
             origin: None,
             labels: Labels::new(),
+            read_only: false,
         }
     }
 

@@ -98,6 +98,12 @@ impl Service {
         catalog.volumes.iter().find(|entry| entry.name.as_str() == name).map(|entry| entry.id)
     }
 
+    /// Whether clients may only read the volume. To be asked after it has been opened: then a change to read-only has
+    /// either seen the opener and been refused, or shows here.
+    pub fn is_read_only(&self, id: VolumeId) -> bool {
+        self.catalog.read().expect(NO_PANIC).by_id(id).is_some_and(|entry| entry.read_only)
+    }
+
     /// Names of all volumes, in order.
     pub fn volume_names(&self) -> Vec<String> {
         let catalog = self.catalog.read().expect(NO_PANIC);
@@ -228,6 +234,43 @@ impl Service {
         Ok(value)
     }
 
+    /// From here on clients get the volume for reading only. `Busy`, and all as before, when one has it open: it may be
+    /// writing. The order matters: who opens it after we have counted sees what was set before.
+    fn refuse_writers(&self, entry: &VolumeEntry) -> Result<()> {
+        self.show_read_only(entry.id, true);
+        let openers = self.engine_volumes().map(|volumes| {
+            volumes.iter().find(|volume| volume.id == entry.id).map_or(0, |volume| volume.openers)
+        });
+        let refusal = match openers {
+            Ok(0) => return Ok(()),
+            Ok(_) => Error::new(
+                ErrorKind::Busy,
+                format!("volume `{}` is in use by a client, which may be writing", entry.name),
+            )
+            .hint("disconnect its clients first; `uthin volume list POOL` counts them"),
+            Err(error) => error,
+        };
+        self.show_read_only(entry.id, false);
+        Err(refusal)
+    }
+
+    /// What clients that come now get; on disk nothing changes.
+    fn show_read_only(&self, id: VolumeId, read_only: bool) {
+        let mut catalog = self.catalog.write().expect(NO_PANIC);
+        if let Some(entry) = catalog.volumes.iter_mut().find(|entry| entry.id == id) {
+            entry.read_only = read_only;
+        }
+    }
+
+    fn engine_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
+        match self.executor.run(Command::Volumes)? {
+            Answer::Volumes(volumes) => Ok(volumes),
+            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
+                unreachable!("the answer is a list")
+            }
+        }
+    }
+
     /// Whether the metadata is known to be at `id`, in core and on disk.
     fn certainly_at(&self, id: TransactionId) -> bool {
         self.pool_status().is_ok_and(|status| {
@@ -245,6 +288,7 @@ impl Service {
             origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
             created: time::rfc3339(entry.created_unix_seconds.unwrap_or_default()),
             labels: entry.labels.clone(),
+            read_only: entry.read_only,
         }
     }
 }
@@ -303,12 +347,7 @@ impl PoolApi for Service {
 
     fn volumes(&self) -> Result<VolumeList> {
         let block_size = self.pool_status()?.block_size.bytes();
-        let volumes = match self.executor.run(Command::Volumes)? {
-            Answer::Volumes(volumes) => volumes,
-            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
-                unreachable!("the answer is a list")
-            }
-        };
+        let volumes = self.engine_volumes()?;
         let catalog = self.catalog.read().expect(NO_PANIC);
         let mut list: Vec<_> = volumes
             .into_iter()
@@ -326,6 +365,7 @@ impl PoolApi for Service {
                     creation_time: info.details.creation_time.0,
                     snapshotted_time: info.details.snapshotted_time.0,
                     labels: entry.labels.clone(),
+                    read_only: entry.read_only,
                     open: info.openers,
                     exports: self.uris(entry.name.as_str()),
                 })
@@ -361,9 +401,7 @@ impl PoolApi for Service {
     fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots> {
         check_group(request)?;
         let mut changes = self.begin_change()?;
-        let names: Vec<_> =
-            request.snapshots.iter().map(|pair| (pair.origin.clone(), pair.name.clone())).collect();
-        let planned = self.catalog.read().expect(NO_PANIC).plan_snapshots(&names)?;
+        let planned = self.catalog.read().expect(NO_PANIC).plan_snapshots(&request.snapshots)?;
         let pairs = planned.iter().map(|(origin, entry)| (*origin, entry.id)).collect();
         let entries: Vec<_> = planned.into_iter().map(|(_, entry)| entry).collect();
         self.carry_out(&mut changes, Operation::Snapshot(entries.clone()), |step| Command::Snapshot {
@@ -397,17 +435,30 @@ impl PoolApi for Service {
 
     fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
         let mut changes = self.begin_change()?;
-        let entry = self.amend(&mut changes, |catalog| {
+        let before = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        let closes = request.read_only == Some(true) && !before.read_only;
+        if closes {
+            self.refuse_writers(&before)?;
+        }
+        let amended = self.amend(&mut changes, |catalog| {
             let entry = catalog.require_mut(name)?;
+            if let Some(read_only) = request.read_only {
+                entry.read_only = read_only;
+            }
             label::apply(&mut entry.labels, &request.labels)
                 .map_err(|error| error.context(format!("volume `{name}`")))?;
             Ok(entry.clone())
-        })?;
+        });
+        if closes && amended.is_err() {
+            self.show_read_only(before.id, false);
+        }
+        let entry = amended?;
         Ok(VolumeSettings {
             schema: SCHEMA.to_owned(),
             name: entry.name,
             id: entry.id.get(),
             labels: entry.labels,
+            read_only: entry.read_only,
         })
     }
 

@@ -143,7 +143,7 @@ impl Executor for Keeper {
                     .volumes
                     .iter()
                     .filter(|(id, _)| !world.disks.dying.contains(id))
-                    .map(|(id, created)| info_of(*id, *created))
+                    .map(|(id, created)| info_of(*id, *created, in_use.contains(id).into()))
                     .collect(),
             )),
             Command::Commit | Command::Close => world.attempt(|disks| {
@@ -154,7 +154,7 @@ impl Executor for Keeper {
     }
 }
 
-fn info_of(id: VolumeId, created: u64) -> engine::VolumeInfo {
+fn info_of(id: VolumeId, created: u64, openers: u32) -> engine::VolumeInfo {
     engine::VolumeInfo {
         id,
         size_bytes: 1 << 20,
@@ -165,7 +165,7 @@ fn info_of(id: VolumeId, created: u64) -> engine::VolumeInfo {
             snapshotted_time: SnapTime(0),
         },
         highest_mapped: None,
-        openers: 0,
+        openers,
     }
 }
 
@@ -235,6 +235,10 @@ fn create(text: &str) -> CreateVolume {
     CreateVolume { name: name(text), size_bytes: 1 << 20, labels: Labels::new() }
 }
 
+fn pair(origin: &str, new: &str) -> SnapshotPair {
+    SnapshotPair { origin: name(origin), name: name(new), read_only: false }
+}
+
 fn names(service: &Service) -> Vec<String> {
     let listed: Vec<_> = service
         .volumes()
@@ -267,9 +271,7 @@ fn perform(world: &Shared, service: &Service, step: &Step) -> Result<()> {
             Ok(())
         }
         Step::Create(new) => service.create(&create(NAMES[*new])).map(drop),
-        Step::Snapshot(origin, new) => service
-            .snapshot(&SnapshotPair { origin: name(NAMES[*origin]), name: name(NAMES[*new]) })
-            .map(drop),
+        Step::Snapshot(origin, new) => service.snapshot(&pair(NAMES[*origin], NAMES[*new])).map(drop),
         Step::Delete(old) => service.delete(&name(NAMES[*old])).map(drop),
         Step::Rename(old, new) => {
             service.rename(&name(NAMES[*old]), &RenameVolume { name: name(NAMES[*new]) }).map(drop)
@@ -417,7 +419,6 @@ fn unknown_and_duplicate_names_and_bad_sizes_are_refused() {
     let kind = |result: Result<NewVolume>| result.expect_err("refused").kind();
     assert_eq!(kind(service.create(&create("a"))), ErrorKind::Exists);
     assert_eq!(kind(service.create(&create("7"))), ErrorKind::Invalid);
-    let pair = |origin: &str, new: &str| SnapshotPair { origin: name(origin), name: name(new) };
     assert_eq!(kind(service.snapshot(&pair("x", "y"))), ErrorKind::NotFound);
     assert_eq!(kind(service.snapshot(&pair("a", "a"))), ErrorKind::Exists);
     assert_eq!(service.delete(&name("x")).expect_err("refused").kind(), ErrorKind::NotFound);
@@ -452,7 +453,7 @@ fn a_finished_deletion_is_forgotten_and_an_unfinished_one_goes_on() {
 fn status_and_list_say_what_the_catalog_knows() {
     let (_, service) = open(&Disks::default(), None);
     service.create(&create("b")).expect("no fault");
-    let made = service.snapshot(&SnapshotPair { origin: name("b"), name: name("a") }).expect("no fault");
+    let made = service.snapshot(&pair("b", "a")).expect("no fault");
     assert_eq!((made.origin, made.id, made.size_bytes), (Some(name("b")), 1, 1 << 20));
     let list = service.volumes().expect("a list").volumes;
     assert_eq!(list[0].name, name("a"), "in order of names");
@@ -490,4 +491,29 @@ fn a_deletion_is_forgotten_only_when_it_is_durable() {
             "{at_call}"
         );
     }
+}
+
+#[test]
+fn a_volume_becomes_read_only_when_nobody_can_be_writing() {
+    let (world, service) = open(&Disks::default(), None);
+    service.create(&create("a")).expect("no fault");
+    let id = VolumeId::new(0).expect("a number");
+    let set = |read_only| {
+        service.set(&name("a"), &SetVolume { read_only: Some(read_only), ..SetVolume::default() })
+    };
+    world.lock().expect("whole").in_use.insert(id);
+    assert_eq!(set(true).expect_err("a client may write").kind(), ErrorKind::Busy);
+    assert!(!service.is_read_only(id), "nothing was changed");
+    world.lock().expect("whole").in_use.clear();
+    assert!(set(true).expect("nobody has it").read_only);
+    world.lock().expect("whole").in_use.insert(id);
+    assert!(set(true).expect("it is so already").read_only && service.is_read_only(id));
+    assert!(!set(false).expect("readers are not disturbed").read_only);
+    world.lock().expect("whole").in_use.clear();
+    {
+        let mut inside = world.lock().expect("whole");
+        inside.fault = Some(Fault { at_call: inside.calls, takes_effect: false, fatal: false });
+    }
+    set(true).expect_err("the catalog cannot be written");
+    assert!(!service.is_read_only(id), "what failed is not in force");
 }
