@@ -67,7 +67,7 @@ fn options_are_kept_with_the_pool() {
     assert_eq!(options(&status["options"]), ("nopassdown".into(), false.into()));
     assert!(place.ok(&["pool", "status", POOL, "--format", "dm"]).contains(" no_discard_passdown "));
     let said = place.ok(&["pool", "set", POOL, "--zero"]);
-    assert_eq!(said, "pool ./p: discard nopassdown, zero new blocks yes\n");
+    assert_eq!(said, "pool ./p: discard nopassdown, zero new blocks yes, low water 10%\n");
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
     let daemon = place.serve(&[]);
     assert_eq!(options(&place.json(&["pool", "status", POOL])), ("nopassdown".into(), true.into()));
@@ -89,6 +89,73 @@ fn options_are_kept_with_the_pool() {
     place.fails(&["pool", "set", POOL, "--zero", "--no-zero"], 2, "cannot be used with");
     place.fails(&["pool", "set", POOL, "--discard", "perhaps"], 2, "perhaps");
     place.fails(&["pool", "set", "./none", "--zero"], 5, "there is no pool").hint();
+}
+
+#[test]
+fn a_monitor_is_told_by_the_exit_code() {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "1M", "--low-water", "50%"]);
+    place.ok(&["volume", "create", "./p/v", "--size", "4M"]);
+    let ask = || place.run(&["pool", "status", POOL, "-H", "-o", "health,low_water", "--exit-code"]);
+    let said = |code: i32, text: &str| (code, text.to_owned());
+    let told = || (ask().code, ask().stdout);
+    assert_eq!(told(), said(0, "ok\t50%\n"));
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    client.write(0, &[1; 8 * 65_536]).expect("there is space");
+    client.flush().expect("flushed");
+    assert_eq!(told(), said(0, "ok\t50%\n"), "half is free");
+    client.write(8 * 65_536, &[1; 65_536]).expect("there is space");
+    client.flush().expect("flushed");
+    assert_eq!(told(), said(1, "low\t50%\n"));
+    assert_eq!(place.json(&["pool", "status", POOL])["health"], "low");
+    place.ok(&["pool", "status", POOL]);
+    place.ok(&["pool", "set", POOL, "--low-water", "64K"]);
+    assert_eq!(told(), said(0, "ok\t64K\n"), "in force at once");
+    assert_eq!(place.json(&["pool", "status", POOL])["options"]["low_water"]["bytes"], 65_536);
+    (9..16_u64).for_each(|block| client.write(block << 16, &[1; 65_536]).expect("there is space"));
+    client.flush().expect("flushed");
+    assert_eq!(told(), said(2, "critical\t64K\n"), "it is full");
+    drop(client);
+    daemon.kill();
+    assert_eq!(told(), said(2, "critical\t64K\n"), "also when nobody serves it");
+    fs::write(place.path("p/catalog.json"), "{").expect("written");
+    assert_eq!(place.fails(&["pool", "status", POOL, "--exit-code"], 2, "line 1").code, 2);
+    place.fails(&["pool", "status", POOL], 1, "line 1");
+    place.fails(&["pool", "status", "./none", "--exit-code"], 5, "there is no pool");
+    for bad in ["101%", "256%", "-1%", "1.5%", "%", "x", "10GB"] {
+        place.fails(&["pool", "create", "./q", "--size", "1M", &format!("--low-water={bad}")], 2, "");
+    }
+    let checked = Place::with_fixture("10-needs-check");
+    assert_eq!(checked.run(&["pool", "status", POOL, "--exit-code"]).code, 2);
+}
+
+#[test]
+fn docker_info_has_all_its_lines() {
+    let place = Place::with_pool("10G");
+    place.ok(&["volume", "create", "./p/base", "--size", "10G"]);
+    let text = place.ok(&["pool", "status", POOL, "--format", "docker"]);
+    let directory = place.path("p").canonicalize().expect("there");
+    let directory = directory.display();
+    let metadata = |line: &str| line.trim_start().starts_with("Metadata Space");
+    let lines: Vec<_> = text.lines().filter(|line| !metadata(line)).collect();
+    assert_eq!(
+        lines.join("\n"),
+        format!(
+            " Pool Name: p\n Pool Blocksize: 65.54kB\n Base Device Size: 10.74GB\n Backing Filesystem: <unknown>\n \
+             Udev Sync Supported: false\n Data file: {directory}/data\n Metadata file: {directory}/metadata\n \
+             Data Space Used: 0B\n Data Space Total: 10.74GB\n Data Space Available: 10.74GB\n \
+             Thin Pool Minimum Free Space: 1.074GB\n Deferred Removal Enabled: false\n Deferred Deletion Enabled: true\n \
+             Deferred Deleted Device Count: 0\n Library Version: uthin {}",
+            env!("CARGO_PKG_VERSION")
+        )
+    );
+    let keys: Vec<_> =
+        text.lines().filter(|line| metadata(line)).map(|line| line.split(':').next()).collect();
+    let expected = [" Metadata Space Used", " Metadata Space Total", " Metadata Space Available"];
+    assert_eq!(keys, expected.map(Some));
+    assert!(text.contains(" Metadata Space Total: 67.11MB\n"), "{text}");
+    place.fails(&["pool", "status", POOL, "--json", "--format", "docker"], 2, "--format");
 }
 
 #[test]

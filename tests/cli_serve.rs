@@ -340,6 +340,12 @@ fn the_control_socket_keeps_to_its_documentation() {
         (200, &true.into(), &true.into())
     );
     assert_eq!(code(ask(&place, "PATCH", "/v1/pool", r#"{"discard": "perhaps"}"#)), is(400, "invalid"));
+    let (status, set) = ask(&place, "PATCH", "/v1/pool", r#"{"low_water": {"percent": 20}}"#);
+    assert_eq!((status, &set["options"]["low_water"]["percent"]), (200, &20.into()));
+    assert_eq!(
+        code(ask(&place, "PATCH", "/v1/pool", r#"{"low_water": {"percent": 101}}"#)),
+        is(400, "invalid")
+    );
     let (status, made) = ask(&place, "POST", "/v1/volumes", r#"{"name": "w", "size_bytes": 1024}"#);
     assert_eq!((status, &made["name"], &made["size_bytes"]), (201, &"w".into(), &1024.into()));
     let (status, made) = ask(&place, "POST", "/v1/volumes/w/snapshot", r#"{"name": "s"}"#);

@@ -3,6 +3,7 @@
 //! What scripts rely on: the exit code ([`exit_code`]), `--json` with `"schema": "uthin/v1"`, `-H` with tabs, errors on
 //! stderr (with `--json` as `{"error":{"code","message","hint"}}`). Nothing but the answer goes to stdout.
 
+mod docker;
 mod pool;
 mod serve;
 mod size;
@@ -60,11 +61,11 @@ pub fn main() -> ExitCode {
     let json = cli.json;
     let done = match cli.noun {
         Noun::Pool(verb) => pool::run(verb, json),
-        Noun::Volume(verb) => volume::run(verb, json),
-        Noun::Serve(args) => serve::run(args),
+        Noun::Volume(verb) => volume::run(verb, json).map(|()| ExitCode::SUCCESS),
+        Noun::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tell(&error, json);
             exit_code(error.kind())

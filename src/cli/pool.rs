@@ -1,17 +1,18 @@
 //! `uthin pool`.
 
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
-use super::{change, look, print, print_json, refuse_table_options, size};
-use crate::control::api::{Discard, PoolInfo, SCHEMA, SetPool};
+use super::{change, docker, look, print, print_json, refuse_table_options, size};
+use crate::control::api::{Discard, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
 use crate::control::client::Client;
 use crate::control::create::{self, CreatePool};
 use crate::control::name::{PoolRef, base_directory};
-use crate::control::options::PoolOptions;
+use crate::control::options::{LowWater, PoolOptions};
 use crate::control::pool_dir::PoolDir;
 use crate::disk::OpenMode;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Verb {
@@ -25,9 +26,13 @@ pub(super) enum Verb {
         /// The pool
         #[arg(value_parser = PoolRef::parse)]
         pool: PoolRef,
-        /// `dm` is the kernel's status line of a thin-pool target
+        /// `dm` is the kernel's status line of a thin-pool target, `docker` the block of `docker info`
         #[arg(long, value_enum)]
         format: Option<Format>,
+        /// For monitors: exit with 0 if all is well, 1 if space is below the low water mark, 2 if the pool is full,
+        /// failed or not to be changed
+        #[arg(long)]
+        exit_code: bool,
         #[command(flatten)]
         table: TableArgs,
     },
@@ -38,6 +43,8 @@ pub(super) enum Verb {
         pool: PoolRef,
         #[command(flatten)]
         options: OptionArgs,
+        #[command(flatten)]
+        attention: AttentionArgs,
     },
     /// End the daemon that serves a pool, and wait until it is gone
     Close {
@@ -75,6 +82,8 @@ pub(super) struct CreateArgs {
     metadata_size: MetadataSize,
     #[command(flatten)]
     options: OptionArgs,
+    #[command(flatten)]
+    attention: AttentionArgs,
     /// Use devices whatever they hold
     #[arg(long)]
     force: bool,
@@ -93,6 +102,33 @@ pub(super) struct OptionArgs {
     /// Zero the unwritten rest of a fresh block, as is done unless the pool was told otherwise
     #[arg(long)]
     zero: bool,
+}
+
+/// When a pool asks for attention.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct AttentionArgs {
+    /// The pool asks for attention with less free space for data than this: a part of all, such as 10%, or a size. 10%
+    /// unless the pool was told otherwise
+    #[arg(long, value_name = "PERCENT%|SIZE", value_parser = parse_low_water)]
+    low_water: Option<LowWater>,
+}
+
+fn parse_low_water(text: &str) -> Result<LowWater> {
+    let Some(percent) = text.strip_suffix('%') else { return size::parse(text).map(LowWater::Bytes) };
+    let percent = percent.parse().map_err(|_| {
+        Error::new(ErrorKind::Invalid, format!("`{text}` is no part of the space"))
+            .hint("write 0% to 100%, or a size")
+    })?;
+    let low_water = LowWater::Percent(percent);
+    low_water.check()?;
+    Ok(low_water)
+}
+
+fn low_water_shown(low_water: LowWater) -> String {
+    match low_water {
+        LowWater::Percent(percent) => format!("{percent}%"),
+        LowWater::Bytes(bytes) => size::human(bytes),
+    }
 }
 
 impl OptionArgs {
@@ -123,6 +159,7 @@ pub(super) enum Format {
     Table,
     Json,
     Dm,
+    Docker,
 }
 
 /// What becomes of freed blocks' space.
@@ -132,14 +169,34 @@ pub(super) enum DiscardArg {
     Nopassdown,
 }
 
-pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
-    match verb {
+pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
+    let done = match verb {
         Verb::Create(args) => create(args, json),
-        Verb::Status { pool, format, table } => status(&pool, format, json, &table),
-        Verb::Set { pool, options } => set(&pool, options, json),
+        Verb::Status { pool, format, exit_code, table } => {
+            return match status(&pool, format, json, &table) {
+                Ok(health) if exit_code => Ok(health_code(health)),
+                Ok(_) => Ok(ExitCode::SUCCESS),
+                // Who cannot be asked how it is must not pass for one whose space runs low.
+                Err(error) if exit_code && super::exit_code(error.kind()) == ExitCode::from(1) => {
+                    super::tell(&error, json);
+                    Ok(health_code(Health::Critical))
+                }
+                Err(error) => Err(error),
+            };
+        }
+        Verb::Set { pool, options, attention } => set(&pool, options, attention, json),
         Verb::Close { pool } => close(&pool, json),
         Verb::List { table } => list(json, &table),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn health_code(health: Health) -> ExitCode {
+    ExitCode::from(match health {
+        Health::Ok => 0,
+        Health::Low => 1,
+        Health::Critical => 2,
+    })
 }
 
 fn create(args: CreateArgs, json: bool) -> Result<()> {
@@ -156,6 +213,7 @@ fn create(args: CreateArgs, json: bool) -> Result<()> {
         options: PoolOptions {
             discard: args.options.discard().unwrap_or(default.discard),
             zero_new_blocks: args.options.zero_new_blocks().unwrap_or(default.zero_new_blocks),
+            low_water: args.attention.low_water.unwrap_or(default.low_water),
         },
         force: args.force,
     };
@@ -178,6 +236,7 @@ const COLUMNS: &[Column<PoolInfo>] = &[
     Column { name: "pool", by_default: true, cell: |pool| Cell::Text(pool.pool.clone()) },
     Column { name: "path", by_default: true, cell: |pool| Cell::Text(pool.path.clone()) },
     Column { name: "state", by_default: true, cell: |pool| Cell::Text(state(pool)) },
+    Column { name: "health", by_default: true, cell: |pool| Cell::Text(pool.health.word().to_owned()) },
     Column { name: "mode", by_default: true, cell: |pool| Cell::Text(pool.mode.word().replace('_', " ")) },
     Column {
         name: "failure",
@@ -205,6 +264,11 @@ const COLUMNS: &[Column<PoolInfo>] = &[
     Column { name: "held_root", by_default: false, cell: |pool| Cell::maybe(pool.held_root) },
     Column { name: "discard", by_default: true, cell: |pool| Cell::Text(discard(pool).to_owned()) },
     Column { name: "zero_new_blocks", by_default: true, cell: |pool| yes_or_no(pool.zero_new_blocks) },
+    Column {
+        name: "low_water",
+        by_default: true,
+        cell: |pool| Cell::Text(low_water_shown(pool.options.low_water)),
+    },
     Column { name: "exports", by_default: true, cell: |pool| Cell::Text(pool.exports.join(" ")) },
 ];
 
@@ -230,53 +294,73 @@ fn discard_word(discard: Discard) -> &'static str {
     }
 }
 
-fn status(pool: &PoolRef, format: Option<Format>, json: bool, table: &TableArgs) -> Result<()> {
+fn status(pool: &PoolRef, format: Option<Format>, json: bool, table: &TableArgs) -> Result<Health> {
     let format = match (format, json) {
         (None, false) => Format::Table,
         (None | Some(Format::Json), _) => Format::Json,
         (Some(format), false) => format,
-        (Some(Format::Table | Format::Dm), true) => {
+        (Some(Format::Table | Format::Dm | Format::Docker), true) => {
             return Err(Error::new(ErrorKind::Invalid, "--json and another --format exclude each other"));
         }
     };
     refuse_table_options(format != Format::Table, table)?;
     let columns = select(COLUMNS, table)?;
-    let info = look(pool, |pool| pool.status())?;
+    let (info, base_bytes) = look(pool, |pool| {
+        let base_bytes = if format == Format::Docker { base_bytes(&pool.volumes()?) } else { 0 };
+        Ok((pool.status()?, base_bytes))
+    })?;
     match format {
         Format::Json => print_json(&info),
         Format::Dm => print(&(info.dm_line() + "\n")),
+        Format::Docker => print(&docker::block(&info, base_bytes)),
         Format::Table if table.no_header || !table.columns.is_empty() => {
-            print(&render(&columns, &[info], table))
+            print(&render(&columns, std::slice::from_ref(&info), table))
         }
-        Format::Table => {
-            let mut text = render_properties(&columns, &info, table);
-            if let Some(failure) = &info.failure {
-                text.push_str(&format!("failure: {}\n", failure.message()));
-            }
-            if info.needs_check {
-                text.push_str("the metadata must be checked before it can be served again\n");
-            }
-            info.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
-            print(&text)
-        }
-    }
+        Format::Table => print(&status_text(&columns, &info, table)),
+    }?;
+    Ok(info.health)
 }
 
-fn set(pool: &PoolRef, args: OptionArgs, json: bool) -> Result<()> {
-    let request = SetPool { discard: args.discard(), zero_new_blocks: args.zero_new_blocks() };
+fn status_text(columns: &[&Column<PoolInfo>], info: &PoolInfo, table: &TableArgs) -> String {
+    let mut text = render_properties(columns, info, table);
+    if let Some(failure) = &info.failure {
+        text.push_str(&format!("failure: {}\n", failure.message()));
+    }
+    if info.needs_check {
+        text.push_str("the metadata must be checked before it can be served again\n");
+    }
+    info.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
+    text
+}
+
+/// Docker's driver makes all its volumes as snapshots of one that it calls its base device.
+fn base_bytes(list: &VolumeList) -> u64 {
+    list.volumes.iter().find(|volume| volume.name.as_str() == "base").map_or(0, |volume| volume.size_bytes)
+}
+
+fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -> Result<()> {
+    let request = SetPool {
+        discard: args.discard(),
+        zero_new_blocks: args.zero_new_blocks(),
+        low_water: attention.low_water,
+    };
     if request == SetPool::default() {
-        return Err(
-            Error::new(ErrorKind::Invalid, "nothing to set").hint("give --discard, --zero or --no-zero")
-        );
+        return Err(Error::new(ErrorKind::Invalid, "nothing to set")
+            .hint("give --discard, --zero, --no-zero or --low-water"));
     }
     let settings = change(pool, |pool| pool.set_pool(&request))?;
     if json {
         return print_json(&settings);
     }
-    let PoolOptions { discard, zero_new_blocks } = settings.options;
+    let PoolOptions { discard, zero_new_blocks, low_water } = settings.options;
     let zero = if zero_new_blocks { "yes" } else { "no" };
     let rest = if settings.in_force { "" } else { "; the daemon goes on as it began, the next one does so" };
-    print(&format!("pool {}: discard {}, zero new blocks {zero}{rest}\n", pool.text(), discard_word(discard)))
+    print(&format!(
+        "pool {}: discard {}, zero new blocks {zero}, low water {}{rest}\n",
+        pool.text(),
+        discard_word(discard),
+        low_water_shown(low_water)
+    ))
 }
 
 fn close(pool: &PoolRef, json: bool) -> Result<()> {

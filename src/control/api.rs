@@ -5,8 +5,9 @@
 
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
-use super::options::PoolOptions;
+use super::options::{LowWater, PoolOptions};
 use crate::error::{Error, Result};
+use crate::units::META_BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
 
 /// The version that every answer carries.
@@ -34,6 +35,30 @@ impl Mode {
             Mode::Ro => "ro",
             Mode::OutOfDataSpace => "out_of_data_space",
             Mode::Fail => "fail",
+        }
+    }
+}
+
+/// What a monitor wants to know of a pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Nothing to do.
+    #[default]
+    Ok,
+    /// Works, and space runs low.
+    Low,
+    /// Full, failed, or not to be changed.
+    Critical,
+}
+
+impl Health {
+    /// The word that JSON uses.
+    pub fn word(self) -> &'static str {
+        match self {
+            Health::Ok => "ok",
+            Health::Low => "low",
+            Health::Critical => "critical",
         }
     }
 }
@@ -92,6 +117,9 @@ pub struct PoolInfo {
     pub path: String,
     /// What works.
     pub mode: Mode,
+    /// Whether somebody has to see to it.
+    #[serde(default)]
+    pub health: Health,
     /// Why it failed, in mode [`Mode::Fail`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Error>,
@@ -132,13 +160,34 @@ pub struct PoolInfo {
 }
 
 impl PoolInfo {
+    /// What follows for [`PoolInfo::health`] from the rest.
+    pub fn assess(&self) -> Health {
+        let works = match self.mode {
+            Mode::Rw => !self.needs_check,
+            Mode::Ro | Mode::OutOfDataSpace | Mode::Fail => false,
+        };
+        // A pool that nobody serves has no mode that says so.
+        if !works || self.data.free_bytes == 0 || self.metadata.free_bytes == 0 {
+            return Health::Critical;
+        }
+        let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
+        let low_metadata =
+            self.metadata.free_bytes < self.metadata_low_water_blocks() * META_BLOCK_BYTES as u64;
+        if low_data || low_metadata { Health::Low } else { Health::Ok }
+    }
+
+    /// The kernel's own mark: a quarter, 4 MiB at the most.
+    fn metadata_low_water_blocks(&self) -> u64 {
+        (self.metadata.total_bytes / META_BLOCK_BYTES as u64 / 4).min(1024)
+    }
+
     /// The kernel's status line of a thin-pool target, to the letter: what follows `START LENGTH thin-pool `.
     /// Nine words (one, `Fail`, for a failed pool), each followed by a blank.
     pub fn dm_line(&self) -> String {
         if self.mode == Mode::Fail {
             return "Fail".to_owned();
         }
-        let block = crate::units::META_BLOCK_BYTES as u64;
+        let block = META_BLOCK_BYTES as u64;
         let total = self.metadata.total_bytes / block;
         // The kernel's "used" is all that cannot be handed out to mappings: the reserve included.
         let used = total - self.metadata.free_bytes / block;
@@ -154,7 +203,7 @@ impl PoolInfo {
                 Discard::NoPassdown => "no_discard_passdown",
             },
             if self.needs_check { "needs_check" } else { "-" },
-            (total / 4).min(1024),
+            self.metadata_low_water_blocks(),
         )
     }
 }
@@ -169,6 +218,9 @@ pub struct SetPool {
     /// Whether the unwritten rest of a fresh block is zeroed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_new_blocks: Option<bool>,
+    /// With less free space than this the pool asks for attention; in force at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_water: Option<LowWater>,
 }
 
 /// The answer to `PATCH /v1/pool`.
@@ -414,6 +466,7 @@ mod tests {
             pool: "p".to_owned(),
             path: "/p".to_owned(),
             mode: Mode::Rw,
+            health: Health::Ok,
             failure: None,
             transaction_id: 0,
             time: 0,
@@ -459,6 +512,30 @@ mod tests {
         assert!(info.dm_line().contains(" ro ") && info.dm_line().contains(" needs_check 1024 "));
         info.mode = Mode::Fail;
         assert_eq!(info.dm_line(), "Fail");
+    }
+
+    #[test]
+    fn a_pool_asks_for_attention_before_it_is_full() {
+        let mut info = sample();
+        assert_eq!(info.assess(), Health::Ok);
+        info.data.free_bytes = 6_553_600_000;
+        assert_eq!(info.assess(), Health::Ok, "10% are the mark");
+        info.data.free_bytes -= 65_536;
+        assert_eq!(info.assess(), Health::Low);
+        info.options.low_water = LowWater::Bytes(65_536);
+        assert_eq!(info.assess(), Health::Ok);
+        info.metadata.free_bytes = 255 * 4096;
+        assert_eq!(info.assess(), Health::Low);
+        info.metadata.free_bytes = 0;
+        assert_eq!(info.assess(), Health::Critical);
+        for mode in [Mode::Ro, Mode::OutOfDataSpace, Mode::Fail] {
+            assert_eq!(PoolInfo { mode, ..sample() }.assess(), Health::Critical);
+        }
+        assert_eq!(PoolInfo { needs_check: true, ..sample() }.assess(), Health::Critical);
+        let full = DataSpace { free_bytes: 0, ..sample().data };
+        assert_eq!(PoolInfo { data: full, ..sample() }.assess(), Health::Critical);
+        assert_eq!(LowWater::Percent(100).bytes_of(u64::MAX), u64::MAX);
+        assert!(LowWater::Percent(100).check().is_ok() && LowWater::Percent(101).check().is_err());
     }
 
     #[test]

@@ -115,6 +115,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     let in_force = PoolOptions {
         discard: options.discard.unwrap_or(kept.discard),
         zero_new_blocks: options.zero_new_blocks.unwrap_or(kept.zero_new_blocks),
+        ..kept
     };
     let keeper_options = KeeperOptions {
         zero_new_blocks: in_force.zero_new_blocks,

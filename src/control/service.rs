@@ -5,8 +5,8 @@
 //! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
 
 use super::api::{
-    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, MetadataSpace, Mode, NewSnapshots, NewVolume,
-    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, SCHEMA, ServedBy, SetPool, SetVolume,
+    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, Health, MetadataSpace, Mode, NewSnapshots,
+    NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, SCHEMA, ServedBy, SetPool, SetVolume,
     SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
@@ -310,11 +310,12 @@ impl PoolApi for Service {
             engine::Mode::OutOfDataSpace => (Mode::OutOfDataSpace, None),
         };
         let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(PoolInfo {
+        let mut info = PoolInfo {
             schema: SCHEMA.to_owned(),
             pool: name.unwrap_or_else(|| "/".to_owned()),
             path: self.path.to_string_lossy().into_owned(),
             mode,
+            health: Health::Ok,
             failure,
             transaction_id: status.transaction_id.0,
             time: status.time.0,
@@ -343,15 +344,21 @@ impl PoolApi for Service {
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
             exports: self.uris(""),
             notes: self.notes.clone(),
-        })
+        };
+        info.health = info.assess();
+        Ok(info)
     }
 
     fn set_pool(&self, request: &SetPool) -> Result<PoolSettings> {
+        if let Some(low_water) = request.low_water {
+            low_water.check()?;
+        }
         let mut changes = self.begin_change()?;
         let options = self.amend(&mut changes, |catalog| {
             let options = &mut catalog.options;
             options.discard = request.discard.unwrap_or(options.discard);
             options.zero_new_blocks = request.zero_new_blocks.unwrap_or(options.zero_new_blocks);
+            options.low_water = request.low_water.unwrap_or(options.low_water);
             Ok(*options)
         })?;
         let status = self.pool_status()?;
