@@ -5,12 +5,13 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build lint test demo bench clean
+.PHONY: help build lint test simulate demo bench clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
 	@echo 'make demo    a pool, a volume, real NBD clients, a snapshot under load: under a minute'
 	@echo 'make test    build, lint and all tests, real clients and independent checkers among them'
+	@echo 'make simulate SEEDS=1..10001   power cuts in a simulated world'
 	@echo 'make bench   uthin beside its peers on this machine; the table lands in bench/results/'
 	@echo 'make lint    formatting and clippy'
 
@@ -27,6 +28,12 @@ test: build lint
 	@tools/need $(TEST_NEEDS)
 	@tools/oracle >/dev/null
 	cargo test --locked
+
+# FIRST..END; a failing seed is named and replays exactly.
+SEEDS ?= 1..10001
+simulate:
+	@tools/need $(RUST_NEEDS)
+	UTHIN_SIM_SEEDS=$(SEEDS) cargo test --locked --release --lib sim:: -- --nocapture
 
 demo: build
 	@tools/need $(CLIENTS)

@@ -168,6 +168,14 @@ impl BlockSize {
         let begin = bytes.start.div_ceil(self.bytes());
         begin..(bytes.end / self.bytes()).max(begin)
     }
+
+    /// The blocks that `bytes` of a volume of `size_bytes` cover: the whole ones, and a short last one when `bytes`
+    /// reaches the volume's end, because nobody can see the rest of it.
+    pub fn blocks_covered(self, bytes: Range<u64>, size_bytes: u64) -> Range<u64> {
+        let end =
+            if bytes.end == size_bytes { self.blocks_to_hold(size_bytes) * self.bytes() } else { bytes.end };
+        self.whole_blocks_inside(bytes.start..end)
+    }
 }
 
 #[cfg(test)]
@@ -203,6 +211,17 @@ mod tests {
         assert_eq!(size.whole_blocks_inside(1..3 * block), 1..3);
         assert!(size.whole_blocks_inside(1..block).is_empty());
         assert!(size.whole_blocks_inside(1..2 * block - 1).is_empty());
+    }
+
+    #[test]
+    fn a_short_last_block_is_covered_by_what_reaches_the_end() {
+        let (size, block) = (BlockSize::MIN, BlockSize::MIN.bytes());
+        let end = 2 * block + 512;
+        assert_eq!(size.blocks_covered(2 * block..end, end), 2..3);
+        assert_eq!(size.blocks_covered(1..end, end), 1..3);
+        assert!(size.blocks_covered(2 * block + 1..end, end).is_empty(), "its first byte is left out");
+        assert_eq!(size.blocks_covered(0..end, end + 512), 0..2, "does not reach the end");
+        assert_eq!(size.blocks_covered(block..2 * block, 2 * block), 1..2, "no short block");
     }
 
     #[test]

@@ -74,10 +74,11 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
     for block_size in ["0", "512", "32K", "65K", "100000", "1G1", "1025M", "2G"] {
         create(&["--size", "10G", "--block-size", block_size], 2, "");
     }
-    create(&["--size", "10G", "--metadata-size", "8K"], 2, "");
+    create(&["--size", "10G", "--metadata-size", "8K"], 2, "./p/metadata is too small");
     create(&["--size", "10G", "--metadata-size", "0"], 2, "");
     create(&["--size", "10G", "--metadata-size", "17G"], 2, "the most");
     create(&["--size", "10G", "--data", "./none"], 5, "none");
+    create(&["--data", "./none", "--metadata", "./nor"], 5, "none");
     create(&["--size", "10G", "--data", "/dev/null"], 2, "/dev/null");
     place.fails(&["pool", "create", "./none/p", "--size", "1G"], 5, "does not exist").hint();
     place.fails(&["pool", "create", "-p", "--size", "1G"], 2, "");
@@ -163,6 +164,13 @@ fn a_device_that_is_too_small_is_left_alone() {
     place.fails(&["pool", "create", POOL, "--size", "1G", "--metadata", "small"], 2, "");
     assert_eq!(fs::read(place.path("small")).expect("there"), vec![0; 4096]);
     assert_eq!(place.files("."), ["small"]);
+    fs::write(place.path("small"), [7; 4096]).expect("written");
+    place.fails(&["pool", "create", POOL, "--size", "1G", "--metadata", "small", "--force"], 2, "too small");
+    assert_eq!(
+        fs::read(place.path("small")).expect("there"),
+        vec![7; 4096],
+        "--force is no leave to wipe it"
+    );
 }
 
 #[test]

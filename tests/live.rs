@@ -14,7 +14,7 @@ fn story(script: &str, arguments: &[&str]) {
         .output()
         .expect("python3 starts");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    println!("{stdout}");
+    eprintln!("{stdout}");
     assert!(output.status.success(), "{script}: {}\n{stdout}\n{stderr}", output.status);
 }
 

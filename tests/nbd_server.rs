@@ -8,6 +8,8 @@ use harness::{Client, LANES, MIB, PANICS, Served, greet, option, replies};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use uthin::frontend::nbd::{Address, Limits, Patience};
 use uthin::units::BlockSize;
@@ -361,6 +363,44 @@ fn stopping_finishes_what_runs_and_ends_everybody() {
     assert!(!served.socket().exists());
     served.pool.close().expect("every seat is free");
     served.server.stop();
+}
+
+#[test]
+fn stopping_under_load_frees_every_seat() {
+    for turn in 0..6_u64 {
+        let mut served = served();
+        let acknowledged: Arc<[AtomicU64; 4]> = Arc::default();
+        let clients: Vec<_> = (0..4_u64)
+            .map(|number| {
+                let mut client = served.connect("v1", number % 2 == 0);
+                let acknowledged = acknowledged.clone();
+                std::thread::spawn(move || {
+                    let (command, flags) =
+                        [(WRITE, 0), (WRITE, FUA), (TRIM, 0), (WRITE_ZEROES, NO_HOLE)][number as usize];
+                    let payload = vec![number as u8; if command == WRITE { 65_536 * 3 } else { 0 }];
+                    for cookie in 0.. {
+                        let offset = (cookie * 7 + number) % 100 * 65_536;
+                        let header = Client::request_bytes(command, flags, cookie, offset, 65_536 * 3);
+                        let mut reply = [0; 16];
+                        let sent =
+                            client.stream.write_all(&header).and_then(|()| client.stream.write_all(&payload));
+                        if sent.and_then(|()| client.stream.read_exact(&mut reply)).is_err() {
+                            break;
+                        }
+                        assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+                        acknowledged[number as usize].fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        eventually("all are served", || acknowledged.iter().all(|count| count.load(Ordering::Relaxed) > 0));
+        std::thread::sleep(Duration::from_millis(10 * turn));
+        served.server.stop();
+        served.pool.close().expect("every seat is free, and nothing runs");
+        for client in clients {
+            client.join().expect("it was told no error");
+        }
+    }
 }
 
 #[test]

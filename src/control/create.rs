@@ -83,9 +83,11 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
         ));
     }
     let mut staging = Staging::begin(&dir, pool.is_name())?;
-    let (data, data_blocks) = make_data(wanted, block_size, &mut staging, &mut notes)?;
+    let (data, data_blocks) = make_data(wanted, block_size, &mut staging, &mut notes)
+        .map_err(|error| staging.under_final_name(&error, &dir))?;
     let metadata_bytes =
-        make_metadata(wanted, Geometry { block_size, data_blocks }, &mut staging, &mut notes)?;
+        make_metadata(wanted, Geometry { block_size, data_blocks }, &mut staging, &mut notes)
+            .map_err(|error| staging.under_final_name(&error, &dir))?;
     let catalog = staging.at("catalog.json");
     super::catalog::CatalogFile::at(catalog).save(&Catalog::empty(TransactionId(0)))?;
     drop(data);
@@ -104,11 +106,12 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
 fn refuse_same(wanted: &CreatePool) -> Result<()> {
     let (Some(data), Some(metadata)) = (&wanted.data, &wanted.metadata) else { return Ok(()) };
     let identity = |path: &Path| {
-        let found = fs::metadata(path)
-            .map_err(|source| Error::io(path.display(), &source).hint("give an existing device or file"))?;
-        Ok(if found.rdev() != 0 { (0, found.rdev()) } else { (found.dev(), found.ino()) })
+        let found = fs::metadata(path).ok()?;
+        Some(if found.rdev() != 0 { (0, found.rdev()) } else { (found.dev(), found.ino()) })
     };
-    if identity(data)? != identity(metadata)? {
+    // What is not there is told of when it is opened.
+    let (Some(first), Some(second)) = (identity(data), identity(metadata)) else { return Ok(()) };
+    if first != second {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Invalid, format!("{} cannot hold both data and metadata", data.display()))
@@ -209,7 +212,8 @@ fn make_metadata(
                 ));
             }
             staging.link("metadata", device)?;
-            staging.formatted_device = Some(device.clone());
+            // With --force there may be something on it, which a refusal must leave alone.
+            staging.blank_device = (!wanted.force).then(|| device.clone());
             disk
         }
     };
@@ -241,7 +245,7 @@ struct Staging {
     is_ours: bool,
     made: Vec<PathBuf>,
     /// A device that was blank and has (perhaps) been formatted.
-    formatted_device: Option<PathBuf>,
+    blank_device: Option<PathBuf>,
     finished: bool,
 }
 
@@ -261,7 +265,7 @@ impl Staging {
             Err(source) if source.kind() == std::io::ErrorKind::NotADirectory => return Err(exists(dir)),
             Err(source) => return Err(Error::io(format!("looking at {}", target.display()), &source)),
         };
-        Ok(Staging { directory, is_ours, made: Vec::new(), formatted_device: None, finished: false })
+        Ok(Staging { directory, is_ours, made: Vec::new(), blank_device: None, finished: false })
     }
 
     /// A path for the file `name`, which goes if the making fails.
@@ -289,6 +293,13 @@ impl Staging {
         std::os::unix::fs::symlink(absolute, &path).map_err(context)?;
         self.made.push(path);
         Ok(())
+    }
+
+    /// The error, with the files' names as they would have been: the temporary directory is gone when it is read.
+    fn under_final_name(&self, error: &Error, dir: &PoolDir) -> Error {
+        let [temporary, last] = [&self.directory, dir.path()].map(|path| path.display().to_string());
+        let told = Error::new(error.kind(), error.message().replace(&temporary, &last));
+        error.next_step().map_or(told.clone(), |hint| told.hint(hint))
     }
 
     fn finish(mut self, dir: &PoolDir) -> Result<()> {
@@ -319,7 +330,7 @@ impl Drop for Staging {
         if self.is_ours {
             let _ = fs::remove_dir(&self.directory);
         }
-        if let Some(device) = &self.formatted_device
+        if let Some(device) = &self.blank_device
             && let Ok(disk) = FileDisk::open(device, OpenMode::ReadWrite)
         {
             let _ = disk.write_at(0, &[0; META_BLOCK_BYTES]).and_then(|()| disk.flush());
@@ -404,7 +415,7 @@ mod tests {
         let mut staging = staging.expect("nothing is there");
         staging.file("data", 1 << 20).expect("made");
         staging.link("metadata", &device).expect("linked");
-        staging.formatted_device = Some(device.clone());
+        staging.blank_device = Some(device.clone());
         drop(staging);
         assert_eq!(names_in(place.path()), ["device"]);
         let bytes = fs::read(&device).expect("it is still there");

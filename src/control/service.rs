@@ -385,7 +385,7 @@ fn check_volume_size(size_bytes: u64, limit_bytes: u64) -> Result<()> {
     if size_bytes > limit_bytes {
         let message =
             format!("a volume cannot have {size_bytes} bytes: {limit_bytes} are the most in this pool");
-        return Err(Error::new(ErrorKind::Invalid, message));
+        return Err(Error::new(ErrorKind::Invalid, message).hint(format!("{limit_bytes} would do")));
     }
     Ok(())
 }

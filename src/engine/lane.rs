@@ -126,7 +126,7 @@ impl Lane {
         let (kind, offset, length) = (request.kind, request.offset_bytes, request.length_bytes);
         let end = offset.checked_add(length).filter(|end| *end <= request.volume.size_bytes());
         let end = end.expect("the frontend has checked that a request lies inside its volume");
-        let whole = self.blocks_to_unmap(&request.volume, offset..end);
+        let whole = self.block_size.blocks_covered(offset..end, request.volume.size_bytes());
         let request =
             self.requests.insert(Running { request, ops_left: 1, result: Ok(()), extents: Vec::new() });
         match kind {
@@ -149,16 +149,6 @@ impl Lane {
             Kind::Extents => self.begin_op(request, Work::Describe { next_byte: offset }, out),
         }
         self.op_finished(request, Ok(()), out);
-    }
-
-    /// The blocks that `bytes` covers. A short last block counts as covered when `bytes` reaches the volume's end: nobody
-    /// can see the rest of it.
-    fn blocks_to_unmap(&self, volume: &Volume, bytes: Range<u64>) -> Range<u64> {
-        let mut end = bytes.end;
-        if end == volume.size_bytes() {
-            end = volume.table.blocks() * self.block_size.bytes();
-        }
-        self.block_size.whole_blocks_inside(bytes.start..end)
     }
 
     /// Begins an op for each block that `bytes` of the volume touch; `origin` is the byte where the request begins.

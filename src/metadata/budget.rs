@@ -13,6 +13,7 @@
 //! for a delete; after a delete, nothing. So deletion, which gives space back, always works; at worst it takes a commit first.
 
 use super::space::Space;
+use super::tally::{Tally, TreeKind};
 use super::{DataMap, Metadata};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,8 +39,10 @@ pub(super) struct Shape {
     pub volumes: u64,
     /// Mappings of all volumes, those shared counted for each.
     pub mappings: u64,
-    /// Whether a metadata snapshot is held, which shares the upper tree.
-    pub held_root: bool,
+    /// Volumes in the metadata snapshot, if one is held.
+    pub held_volumes: u64,
+    /// Their mappings.
+    pub held_mappings: u64,
 }
 
 /// What an operation takes at worst.
@@ -82,6 +85,10 @@ impl Ask {
         }
     }
 
+    fn adds_nodes(self) -> bool {
+        self.mappings + self.volumes + self.unmaps > 0
+    }
+
     fn may_use_reserve(self) -> bool {
         self.mappings + self.volumes == 0
     }
@@ -100,6 +107,23 @@ impl<D: Disk> Metadata<D> {
             if self.can_afford(ask) {
                 return Ok(());
             }
+        }
+        if std::env::var_os("DBG").is_some() {
+            let o = self.outlook();
+            eprintln!(
+                "REFUSED {ask:?} avail {} need {} succ {} growth {} shape {:?} outstanding {} made {:?} incs {} large {} meta {} bits {}",
+                self.space.references.metadata.available(),
+                o.worst_case(ask),
+                o.worst_case(&ask.with_successors()),
+                o.growth(ask),
+                o.shape,
+                o.outstanding,
+                o.tally.made(TreeKind::Mappings),
+                o.logged_increments,
+                o.large_data_nodes,
+                o.large_metadata_entries,
+                o.unchanged_bitmaps
+            );
         }
         let metadata = &self.space.references.metadata;
         let what = format!(
@@ -122,6 +146,11 @@ impl<D: Disk> Metadata<D> {
         need + state.growth(ask) <= available
     }
 
+    /// Whether all that is outstanding, and the commit, can be carried through: what every check is there to keep true.
+    pub(super) fn is_covered(&self) -> bool {
+        self.outlook().worst_case(&Ask::NOTHING) <= self.space.references.metadata.available()
+    }
+
     fn outlook(&self) -> Outlook {
         Outlook::new(&self.space, &self.data, self.shape, self.pending.len() as u64 + self.data.reserved())
     }
@@ -133,6 +162,7 @@ struct Outlook {
     /// Mappings reserved or pending.
     outstanding: u64,
     data_blocks: u64,
+    data_allocated: u64,
     unchanged_bitmaps: u64,
     index_nodes: u64,
     large_data_nodes: u64,
@@ -141,6 +171,7 @@ struct Outlook {
     metadata_allocated: u64,
     /// References added to data blocks that had some, not applied yet.
     logged_increments: u64,
+    tally: Tally,
 }
 
 /// What a number of operations takes.
@@ -160,6 +191,7 @@ impl Outlook {
             shape,
             outstanding,
             data_blocks: data.total(),
+            data_allocated: data.allocated() + space.references.data.fresh(),
             unchanged_bitmaps: data.unchanged_bitmaps(),
             index_nodes: data.index_nodes(),
             large_data_nodes: data.large_nodes(),
@@ -167,25 +199,39 @@ impl Outlook {
             metadata_bitmaps: metadata.bitmaps.len() as u64,
             metadata_allocated: metadata.allocated(),
             logged_increments: space.references.data.shared(),
+            tally: space.tally,
         }
     }
 
     /// Blocks for all that is outstanding, the operation, and the commit.
     fn worst_case(&self, ask: &Ask) -> u64 {
         let operations = self.operations(ask);
-        operations.blocks + self.commit(operations)
+        operations.blocks + self.commit(ask, operations)
     }
 
-    /// By how much more blocks the trees of large counts may have after the operation. Their nodes must all be affordable
-    /// again in the next transaction, so growth is asked for twice.
+    /// By how much more blocks the trees of large counts may have afterwards. All their nodes must be affordable again in
+    /// the next transaction, so growth is asked for twice.
     fn growth(&self, ask: &Ask) -> u64 {
-        self.worst_case(ask) - operations_apart(self.operations(ask)) - self.commit(Cost::default())
+        if !ask.adds_nodes() {
+            return 0;
+        }
+        // What is outstanding has asked already; only who adds to it asks for all of it again.
+        let before =
+            if ask.mappings + ask.volumes > 0 { Cost::default() } else { self.operations(&Ask::NOTHING) };
+        self.commit(ask, self.operations(ask)).saturating_sub(self.commit(&Ask::NOTHING, before))
     }
 
     /// Can a block have three holders, and so a large count? Each volume holds a block at most once, and so does the
     /// metadata snapshot for each of the volumes that it remembers.
-    fn counts_can_be_large(&self, volumes: u64) -> bool {
-        volumes > 2 || self.shape.held_root
+    fn counts_can_be_large(&self, ask: &Ask) -> bool {
+        self.shape.volumes + ask.volumes + self.shape.held_volumes > 2
+    }
+
+    /// All mappings that there can be, those shared counted for each volume.
+    fn mappings_at_most(&self, ask: &Ask) -> u64 {
+        // A snapshot's are as many as its origin's, which are some volume's.
+        let snapshots = if ask.volumes == 0 { 0 } else { self.shape.mappings.min(self.data_blocks) };
+        self.shape.mappings + self.outstanding + ask.mappings + snapshots
     }
 
     fn operations(&self, ask: &Ask) -> Cost {
@@ -193,17 +239,16 @@ impl Outlook {
         let upper = levels(volumes, leaf_capacity::<RootRecord>());
         let details = levels(volumes, leaf_capacity::<DetailsRecord>());
         // A volume's mappings name different data blocks.
-        let mappings = self.outstanding + ask.mappings;
-        let in_one_volume = (self.shape.mappings + mappings).min(self.data_blocks);
+        let in_one_volume = self.mappings_at_most(ask).min(self.data_blocks);
         let lower = levels(in_one_volume, leaf_capacity::<MappingRecord>());
 
-        let mut cost = self.mapping(mappings, volumes, lower, upper + details);
+        let mut cost = self.mapping(ask, lower, upper, details);
         // An entry in both trees, with a split at every level; for a snapshot the origin's details besides.
         cost.blocks += ask.volumes * (2 * (upper + details) + 2 + 1 + details);
         let removals = REMOVAL_NODES_PER_LEVEL * ask.unmaps;
         cost.blocks += removals * lower + (upper + details) * ask.unmaps;
         cost.blocks += REMOVAL_NODES_PER_LEVEL * ask.deletes * (upper + details);
-        if self.counts_can_be_large(volumes) {
+        if self.counts_can_be_large(ask) {
             cost.data_increments += removals * FANOUT;
             cost.metadata_increments += removals * FANOUT * (lower - 1) + ask.volumes;
             let upper_nodes = upper * (ask.volumes + ask.unmaps + REMOVAL_NODES_PER_LEVEL * ask.deletes);
@@ -212,58 +257,74 @@ impl Outlook {
         cost
     }
 
-    /// `mappings` inserted anywhere. Each copies its leaf, and then either a sibling to move entries to, or makes the
-    /// other half of a split; likewise above, where there are not more nodes than the trees have. A root that is split
-    /// takes one block more.
-    fn mapping(&self, mappings: u64, volumes: u64, lower: u64, upper: u64) -> Cost {
+    /// Mappings inserted anywhere. Each copies its leaf, and then either a sibling to move entries to, or makes the other
+    /// half of a split; likewise above. A root that is split takes one block more. That is the bound for few mappings.
+    ///
+    /// For many: a transaction makes no more nodes of a kind than there are of it in the end, since one that was made and
+    /// given up in the same transaction can be used again; and those made already need not be made again. But a mapping that
+    /// is only reserved may have to wait for a later transaction, for which there are fewer free blocks by as many nodes as
+    /// the trees have grown. In all they cannot grow to more than there are in the end either, so that comes on top.
+    fn mapping(&self, ask: &Ask, lower: u64, upper: u64, details: u64) -> Cost {
+        let mappings = self.outstanding + ask.mappings;
         if mappings == 0 {
             return Cost::default();
         }
-        let touched_volumes = mappings.min(volumes);
-        let roots_split = mappings.min(touched_volumes + mappings / (FANOUT / 2));
-        // Internal nodes: a volume has one at each level, and another for each 84 * 84 mappings of leaves below.
-        let internal_nodes = touched_volumes * (lower - 1)
-            + (self.shape.mappings + mappings) / (LEAST_FANOUT * LEAST_FANOUT - LEAST_FANOUT);
-        let internal = (mappings * (lower - 1)).min(internal_nodes + mappings / LEAST_FANOUT);
-        let blocks = 2 * mappings + roots_split + 2 * internal + touched_volumes * upper;
-        if !self.counts_can_be_large(volumes) {
+        let volumes = self.shape.volumes + ask.volumes;
+        let all_mappings = self.mappings_at_most(ask);
+        // Every node has 84 entries, but for one at each level of each volume.
+        let leaves = all_mappings / LEAST_FANOUT + volumes;
+        let internal = all_mappings / (LEAST_FANOUT * LEAST_FANOUT - LEAST_FANOUT) + volumes * lower;
+        let (made, grown) =
+            (self.tally.made(TreeKind::Mappings), self.tally.grown_at_commit(TreeKind::Mappings));
+        let leaves = (2 * mappings).min((2 * leaves).saturating_sub(made.leaves + grown.leaves));
+        let internal =
+            ((2 * lower - 1) * mappings).min((2 * internal).saturating_sub(made.internal + grown.internal));
+        // Mappings change the entries of volumes, but add none.
+        let made = |tree| self.tally.made(tree).all();
+        let upper_nodes =
+            nodes_for(volumes, leaf_capacity::<RootRecord>()).saturating_sub(made(TreeKind::Roots));
+        let upper_nodes = upper_nodes.min(mappings * upper);
+        let details_nodes =
+            nodes_for(volumes, leaf_capacity::<DetailsRecord>()).saturating_sub(made(TreeKind::Details));
+        let blocks = leaves + internal + upper_nodes + details_nodes.min(mappings * details);
+        if !self.counts_can_be_large(ask) {
             return Cost { blocks, ..Cost::default() };
         }
         Cost {
             blocks,
-            data_increments: FANOUT * mappings,
-            metadata_increments: FANOUT * (internal + touched_volumes * upper),
+            data_increments: FANOUT * mappings.min(leaves),
+            metadata_increments: FANOUT * (internal + upper_nodes),
         }
     }
 
     /// The commit: every bitmap of the data that is not written yet, all nodes of the index and of both trees of large
     /// counts, and the metadata's own bitmaps with their index block.
-    fn commit(&self, cost: Cost) -> u64 {
-        let data_increments = self.logged_increments + cost.data_increments;
-        let metadata_entries = (self.large_metadata_entries + cost.metadata_increments)
-            .min(self.metadata_allocated + cost.blocks + self.large_data_nodes + data_increments);
-        self.unchanged_bitmaps
+    fn commit(&self, ask: &Ask, cost: Cost) -> u64 {
+        let large_data_nodes = self.large_data_nodes_after(ask, cost.data_increments);
+        let blocks = self.unchanged_bitmaps
             + self.index_nodes
-            + self.large_data_nodes_after(data_increments)
-            + nodes_for(metadata_entries, leaf_capacity::<LargeCount>())
+            + large_data_nodes.saturating_sub(self.tally.made(TreeKind::LargeCounts).all())
             + self.metadata_bitmaps
-            + 1
+            + 1;
+        let metadata_entries = (self.large_metadata_entries + cost.metadata_increments)
+            .min(self.metadata_allocated + cost.blocks + blocks);
+        blocks + nodes_for(metadata_entries, leaf_capacity::<LargeCount>())
     }
 
-    /// Nodes of the tree of data blocks' large counts once so many entries were added: no more than one split for each,
-    /// nor more than so many entries can have.
-    fn large_data_nodes_after(&self, added: u64) -> u64 {
+    /// Nodes of the tree of data blocks' large counts, once so many references were added besides those logged. No more
+    /// than one split for each, nor more than the entries can fill: each stands for a block with three references.
+    fn large_data_nodes_after(&self, ask: &Ask, increments: u64) -> u64 {
+        let added = self.logged_increments + increments;
         if added == 0 {
             return self.large_data_nodes;
         }
-        let entries = self.large_data_nodes * leaf_capacity::<LargeCount>() + added;
-        let by_splits = self.large_data_nodes + added + levels(entries, leaf_capacity::<LargeCount>());
-        by_splits.min(nodes_for(entries.min(self.data_blocks), leaf_capacity::<LargeCount>()))
+        let leaf = leaf_capacity::<LargeCount>();
+        let references = self.mappings_at_most(ask) + self.shape.held_mappings;
+        let blocks = self.data_allocated + self.outstanding + ask.mappings;
+        let entries = (self.large_data_nodes * leaf + added).min(references / 3).min(blocks);
+        let by_splits = self.large_data_nodes + added + levels(entries, leaf);
+        by_splits.min(nodes_for(entries, leaf)).max(self.large_data_nodes)
     }
-}
-
-fn operations_apart(cost: Cost) -> u64 {
-    cost.blocks
 }
 
 fn leaf_capacity<V>() -> u64 {
@@ -287,8 +348,9 @@ fn levels(entries: u64, leaf_capacity: u64) -> u64 {
     let mut least_entries = 2 * (leaf_capacity / 3);
     let mut levels = 1;
     while entries >= least_entries {
-        least_entries = least_entries.saturating_mul(LEAST_FANOUT);
         levels += 1;
+        let Some(next) = least_entries.checked_mul(LEAST_FANOUT) else { break };
+        least_entries = next;
     }
     levels
 }

@@ -63,14 +63,14 @@ impl DataMap {
             });
         }
         let before = space.references.metadata.allocated();
-        let index_root = space.new_node(NodeKind::Leaf, size_of::<IndexEntry>())?;
+        let index_root = space.new_node::<IndexEntry>(NodeKind::Leaf)?;
         let mut inserter = Inserter::new(space, index_root);
         for (key, entry) in index.iter().enumerate() {
             inserter.insert(key as u64, *entry)?;
         }
         let index_root = inserter.root();
         let index_nodes = space.references.metadata.allocated() - before;
-        let large_root = space.new_node(NodeKind::Leaf, size_of::<LargeCount>())?;
+        let large_root = space.new_node::<LargeCount>(NodeKind::Leaf)?;
         let roots = (index_root, index_nodes, large_root, 1);
         Ok(Self::with(total, 0, index, roots))
     }

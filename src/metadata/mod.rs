@@ -25,6 +25,7 @@ mod meta_map;
 mod open;
 mod pending;
 mod space;
+mod tally;
 mod tree;
 mod volumes;
 
@@ -396,10 +397,16 @@ impl<D: Disk> Metadata<D> {
     /// Runs a change that has been found affordable. If it fails the in-core state is not to be trusted any more.
     fn change<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.checked_reservations = 0;
+        // Metadata that was opened overfull is not covered, and may still be deleted from.
+        let was_covered = cfg!(debug_assertions) && self.is_covered();
         let result = change(self);
         if result.is_err() && self.state == State::Sound {
             self.state = State::Broken;
         }
+        debug_assert!(
+            result.is_err() || !was_covered || self.is_covered(),
+            "the change took more than its bound"
+        );
         result
     }
 

@@ -7,6 +7,7 @@ use super::data_map::{DataMap, bitmaps_for};
 use super::meta_map::MetaMap;
 use super::pending::Pending;
 use super::space::{References, Space, Span};
+use super::tally::Tally;
 use super::{Access, Geometry, Metadata, State};
 use crate::checksum::BlockKind;
 use crate::disk::Disk;
@@ -32,12 +33,12 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
     write_superblock(&disk, &Block::ZERO)?;
 
     let references = References { metadata: MetaMap::for_format(total), data: DataLog::new(data_blocks) };
-    let mut space = Space { cache: Cache::new(total, DEFAULT_CLEAN_BYTES), disk, references };
-    let large_root = space.new_node(NodeKind::Leaf, size_of::<LargeCount>())?;
+    let mut space = Space::new(disk, Cache::new(total, DEFAULT_CLEAN_BYTES), references);
+    let large_root = space.new_node::<LargeCount>(NodeKind::Leaf)?;
     space.references.metadata.large_root = large_root;
     let data = DataMap::format(&mut space, data_blocks)?;
-    let mapping_root = space.new_node(NodeKind::Leaf, size_of::<RootRecord>())?;
-    let details_root = space.new_node(NodeKind::Leaf, size_of::<DetailsRecord>())?;
+    let mapping_root = space.new_node::<RootRecord>(NodeKind::Leaf)?;
+    let details_root = space.new_node::<DetailsRecord>(NodeKind::Leaf)?;
     let superblock = Superblock::new(block_size, total);
     let mut metadata = Metadata {
         space,
@@ -79,7 +80,7 @@ fn require_room(disk: &impl Disk, total: u64, data_blocks: u64) -> Result<()> {
     let hint = if needed > META_BLOCKS_LIMIT {
         "no metadata device is large enough: use larger data blocks"
     } else {
-        "use a larger metadata device, or larger data blocks"
+        "give the metadata more room, or use larger data blocks"
     };
     Err(Error::new(ErrorKind::Invalid, what).hint(hint))
 }
@@ -174,10 +175,10 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
     }
     // Reading asks for no counts, so those of an empty device will do until the map is read.
     let references = References { metadata: MetaMap::for_format(1), data: DataLog::new(data_blocks) };
-    let mut space = Space { cache: Cache::new(total, cache_bytes), disk, references };
+    let mut space = Space::new(disk, Cache::new(total, cache_bytes), references);
     space.references.metadata = load_metadata_map(&mut space, &superblock.metadata_space_map)?;
     let data = DataMap::open(&mut space, &superblock.data_space_map)?;
-    let shape = load_shape(&mut space, &superblock)?;
+    let shape = load_shape(&mut space, &superblock, access)?;
     Ok(Metadata {
         space,
         data,
@@ -237,17 +238,37 @@ fn large_count(large: &[(u64, LargeCount)], block: u64, bitmap: MetaBlock) -> Re
     }
 }
 
-fn load_shape<D: Disk>(space: &mut Space<D>, superblock: &Superblock) -> Result<Shape> {
-    let mut shape = Shape { held_root: superblock.held_root != 0, ..Shape::default() };
-    let _ = space.visit_leaves::<DetailsRecord>(superblock.details_root, Span::ALL, &mut |entries| {
-        shape.volumes += entries.len() as u64;
+/// Totals for the budget, which only matters to who writes.
+fn load_shape<D: Disk>(space: &mut Space<D>, superblock: &Superblock, access: Access) -> Result<Shape> {
+    if access == Access::ReadOnly {
+        return Ok(Shape::default());
+    }
+    let (volumes, mappings) = totals(space, superblock.details_root)?;
+    // A metadata snapshot that cannot be read is no reason to refuse the pool; it then counts as very large.
+    let (held_volumes, held_mappings) = match superblock.held_root {
+        0 => (0, 0),
+        held => held_totals(space, MetaBlock(held)).unwrap_or((u64::from(u32::MAX), DataBlock::LIMIT)),
+    };
+    Ok(Shape { volumes, mappings, held_volumes, held_mappings })
+}
+
+fn held_totals<D: Disk>(space: &mut Space<D>, held: MetaBlock) -> Result<(u64, u64)> {
+    let block = space.cache.get(&space.disk, held, BlockKind::Superblock)?;
+    let details_root = Superblock::read(block, held)?.details_root;
+    totals(space, details_root)
+}
+
+/// Volumes and their mappings, by a details tree.
+fn totals<D: Disk>(space: &mut Space<D>, details_root: MetaBlock) -> Result<(u64, u64)> {
+    let (mut volumes, mut mappings) = (0, 0_u64);
+    let _ = space.visit_leaves::<DetailsRecord>(details_root, Span::ALL, &mut |entries| {
+        volumes += entries.len() as u64;
         let mapped = entries.iter().map(|(_, details)| details.mapped_blocks.get());
-        shape.mappings = mapped.fold(shape.mappings, u64::saturating_add);
+        // Details that cannot be must not overflow what is computed from them.
+        mappings = mapped.fold(mappings, u64::saturating_add).min(DataBlock::LIMIT);
         ControlFlow::Continue(())
     })?;
-    // Sums of what cannot be must not overflow what is computed from them.
-    shape.mappings = shape.mappings.min(DataBlock::LIMIT);
-    Ok(shape)
+    Ok((volumes, mappings))
 }
 
 impl<D: Disk> Metadata<D> {
@@ -272,6 +293,7 @@ impl<D: Disk> Metadata<D> {
             space: Space { cache, references, .. }, data, mapping_root, details_root, shape, ..
         } = fresh;
         (self.space.cache, self.space.references) = (cache, references);
+        self.space.tally = Tally::default();
         let old = std::mem::replace(&mut self.data, data);
         self.data.keep_withheld(old);
         (self.mapping_root, self.details_root, self.shape) = (mapping_root, details_root, shape);

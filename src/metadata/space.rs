@@ -12,11 +12,13 @@
 use super::cache::Cache;
 use super::data_log::DataLog;
 use super::meta_map::MetaMap;
+use super::tally::{Tally, TreeKind};
 use crate::checksum::BlockKind;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    DetailsRecord, IndexEntry, LargeCount, MappingRecord, Node, NodeKind, NodeMut, NodeValue, RootRecord,
+    Block, DetailsRecord, IndexEntry, LargeCount, MappingRecord, Node, NodeHeader, NodeKind, NodeMut,
+    NodeValue, RootRecord,
 };
 use crate::units::{DataBlock, MetaBlock};
 
@@ -51,6 +53,8 @@ pub(super) struct References {
 
 /// A value of a tree's leaves, and what it references.
 pub(super) trait TreeValue: NodeValue {
+    /// Which tree.
+    const TREE: TreeKind;
     /// One more leaf, number `leaf`, names it.
     fn retain(self, references: &mut References, leaf: MetaBlock) -> Result<()>;
     /// One leaf less names it.
@@ -58,6 +62,7 @@ pub(super) trait TreeValue: NodeValue {
 }
 
 impl TreeValue for MappingRecord {
+    const TREE: TreeKind = TreeKind::Mappings;
     fn retain(self, references: &mut References, leaf: MetaBlock) -> Result<()> {
         references.data.increment(self.mapping().block, leaf)
     }
@@ -67,6 +72,7 @@ impl TreeValue for MappingRecord {
 }
 
 impl TreeValue for RootRecord {
+    const TREE: TreeKind = TreeKind::Roots;
     fn retain(self, references: &mut References, _leaf: MetaBlock) -> Result<()> {
         references.metadata.increment(self.root())
     }
@@ -83,8 +89,9 @@ impl TreeValue for RootRecord {
 }
 
 macro_rules! plain_values {
-    ($($value:ty),*) => {$(
+    ($($value:ident: $tree:ident),*) => {$(
         impl TreeValue for $value {
+            const TREE: TreeKind = TreeKind::$tree;
             fn retain(self, _: &mut References, _: MetaBlock) -> Result<()> {
                 Ok(())
             }
@@ -94,15 +101,20 @@ macro_rules! plain_values {
         }
     )*};
 }
-plain_values!(DetailsRecord, IndexEntry, LargeCount);
+plain_values!(DetailsRecord: Details, IndexEntry: Index, LargeCount: LargeCounts);
 
 pub(super) struct Space<D> {
     pub disk: D,
     pub cache: Cache,
     pub references: References,
+    pub tally: Tally,
 }
 
 impl<D: Disk> Space<D> {
+    pub fn new(disk: D, cache: Cache, references: References) -> Self {
+        Space { disk, cache, references, tally: Tally::default() }
+    }
+
     /// A node of a tree, all of whose keys must be in `span`.
     pub fn node<V: TreeValue>(&mut self, block: MetaBlock, span: Span) -> Result<Node<'_, V>> {
         let bytes = self.cache.get(&self.disk, block, BlockKind::Node)?;
@@ -150,10 +162,27 @@ impl<D: Disk> Space<D> {
     }
 
     /// An empty node.
-    pub fn new_node(&mut self, kind: NodeKind, value_size: usize) -> Result<MetaBlock> {
+    pub fn new_node<V: TreeValue>(&mut self, kind: NodeKind) -> Result<MetaBlock> {
         let number = self.allocate()?;
-        NodeMut::initialise(self.cache.create(number, BlockKind::Node), kind, value_size);
+        NodeMut::initialise(self.cache.create(number, BlockKind::Node), kind, value_size::<V>(kind));
+        self.tally.add(V::TREE, kind);
         Ok(number)
+    }
+
+    /// Empties a node that is ours and makes it one of that kind.
+    pub fn reset_node<V: TreeValue>(&mut self, block: MetaBlock, kind: NodeKind) -> NodeMut<'_> {
+        let old = kind_of(self.cache.dirty_mut(block));
+        self.tally.remove(V::TREE, old, true);
+        self.tally.add(V::TREE, kind);
+        NodeMut::initialise(self.cache.dirty_mut(block), kind, value_size::<V>(kind))
+    }
+
+    /// Makes a node that is ours a copy of another.
+    pub fn replace_node<V: TreeValue>(&mut self, block: MetaBlock, bytes: &Block) {
+        let old = kind_of(self.cache.dirty_mut(block));
+        self.tally.remove(V::TREE, old, true);
+        self.tally.add(V::TREE, kind_of(bytes));
+        *self.cache.dirty_mut(block) = bytes.clone();
     }
 
     /// A node that this transaction may change: it was shadowed, or made.
@@ -178,8 +207,9 @@ impl<D: Disk> Space<D> {
         }
         let bytes = self.cache.get(&self.disk, block, BlockKind::Node)?.clone();
         let copy = self.allocate()?;
+        self.tally.add(V::TREE, kind_of(&bytes));
         *self.cache.create(copy, BlockKind::Node) = bytes;
-        self.release_block(block)?;
+        self.release_node::<V>(block)?;
         Ok(copy)
     }
 
@@ -201,13 +231,21 @@ impl<D: Disk> Space<D> {
         Ok(())
     }
 
-    /// Drops one reference to a block and nothing else; what the block itself references is the caller's business.
-    pub fn release_block(&mut self, block: MetaBlock) -> Result<u32> {
-        let left = self.references.metadata.decrement(block)?;
-        if left == 0 {
+    /// Drops one reference to a block that is no node.
+    pub fn release_block(&mut self, block: MetaBlock) -> Result<()> {
+        if self.references.metadata.decrement(block)? == 0 {
             self.cache.forget_dirty(block);
         }
-        Ok(left)
+        Ok(())
+    }
+
+    /// Drops one reference to a node and nothing else; what the node itself references is the caller's business.
+    pub fn release_node<V: TreeValue>(&mut self, block: MetaBlock) -> Result<()> {
+        if self.references.metadata.referenced(block)? == 1 {
+            let kind = kind_of(self.cache.get(&self.disk, block, BlockKind::Node)?);
+            self.tally.remove(V::TREE, kind, self.cache.is_dirty(block));
+        }
+        self.release_block(block)
     }
 
     /// Drops one reference to a tree, and with the last one all that it references.
@@ -229,8 +267,19 @@ impl<D: Disk> Space<D> {
                 }
             }
         }
-        self.release_block(block)?;
-        Ok(())
+        self.release_node::<V>(block)
+    }
+}
+
+/// The kind of a node that has been verified.
+pub(super) fn kind_of(node: &Block) -> NodeKind {
+    NodeHeader::decode(node).kind().expect("a sound node has a kind")
+}
+
+fn value_size<V>(kind: NodeKind) -> usize {
+    match kind {
+        NodeKind::Internal => size_of::<u64>(),
+        NodeKind::Leaf => size_of::<V>(),
     }
 }
 

@@ -35,7 +35,7 @@ impl<D: Disk> Metadata<D> {
         self.require_absent(volume)?;
         self.afford(&Ask::new_volume())?;
         self.change(|this| {
-            let root = this.space.new_node(NodeKind::Leaf, size_of::<MappingRecord>())?;
+            let root = this.space.new_node::<MappingRecord>(NodeKind::Leaf)?;
             let (transaction_id, time) = (this.transaction_id, this.time);
             let details = VolumeDetails {
                 mapped_blocks: 0,

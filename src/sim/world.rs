@@ -2,6 +2,7 @@
 
 use super::disk::SimDisk;
 use super::model::{Model, Stamp};
+use crate::check::{CheckOptions, check};
 use crate::disk::Disk;
 use crate::engine::{
     Action, Answer, Ask, Asker, Command, IdStep, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
@@ -527,6 +528,7 @@ impl World {
         self.buffers.clear();
         self.scratch.clear();
         self.command = None;
+        self.check_metadata()?;
         self.reopen()?;
         let mut found = BTreeMap::new();
         for id in self.volume_ids()? {
@@ -544,6 +546,17 @@ impl World {
             );
         }
         Ok(())
+    }
+
+    /// The second opinion: sound, and nothing leaked.
+    fn check_metadata(&self) -> Result<(), String> {
+        let report = check(&self.metadata_disk, &CheckOptions::default());
+        let report = report.map_err(|error| format!("checking the metadata: {error}"))?;
+        if report.is_clean() {
+            Ok(())
+        } else {
+            Err(format!("the metadata is not clean: {}", report.to_lines()))
+        }
     }
 
     fn reopen(&mut self) -> Result<(), String> {
@@ -608,7 +621,7 @@ impl World {
         let mut out = Outbox::default();
         self.keeper.command(0, Command::Close, &mut out);
         match out.answers.pop() {
-            Some((_, Ok(Answer::Done))) => Ok(()),
+            Some((_, Ok(Answer::Done))) => self.check_metadata(),
             other => Err(format!("closing: {other:?}")),
         }
     }

@@ -1,7 +1,7 @@
 //! A full structural check of a metadata device, against every invariant that a writer has to keep (format §12). Reads with
 //! `uthin::format` only and shares nothing with `uthin::metadata`. Panics with what is wrong.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use uthin::checksum::BlockKind;
 use uthin::format::{
     BITMAP_ENTRIES, Bitmap, Block, DetailsRecord, IndexEntry, InlineCount, LargeCount, MappingRecord,
@@ -16,6 +16,8 @@ pub struct Pool {
     pub volumes: BTreeMap<u64, CheckedVolume>,
     /// Data blocks whose count is above their references: block, count, references.
     pub data_counts_too_high: Vec<(u64, u32, u32)>,
+    /// Data blocks that a metadata snapshot names.
+    pub held_blocks: HashSet<u64>,
     /// Leaves of volumes' trees, and their entries: for judging how full they are.
     pub mapping_leaves: u64,
     pub leaf_entries: u64,
@@ -67,14 +69,13 @@ pub fn check(bytes: &[u8]) -> Pool {
     };
     walk.metadata[0] += 1;
     let volumes = walk.volumes(&superblock, &superblock);
-    if superblock.held_root != 0 {
-        walk.held_root(&superblock);
-    }
+    let held_blocks = if superblock.held_root == 0 { HashSet::new() } else { walk.held_root(&superblock) };
     let data_counts_too_high = walk.data_map(&data_root);
     walk.metadata_map(&metadata_root);
     Pool {
         volumes,
         data_counts_too_high,
+        held_blocks,
         mapping_leaves: walk.mapping_leaves,
         leaf_entries: walk.leaf_entries,
         superblock,
@@ -110,13 +111,14 @@ impl<'a> Walk<'a> {
         block
     }
 
-    fn held_root(&mut self, superblock: &Superblock) {
+    fn held_root(&mut self, superblock: &Superblock) -> HashSet<u64> {
         let number = superblock.held_root;
         let copy = Superblock::read(self.block(number, BlockKind::Superblock), MetaBlock(number)).unwrap();
         self.metadata[number as usize] += 1;
         assert_eq!(copy.data_space_map, SpaceMapRoot::ZERO);
         assert_eq!(copy.held_root, 0);
-        self.volumes(&copy, superblock);
+        let held = self.volumes(&copy, superblock);
+        held.values().flat_map(|volume| volume.mappings.iter().map(|(_, mapping)| mapping.block.0)).collect()
     }
 
     fn volumes(&mut self, roots: &Superblock, live: &Superblock) -> BTreeMap<u64, CheckedVolume> {

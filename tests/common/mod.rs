@@ -8,6 +8,8 @@
 
 pub mod check;
 pub mod disks;
+pub mod model;
+pub mod oracle;
 
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -142,7 +142,7 @@ fn bind_tcp(address: &Address, host: &str, port: u16, allow_remote: bool) -> Res
         let what = format!("{address}: {} can be reached from other machines", remote.ip());
         return Err(Error::new(ErrorKind::Invalid, what).hint(
             "NBD has neither passwords nor encryption here: listen at tcp:127.0.0.1:PORT or a Unix socket and tunnel, \
-             or allow remote clients explicitly",
+             or allow remote clients explicitly (--allow-remote)",
         ));
     }
     let listener = TcpListener::bind(&found[..]).and_then(|listener| {

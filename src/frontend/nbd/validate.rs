@@ -173,7 +173,7 @@ fn check_length(operation: Operation, header: &RequestHeader, terms: &Terms) -> 
 /// Zeroing beats writing where whole blocks are unmapped; elsewhere zeros have to be written like any bytes.
 fn check_fast_zero(header: &RequestHeader, terms: &Terms) -> Result<(), Refusal> {
     let end = header.offset_bytes + u64::from(header.length_bytes);
-    let whole = terms.block_size.whole_blocks_inside(header.offset_bytes..end);
+    let whole = terms.block_size.blocks_covered(header.offset_bytes..end, terms.size_bytes);
     if header.flags & flags::NO_HOLE != 0 || whole.is_empty() {
         return refuse(Errno::NotSupported, "zeroing this is not faster than writing it");
     }
@@ -296,6 +296,10 @@ mod tests {
         assert_eq!(at(0, 512, 131_072), None);
         assert_eq!(at(0, 512, 65_536), Some(Errno::NotSupported), "no whole block");
         assert_eq!(at(flags::NO_HOLE, 0, 131_072), Some(Errno::NotSupported));
+        let odd = Terms { size_bytes: 64 * MIB + 512, ..terms() };
+        let tail = |offset| error(&request(6, flags::FAST_ZERO, offset, 512), &odd);
+        assert_eq!(tail(64 * MIB), None, "the short last block can be unmapped");
+        assert_eq!(tail(64 * MIB - 512), Some(Errno::NotSupported));
     }
 
     proptest! {

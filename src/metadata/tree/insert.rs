@@ -9,8 +9,8 @@
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::{EntryBytes, Node, NodeHeader, NodeKind, capacity, smallest_occupancy};
-use crate::metadata::space::{Space, Span, TreeValue, require_depth};
+use crate::format::{EntryBytes, Node, NodeKind, capacity, smallest_occupancy};
+use crate::metadata::space::{Space, Span, TreeValue, kind_of, require_depth};
 use crate::units::MetaBlock;
 use std::marker::PhantomData;
 use zerocopy::little_endian::U64;
@@ -215,7 +215,7 @@ impl<'a, D: Disk, V: TreeValue> Inserter<'a, D, V> {
         let entries = self.space.node_mut(node).len();
         let left = Self::left_share(side, entries);
         let moved = self.space.node_mut(node).copy_bytes(left..entries);
-        let right = self.space.new_node_like(node, &moved)?;
+        let right = self.space.new_node_like::<V>(node, &moved)?;
         self.space.node_mut(node).remove(left..entries);
         let first = moved.first_key().expect("both parts have entries");
         self.space.node_mut(parent).insert(index + 1, first, child_value(right));
@@ -231,9 +231,9 @@ impl<'a, D: Disk, V: TreeValue> Inserter<'a, D, V> {
         let mut children = Vec::with_capacity(parts.len());
         for part in &parts {
             let first = part.first_key().expect("both parts have entries");
-            children.push((first, self.space.new_node_like(root, part)?));
+            children.push((first, self.space.new_node_like::<V>(root, part)?));
         }
-        let mut node = self.space.reset_node(root, NodeKind::Internal, size_of::<u64>());
+        let mut node = self.space.reset_node::<V>(root, NodeKind::Internal);
         for (index, (first, child)) in children.into_iter().enumerate() {
             node.insert(index, first, child_value(child));
         }
@@ -249,11 +249,9 @@ fn child_value(block: MetaBlock) -> U64 {
 
 impl<D: Disk> Space<D> {
     /// A new node of the same kind as `model` with these entries.
-    fn new_node_like(&mut self, model: MetaBlock, entries: &EntryBytes) -> Result<MetaBlock> {
-        let header = NodeHeader::decode(self.cache.dirty_mut(model));
-        let kind = header.kind().expect("a sound node has a kind");
-        let value_size = header.value_size.get() as usize;
-        let block = self.new_node(kind, value_size)?;
+    fn new_node_like<V: TreeValue>(&mut self, model: MetaBlock, entries: &EntryBytes) -> Result<MetaBlock> {
+        let kind = kind_of(self.cache.dirty_mut(model));
+        let block = self.new_node::<V>(kind)?;
         self.node_mut(block).insert_bytes(0, entries);
         Ok(block)
     }

@@ -31,7 +31,7 @@ impl<D: Disk> Space<D> {
         let root = self.shadow::<V>(root)?;
         self.prune::<V>(root, Span::ALL, 0, range)?;
         if self.node_mut(root).is_empty() {
-            self.reset_node(root, NodeKind::Leaf, size_of::<V>());
+            self.reset_node::<V>(root, NodeKind::Leaf);
             return Ok(root);
         }
         // The nodes that may be too empty are on the ways to the two ends.
@@ -62,7 +62,7 @@ impl<D: Disk> Space<D> {
                     let child = self.shadow_child::<V>(block, index)?;
                     self.prune::<V>(child, child_span, depth + 1, range)?;
                     if self.node_mut(child).is_empty() {
-                        self.release_block(child)?;
+                        self.release_node::<V>(child)?;
                         self.node_mut(block).remove(index..index + 1);
                     }
                 }
@@ -134,7 +134,7 @@ impl<D: Disk> Space<D> {
         self.node::<V>(child, Span::ALL)?;
         let bytes = self.cache.get(&self.disk, child, crate::checksum::BlockKind::Node)?.clone();
         self.give_up_holding::<V>(child)?;
-        *self.cache.dirty_mut(root) = bytes;
+        self.replace_node::<V>(root, &bytes);
         Ok(true)
     }
 
@@ -144,7 +144,7 @@ impl<D: Disk> Space<D> {
         if self.references.metadata.referenced(block)? > 1 {
             self.retain_targets::<V>(block)?;
         }
-        self.release_block(block)?;
+        self.release_node::<V>(block)?;
         Ok(())
     }
 
@@ -223,11 +223,6 @@ impl<D: Disk> Space<D> {
             self.node_mut(parent).set_child(index, ours);
         }
         Ok(ours)
-    }
-
-    /// Empties a node that is ours and makes it one of that kind.
-    pub(super) fn reset_node(&mut self, block: MetaBlock, kind: NodeKind, value_size: usize) -> NodeMut<'_> {
-        NodeMut::initialise(self.cache.dirty_mut(block), kind, value_size)
     }
 }
 

@@ -1,0 +1,381 @@
+//! A pool as plain maps, and a random user who does the same to it and to the real one, looking at every answer.
+
+use super::check::{Pool, check};
+use super::{Random, oracle};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use uthin::disk::{MemoryDisk, flush_data};
+use uthin::error::{Error, ErrorKind, Result};
+use uthin::metadata::{Access, Metadata, Progress, VolumeDetails};
+use uthin::units::{DataBlock, SnapTime, TransactionId, VirtualBlock, VolumeId};
+
+/// Data block and time by virtual block.
+type Mappings = BTreeMap<u64, (u64, u32)>;
+
+#[derive(Clone, PartialEq, Debug)]
+struct ModelVolume {
+    transaction_id: u64,
+    creation_time: u32,
+    snapshotted_time: u32,
+    mappings: Mappings,
+}
+
+#[derive(Clone, PartialEq, Debug, Default)]
+struct Model {
+    volumes: BTreeMap<u64, ModelVolume>,
+    time: u32,
+    transaction_id: u64,
+}
+
+impl Model {
+    fn of(pool: &Pool) -> Self {
+        let volume = |checked: &super::check::CheckedVolume| ModelVolume {
+            transaction_id: checked.details.transaction_id.get(),
+            creation_time: checked.details.creation_time.get(),
+            snapshotted_time: checked.details.snapshotted_time.get(),
+            mappings: checked.mappings.iter().map(|(key, m)| (*key, (m.block.0, m.time.0))).collect(),
+        };
+        Model {
+            volumes: pool.volumes.iter().map(|(id, checked)| (*id, volume(checked))).collect(),
+            time: pool.superblock.time.0,
+            transaction_id: pool.superblock.transaction_id.0,
+        }
+    }
+
+    fn data_blocks(&self) -> HashSet<u64> {
+        self.volumes.values().flat_map(|volume| volume.mappings.values().map(|(block, _)| *block)).collect()
+    }
+}
+
+/// What the user likes to do.
+#[derive(Clone, Copy)]
+pub struct Habits {
+    /// Virtual blocks that are used, from 0.
+    pub virtual_blocks: u64,
+    /// The most volumes at a time.
+    pub volumes: usize,
+    /// The longest run mapped at once.
+    pub longest_run: u64,
+    /// One in so many steps removes something; the larger, the fuller the pool.
+    pub removes_one_in: u64,
+    /// Whether to cut the power and to abort at times.
+    pub interrupts: bool,
+}
+
+/// The real pool, the model, and what the user has in hand.
+pub struct Play {
+    pub disk: MemoryDisk,
+    pub metadata: Metadata<MemoryDisk>,
+    pub random: Random,
+    habits: Habits,
+    model: Model,
+    committed: Model,
+    committed_blocks: HashSet<u64>,
+    reserved: BTreeSet<u64>,
+    /// Blocks mapped since the commit, whatever became of them.
+    taken: HashSet<u64>,
+    withheld: HashSet<u64>,
+    /// Blocks that a metadata snapshot holds, or that leaked before: never free.
+    held: HashSet<u64>,
+    /// Mappings made, removed and looked up.
+    pub operations: u64,
+    /// How often there was no metadata or data space.
+    pub refusals: u64,
+}
+
+impl Play {
+    /// Begins with what is on the disk.
+    pub fn begin(disk: MemoryDisk, habits: Habits, seed: u64) -> Self {
+        let pool = check(&disk.to_bytes());
+        let model = Model::of(&pool);
+        let mut held = pool.held_blocks;
+        held.extend(pool.data_counts_too_high.iter().map(|(block, ..)| *block));
+        Play {
+            metadata: Metadata::open(disk.clone(), Access::ReadWrite).unwrap(),
+            disk,
+            random: Random::new(seed),
+            habits,
+            committed: model.clone(),
+            committed_blocks: model.data_blocks(),
+            model,
+            reserved: BTreeSet::new(),
+            taken: HashSet::new(),
+            withheld: HashSet::new(),
+            held,
+            operations: 0,
+            refusals: 0,
+        }
+    }
+
+    /// One thing that a user does. Refusals for lack of space are the only errors.
+    pub fn step(&mut self) {
+        let result = if self.random.one_in(self.habits.removes_one_in) {
+            match self.random.below(4) {
+                0 => self.delete(),
+                _ => self.unmap(),
+            }
+        } else {
+            match self.random.below(20) {
+                0 => self.create(),
+                1 | 2 => self.snapshot(),
+                3 => self.read(),
+                4 if self.habits.interrupts && self.random.one_in(10) => self.interrupt(),
+                5 => self.set_transaction_id(),
+                6 if self.random.one_in(4) => self.metadata.apply_pending(),
+                _ => self.write(),
+            }
+        };
+        if let Err(error) = result {
+            assert!(is_full(&error), "{error}");
+            self.refusals += 1;
+        }
+    }
+
+    fn pick(&mut self) -> Option<u64> {
+        let index = self.random.below(self.model.volumes.len().max(1) as u64) as usize;
+        self.model.volumes.keys().nth(index).copied()
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        loop {
+            let id = if self.random.one_in(4) { self.random.below(1 << 24) } else { self.random.below(64) };
+            if !self.model.volumes.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn create(&mut self) -> Result<()> {
+        if self.model.volumes.len() >= self.habits.volumes {
+            return Ok(());
+        }
+        let new = self.fresh_id();
+        self.metadata.create_volume(id(new))?;
+        let (time, transaction_id) = (self.model.time, self.model.transaction_id);
+        let volume = ModelVolume {
+            transaction_id,
+            creation_time: time,
+            snapshotted_time: time,
+            mappings: Mappings::new(),
+        };
+        self.model.volumes.insert(new, volume);
+        assert_eq!(self.metadata.create_volume(id(new)).unwrap_err().kind(), ErrorKind::Exists);
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<()> {
+        let Some(origin) = self.pick() else { return Ok(()) };
+        if self.model.volumes.len() >= self.habits.volumes {
+            return Ok(());
+        }
+        let new = self.fresh_id();
+        let time = self.metadata.snapshot(id(origin), id(new))?;
+        self.model.time += 1;
+        assert_eq!(time.0, self.model.time);
+        let volume = self.model.volumes.get_mut(&origin).unwrap();
+        volume.snapshotted_time = time.0;
+        let transaction_id = self.model.transaction_id;
+        let copy = ModelVolume { transaction_id, creation_time: time.0, ..volume.clone() };
+        self.model.volumes.insert(new, copy);
+        Ok(())
+    }
+
+    fn delete(&mut self) -> Result<()> {
+        let Some(volume) = self.pick() else { return Ok(()) };
+        let budget = 1 + self.random.below(60) as usize;
+        loop {
+            match self.metadata.delete_volume(id(volume), budget) {
+                Ok(Progress::Done) => break,
+                Ok(Progress::More(())) => {
+                    let left = self.mappings_of(volume);
+                    let model = &mut self.model.volumes.get_mut(&volume).unwrap().mappings;
+                    assert!(left.len() < model.len(), "each step removes something");
+                    model.retain(|key, _| left.contains_key(key));
+                    assert_eq!(*model, left, "what is left was there");
+                    if self.random.one_in(4) {
+                        return Ok(());
+                    }
+                }
+                Err(error) if is_full(&error) => {
+                    // In the same transaction as much else it may be refused, right after a commit it may not.
+                    self.commit();
+                    self.refusals += 1;
+                    if self.metadata.delete_volume(id(volume), usize::MAX).unwrap() == Progress::Done {
+                        break;
+                    }
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.model.volumes.remove(&volume);
+        let gone = self.metadata.delete_volume(id(volume), budget).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+        Ok(())
+    }
+
+    fn unmap(&mut self) -> Result<()> {
+        let Some(volume) = self.pick() else { return Ok(()) };
+        let begin = self.random.below(self.habits.virtual_blocks);
+        let longest = if self.random.one_in(4) { self.habits.virtual_blocks } else { 64 };
+        let end = if self.random.one_in(50) { u64::MAX } else { begin + self.random.below(longest) };
+        let budget = 1 + self.random.below(700);
+        let mut next = begin;
+        loop {
+            let progress = self.metadata.unmap_range(id(volume), next..end, budget)?;
+            let model = &mut self.model.volumes.get_mut(&volume).unwrap().mappings;
+            let until = match progress {
+                Progress::Done => end,
+                Progress::More(until) => until,
+            };
+            let removed: Vec<u64> = model.range(next..until).map(|(key, _)| *key).collect();
+            removed.iter().for_each(|key| {
+                model.remove(key);
+            });
+            assert!(removed.len() as u64 <= budget);
+            self.operations += removed.len() as u64;
+            match progress {
+                Progress::Done => return Ok(()),
+                Progress::More(until) => next = until,
+            }
+        }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let Some(volume) = self.pick() else { return self.create() };
+        let begin = self.random.below(self.habits.virtual_blocks);
+        let length = 1 + self.random.below(self.habits.longest_run);
+        let stride = if self.random.one_in(3) { 1 + self.random.below(400) } else { 1 };
+        let down = self.random.one_in(4);
+        for i in 0..length {
+            let reserved = self.metadata.reserve_block()?;
+            // What is mapped now was mapped at the commit, or has been taken since.
+            let in_use = [&self.committed_blocks, &self.taken, &self.withheld, &self.held];
+            let free = in_use.iter().all(|blocks| !blocks.contains(&reserved.0));
+            assert!(free && self.reserved.insert(reserved.0), "{reserved:?} is not free");
+            if self.random.one_in(20) {
+                // Kept in hand, perhaps beyond the commit.
+                continue;
+            }
+            let chosen = self.random.below(self.reserved.len() as u64) as usize;
+            let block =
+                if self.random.one_in(8) { *self.reserved.iter().nth(chosen).unwrap() } else { reserved.0 };
+            self.reserved.remove(&block);
+            if self.random.one_in(30) {
+                self.metadata.release_block(DataBlock(block));
+                continue;
+            }
+            let key = if down { begin.saturating_sub(i * stride) } else { begin + i * stride };
+            let mapping = self.metadata.map(id(volume), VirtualBlock(key), DataBlock(block));
+            assert_eq!(mapping.time.0, self.model.time);
+            self.taken.insert(block);
+            let mappings = &mut self.model.volumes.get_mut(&volume).unwrap().mappings;
+            mappings.insert(key, (block, self.model.time));
+            self.operations += 1;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let Some(volume) = self.pick() else { return Ok(()) };
+        for _ in 0..20 {
+            let key = self.random.below(self.habits.virtual_blocks);
+            let found = self.metadata.lookup(id(volume), VirtualBlock(key))?;
+            let expected = self.model.volumes[&volume].mappings.get(&key).copied();
+            assert_eq!(found.map(|mapping| (mapping.block.0, mapping.time.0)), expected);
+            self.operations += 1;
+        }
+        let highest = self.metadata.highest_mapped(id(volume))?.map(|block| block.0);
+        let model = &self.model.volumes[&volume];
+        assert_eq!(highest, model.mappings.last_key_value().map(|(key, _)| *key));
+        let details = self.metadata.details(id(volume))?.unwrap();
+        let expected = VolumeDetails {
+            mapped_blocks: model.mappings.len() as u64,
+            transaction_id: TransactionId(model.transaction_id),
+            creation_time: SnapTime(model.creation_time),
+            snapshotted_time: SnapTime(model.snapshotted_time),
+        };
+        assert_eq!(details, expected);
+        if self.random.one_in(10) {
+            assert_eq!(self.mappings_of(volume), self.model.volumes[&volume].mappings);
+        }
+        Ok(())
+    }
+
+    fn mappings_of(&mut self, volume: u64) -> Mappings {
+        let mut mappings = Mappings::new();
+        let mut previous = None;
+        self.metadata
+            .for_each_mapping(id(volume), 0..u64::MAX, &mut |block, mapping| {
+                assert!(previous < Some(block.0), "ascending");
+                previous = Some(block.0);
+                mappings.insert(block.0, (mapping.block.0, mapping.time.0));
+            })
+            .unwrap();
+        mappings
+    }
+
+    fn set_transaction_id(&mut self) -> Result<()> {
+        let (current, new) = (self.model.transaction_id, self.random.below(1000));
+        let wrong =
+            self.metadata.set_transaction_id(TransactionId(current + 1), TransactionId(new)).unwrap_err();
+        assert_eq!(wrong.kind(), ErrorKind::Invalid);
+        self.metadata.set_transaction_id(TransactionId(current), TransactionId(new))?;
+        self.model.transaction_id = new;
+        Ok(())
+    }
+
+    /// An abort, or the end of the process without a commit.
+    fn interrupt(&mut self) -> Result<()> {
+        if self.random.one_in(2) {
+            self.metadata.abort()?;
+        } else {
+            self.metadata = Metadata::open(self.disk.clone(), Access::ReadWrite)?;
+            self.withheld.clear();
+        }
+        self.model = self.committed.clone();
+        self.reserved.clear();
+        self.taken.clear();
+        assert!(!self.metadata.is_dirty());
+        Ok(())
+    }
+
+    /// Commits and looks at what was freed.
+    pub fn commit(&mut self) {
+        let freed = self.metadata.commit(flush_data(&self.disk).unwrap()).unwrap();
+        assert!(!self.metadata.is_dirty() && self.metadata.pending_mappings() == 0);
+        let freed: HashSet<u64> = freed.iter().cloned().flatten().collect();
+        let current = self.model.data_blocks();
+        let mut expected = std::mem::replace(&mut self.committed_blocks, current);
+        expected.extend(&self.taken);
+        expected.retain(|block| !self.committed_blocks.contains(block) && !self.held.contains(block));
+        assert!(freed == expected, "freed {} blocks, expected {}", freed.len(), expected.len());
+        self.withheld.extend(&freed);
+        let late = self.random.one_in(3);
+        let reusable: Vec<u64> = self.withheld.iter().copied().filter(|_| !late).collect();
+        for block in reusable {
+            self.metadata.make_reusable(block..block + 1);
+            self.withheld.remove(&block);
+        }
+        self.taken.clear();
+        self.committed = self.model.clone();
+    }
+
+    /// Compares the disk with the model, and looks at its structure.
+    pub fn check(&self) -> Pool {
+        let bytes = self.disk.to_bytes();
+        let pool = check(&bytes);
+        assert!(Model::of(&pool) == self.committed, "the disk is what was committed");
+        let usage = self.metadata.usage();
+        let in_hand = self.taken.len() as u64;
+        assert!(usage.data_allocated <= pool.superblock.data_space_map.allocated_blocks.get() + in_hand);
+        oracle::accepts(&bytes);
+        pool
+    }
+}
+
+fn id(raw: u64) -> VolumeId {
+    VolumeId::new(raw).unwrap()
+}
+
+fn is_full(error: &Error) -> bool {
+    [ErrorKind::NoDataSpace, ErrorKind::NoMetadataSpace].contains(&error.kind())
+}
