@@ -13,7 +13,8 @@ const ORDINARY: Habits =
 
 fn fresh(metadata_blocks: u64, data_blocks: u64) -> MemoryDisk {
     let disk = MemoryDisk::zeroed(metadata_blocks * 4096);
-    Metadata::format(disk.clone(), Geometry { block_size: BlockSize::MIN, data_blocks }).unwrap();
+    Metadata::format(disk.clone(), Geometry { block_size: BlockSize::MIN, data_blocks })
+        .expect("a disk large enough");
     disk
 }
 
