@@ -32,11 +32,6 @@ impl DataLog {
         DataLog { data_blocks, entries: Vec::new(), fresh: 0, shared: 0 }
     }
 
-    /// Blocks of the data device.
-    pub fn data_blocks(&self) -> u64 {
-        self.data_blocks
-    }
-
     /// Number of changes.
     pub fn len(&self) -> usize {
         self.entries.len()
