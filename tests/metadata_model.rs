@@ -27,6 +27,7 @@ fn play(disk: MemoryDisk, habits: Habits, seed: u64, rounds: u64, steps: u64) ->
         play.commit();
         play.check();
     }
+    play.check_thoroughly();
     play
 }
 
