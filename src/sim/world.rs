@@ -239,16 +239,16 @@ impl World {
         let lane = match self.events.swap_remove(chosen) {
             Event::Read { lane, op, offset_bytes, length_bytes, into } => {
                 let mut bytes = vec![0; length_bytes as usize];
-                let ok = self.data_disk.read_at(offset_bytes, &mut bytes).is_ok();
+                let result = self.data_disk.read_at(offset_bytes, &mut bytes).map_err(|_| IoError::Io);
                 let (buffer, at) = self.place(lane, into);
                 buffer[at..at + bytes.len()].copy_from_slice(&bytes);
-                self.lanes[lane].io_done(op, ok, &mut actions);
+                self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Write { lane, op, offset_bytes, length_bytes, from } => {
                 let bytes = self.source(lane, from, length_bytes);
-                let ok = self.data_disk.write_at(offset_bytes, &bytes).is_ok();
-                self.lanes[lane].io_done(op, ok, &mut actions);
+                let result = self.data_disk.write_at(offset_bytes, &bytes).map_err(|_| IoError::Io);
+                self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Reply(lane, op, reply) => {
@@ -598,10 +598,10 @@ impl World {
             match self.events.pop().ok_or("a read got stuck")? {
                 Event::Read { op, offset_bytes, length_bytes, into, .. } => {
                     let mut bytes = vec![0; length_bytes as usize];
-                    let ok = self.data_disk.read_at(offset_bytes, &mut bytes).is_ok();
+                    let result = self.data_disk.read_at(offset_bytes, &mut bytes).map_err(|_| IoError::Io);
                     let (buffer, at) = self.place(0, into);
                     buffer[at..at + bytes.len()].copy_from_slice(&bytes);
-                    self.lanes[0].io_done(op, ok, &mut actions);
+                    self.lanes[0].io_done(op, result, &mut actions);
                 }
                 Event::Ask(asker, ask) => {
                     let mut out = Outbox::default();
