@@ -230,7 +230,8 @@ impl Exports for PoolExports {
             || Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"));
         let id = self.service.volume_id(name).ok_or_else(not_found)?;
         let lease = self.pool.open_volume(id)?;
+        let read_only = self.service.is_read_only(id);
         let description = format!("uthin volume {name} (number {id})");
-        Ok(Export { lease, read_only: false, description, block_size: self.block_size })
+        Ok(Export { lease, read_only, description, block_size: self.block_size })
     }
 }

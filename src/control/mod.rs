@@ -11,6 +11,7 @@ pub mod create;
 pub mod daemon;
 pub mod direct;
 pub mod http;
+pub mod label;
 pub mod name;
 pub mod open;
 pub mod pool_dir;
