@@ -334,6 +334,12 @@ fn the_control_socket_keeps_to_its_documentation() {
     let (status, pool) = ask(&place, "GET", "/v1/pool", "");
     assert_eq!((status, &pool["schema"]), (200, &"uthin/v1".into()));
     assert_eq!(pool, place.json(&["pool", "status", POOL]), "the command line says the same");
+    let (status, set) = ask(&place, "PATCH", "/v1/pool", r#"{"zero_new_blocks": true}"#);
+    assert_eq!(
+        (status, &set["options"]["zero_new_blocks"], &set["in_force"]),
+        (200, &true.into(), &true.into())
+    );
+    assert_eq!(code(ask(&place, "PATCH", "/v1/pool", r#"{"discard": "perhaps"}"#)), is(400, "invalid"));
     let (status, made) = ask(&place, "POST", "/v1/volumes", r#"{"name": "w", "size_bytes": 1024}"#);
     assert_eq!((status, &made["name"], &made["size_bytes"]), (201, &"w".into(), &1024.into()));
     let (status, made) = ask(&place, "POST", "/v1/volumes/w/snapshot", r#"{"name": "s"}"#);

@@ -5,6 +5,7 @@
 
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
+use super::options::PoolOptions;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +117,9 @@ pub struct PoolInfo {
     pub discard: Discard,
     /// Whether the unwritten rest of a fresh block is zeroed.
     pub zero_new_blocks: bool,
+    /// What is kept with the pool: in force when it is opened next, where `discard` and `zero_new_blocks` say otherwise.
+    #[serde(default)]
+    pub options: PoolOptions,
     /// Whether the metadata asks to be checked before it is used.
     pub needs_check: bool,
     /// The daemon; `null` when the pool is not served.
@@ -153,6 +157,29 @@ impl PoolInfo {
             (total / 4).min(1024),
         )
     }
+}
+
+/// The body of `PATCH /v1/pool`: what is not mentioned stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetPool {
+    /// What becomes of the space of freed blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<Discard>,
+    /// Whether the unwritten rest of a fresh block is zeroed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_new_blocks: Option<bool>,
+}
+
+/// The answer to `PATCH /v1/pool`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PoolSettings {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What is kept with the pool now.
+    pub options: PoolOptions,
+    /// Whether that is in force; else the daemon goes on as it began, and the next one does as it says here.
+    pub in_force: bool,
 }
 
 /// A volume.
@@ -359,6 +386,8 @@ pub struct Failure {
 pub trait PoolApi {
     /// How the pool is doing.
     fn status(&self) -> Result<PoolInfo>;
+    /// Changes what is kept with the pool: all that the request mentions, or nothing.
+    fn set_pool(&self, request: &SetPool) -> Result<PoolSettings>;
     /// All volumes, in order of names.
     fn volumes(&self) -> Result<VolumeList>;
     /// Makes an empty volume.
@@ -402,6 +431,7 @@ mod tests {
             held_root: None,
             discard: Discard::Passdown,
             zero_new_blocks: true,
+            options: PoolOptions::default(),
             needs_check: false,
             served_by: None,
             exports: vec![],

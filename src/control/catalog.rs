@@ -16,6 +16,7 @@
 use super::api::SnapshotPair;
 use super::label::{self, Labels};
 use super::name::VolumeName;
+use super::options::PoolOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, TransactionId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,9 @@ pub struct Catalog {
     pub transaction_id: u64,
     /// Where to look for a number for the next volume: numbers are used again as late as possible.
     pub next_volume_id: u64,
+    /// How the pool is to be run.
+    #[serde(default, skip_serializing_if = "PoolOptions::is_default")]
+    pub options: PoolOptions,
     /// The volumes, in order of their numbers.
     pub volumes: Vec<VolumeEntry>,
     /// Numbers of deleted volumes that the metadata may still hold.
@@ -108,6 +112,7 @@ impl Catalog {
             schema: SCHEMA,
             transaction_id: transaction_id.0,
             next_volume_id: 0,
+            options: PoolOptions::default(),
             volumes: Vec::new(),
             deleting: BTreeSet::new(),
             pending: None,

@@ -1,8 +1,9 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, Failure, NewSnapshots, NewVolume, PoolApi, PoolInfo, RenameVolume,
-    Renamed, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList, VolumeSettings,
+    Closed, CreateVolume, Deleted, Failure, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
+    RenameVolume, Renamed, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
+    VolumeSettings,
 };
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -179,6 +180,10 @@ fn connect(socket: &std::path::Path) -> io::Result<UnixStream> {
 impl PoolApi for Client {
     fn status(&self) -> Result<PoolInfo> {
         self.ask(Method::GET, "/v1/pool", &())
+    }
+
+    fn set_pool(&self, request: &SetPool) -> Result<PoolSettings> {
+        self.ask(Method::PATCH, "/v1/pool", request)
     }
 
     fn volumes(&self) -> Result<VolumeList> {

@@ -5,8 +5,8 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, Failure, PoolApi, RenameVolume, SCHEMA, SetVolume, SnapshotGroup, SnapshotPair,
-    SnapshotVolume,
+    Closed, CreateVolume, Failure, PoolApi, RenameVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup,
+    SnapshotPair, SnapshotVolume,
 };
 use super::name::VolumeName;
 use super::service::Service;
@@ -41,7 +41,7 @@ struct Shared {
 pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Router {
     let shared = Shared { service, close, one_change_at_a_time: Arc::new(Semaphore::new(1)) };
     Router::new()
-        .route("/v1/pool", get(pool))
+        .route("/v1/pool", get(pool).patch(set_pool))
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", delete(remove).patch(set))
         .route("/v1/volumes/{name}/snapshot", post(snapshot))
@@ -56,6 +56,15 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
 
 async fn pool(State(shared): State<Shared>) -> Response {
     answer(StatusCode::OK, read(shared, |service| service.status()).await)
+}
+
+async fn set_pool(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<SetPool>(body) {
+        Ok(request) => {
+            answer(StatusCode::OK, change(shared, move |service| service.set_pool(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn volumes(State(shared): State<Shared>) -> Response {

@@ -14,6 +14,7 @@ pub mod http;
 pub mod label;
 pub mod name;
 pub mod open;
+pub mod options;
 pub mod pool_dir;
 pub mod reconcile;
 pub mod service;

@@ -6,8 +6,8 @@
 
 use super::api::{
     CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, MetadataSpace, Mode, NewSnapshots, NewVolume,
-    PoolApi, PoolInfo, RenameVolume, Renamed, SCHEMA, ServedBy, SetVolume, SnapshotGroup, SnapshotPair,
-    VolumeInfo, VolumeList, VolumeSettings,
+    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, SCHEMA, ServedBy, SetPool, SetVolume,
+    SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::label;
@@ -338,11 +338,28 @@ impl PoolApi for Service {
             held_root: status.held_root,
             discard: if status.discard_passdown { Discard::Passdown } else { Discard::NoPassdown },
             zero_new_blocks: status.zero_new_blocks,
+            options: catalog.options,
             needs_check: self.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
             exports: self.uris(""),
             notes: self.notes.clone(),
         })
+    }
+
+    fn set_pool(&self, request: &SetPool) -> Result<PoolSettings> {
+        let mut changes = self.begin_change()?;
+        let options = self.amend(&mut changes, |catalog| {
+            let options = &mut catalog.options;
+            options.discard = request.discard.unwrap_or(options.discard);
+            options.zero_new_blocks = request.zero_new_blocks.unwrap_or(options.zero_new_blocks);
+            Ok(*options)
+        })?;
+        let status = self.pool_status()?;
+        // A command that opened the pool for this alone leaves nothing running that could go on as before.
+        let in_force = self.serving.get().is_none()
+            || (status.discard_passdown == options.discard_passdown()
+                && status.zero_new_blocks == options.zero_new_blocks);
+        Ok(PoolSettings { schema: SCHEMA.to_owned(), options, in_force })
     }
 
     fn volumes(&self) -> Result<VolumeList> {
