@@ -1,8 +1,7 @@
 //! What every sector of every volume may hold: now, and after a power cut.
 //!
-//! A sector's value is a stamp that its write wrote to it, 0 for zeros. Requests in flight never overlap in sectors, so a
-//! sector has one value now, except where a snapshot was taken while it was being written: then it may have either,
-//! until somebody looks.
+//! A sector's value is a stamp that its write wrote to it, 0 for zeros. Where requests in flight overlap, and where a
+//! snapshot was taken while a sector was being written, it may have one of several values until somebody looks.
 //!
 //! A snapshot is a moment: for each sector that somebody looks at, the model narrows down when it can have been. A write
 //! whose bytes are in it began before that moment, and one whose bytes are not (though it came to an end) ended after it.
@@ -20,8 +19,10 @@ pub type Stamp = u64;
 struct SectorHistory {
     /// When it was acknowledged, and the values it may be. The first entry is durable; the last is now.
     acknowledged: Vec<(u64, BTreeSet<Stamp>)>,
-    /// A write in flight.
-    in_flight: Option<Stamp>,
+    /// Writes in flight: when they began, and what they write.
+    in_flight: Vec<(u64, Stamp)>,
+    /// What was written since a write was last in flight alone, or none: any of these may have come last.
+    rivals: BTreeSet<Stamp>,
 }
 
 /// One volume.
@@ -36,9 +37,10 @@ pub struct ModelVolume {
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     stamp: Stamp,
-    /// When its write began; 0 if it was there before.
+    /// When its write began and ended; 0 if it was there before.
     begun: u64,
-    /// When the write after it ended.
+    ended: u64,
+    /// When a write ended that began after it.
     replaced: u64,
 }
 
@@ -67,7 +69,11 @@ pub struct Model {
 
 impl ModelVolume {
     fn holding(values: impl Iterator<Item = BTreeSet<Stamp>>, at: u64) -> Self {
-        let sector = |values| SectorHistory { acknowledged: vec![(at, values)], in_flight: None };
+        let sector = |values| SectorHistory {
+            acknowledged: vec![(at, values)],
+            in_flight: Vec::new(),
+            rivals: BTreeSet::new(),
+        };
         ModelVolume { sectors: values.map(sector).collect(), taken: None }
     }
 
@@ -82,7 +88,8 @@ impl SectorHistory {
     }
 
     fn after_power_cut(&self) -> BTreeSet<Stamp> {
-        self.acknowledged.iter().flat_map(|(_, values)| values).chain(&self.in_flight).copied().collect()
+        let in_flight = self.in_flight.iter().map(|(_, stamp)| stamp);
+        self.acknowledged.iter().flat_map(|(_, values)| values).chain(in_flight).copied().collect()
     }
 }
 
@@ -122,37 +129,46 @@ impl Model {
             || self.deleting.contains_key(&id)
     }
 
-    /// A write of `stamp` (0: discard or zeroes) to `range` has been issued.
-    pub fn write_begins(&mut self, id: VolumeId, range: Range<u64>, stamp: Stamp) {
-        for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range.clone()) {
-            assert!(sector.in_flight.replace(stamp).is_none(), "the world issues no overlapping writes");
-        }
+    /// A write of `stamp` (0: discard or zeroes) to `range` has been issued; the moment of that.
+    pub fn write_begins(&mut self, id: VolumeId, range: Range<u64>, stamp: Stamp) -> u64 {
         self.clock += 1;
-        let candidate = Candidate { stamp, begun: self.clock, replaced: u64::MAX };
+        for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range.clone()) {
+            sector.in_flight.push((self.clock, stamp));
+        }
+        let candidate = Candidate { stamp, begun: self.clock, ended: u64::MAX, replaced: u64::MAX };
         for taking in self.taking.values_mut().filter(|taking| taking.origin == id) {
             for candidates in &mut taking.sectors[range.start as usize..range.end as usize] {
                 candidates.push(candidate);
             }
         }
+        self.clock
     }
 
-    /// It has ended. If it failed, its sectors may hold either from now on.
-    pub fn write_ends(&mut self, id: VolumeId, range: Range<u64>, ok: bool) {
+    /// The write that began at `begun` has ended. If it failed, its sectors may hold either from now on.
+    pub fn write_ends(&mut self, id: VolumeId, range: Range<u64>, begun: u64, ok: bool) {
         self.clock += 1;
         let clock = self.clock;
-        for taking in self.taking.values_mut().filter(|taking| ok && taking.origin == id) {
-            for candidates in &mut taking.sectors[range.start as usize..range.end as usize] {
-                let before = candidates.len() - 1;
-                for candidate in &mut candidates[..before] {
+        for taking in self.taking.values_mut().filter(|taking| taking.origin == id) {
+            for candidate in taking.sectors[range.start as usize..range.end as usize].iter_mut().flatten() {
+                if candidate.begun == begun {
+                    candidate.ended = clock;
+                } else if ok && candidate.ended < begun {
                     candidate.replaced = candidate.replaced.min(clock);
                 }
             }
         }
         for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range) {
-            let stamp = sector.in_flight.take().expect("the write was begun");
+            let at = sector.in_flight.iter().position(|(other, _)| *other == begun);
+            let (_, stamp) = sector.in_flight.remove(at.expect("the write was begun"));
             let mut values = BTreeSet::from([stamp]);
+            values.extend(&sector.rivals);
             if !ok {
                 values.extend(sector.now());
+            }
+            if sector.in_flight.is_empty() {
+                sector.rivals.clear();
+            } else {
+                sector.rivals.extend(&values);
             }
             sector.acknowledged.push((clock, values));
         }
@@ -173,7 +189,7 @@ impl Model {
         }
     }
 
-    /// A forced write to `range` has ended well: what it wrote is durable.
+    /// A forced write to `range` has just ended well: what it wrote, or what came after it, is durable.
     pub fn force(&mut self, id: VolumeId, range: Range<u64>) {
         for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range) {
             sector.acknowledged.drain(..sector.acknowledged.len() - 1);
@@ -185,14 +201,21 @@ impl Model {
         self.deleting.contains_key(&id)
     }
 
-    /// A read has seen `stamps` in `range`. Says which sector is wrong.
-    pub fn check_read(&mut self, id: VolumeId, range: Range<u64>, stamps: &[Stamp]) -> Result<(), String> {
+    /// A read that began at `begun` has seen `stamps` in `range`. Says which sector is wrong.
+    pub fn check_read(
+        &mut self,
+        id: VolumeId,
+        range: Range<u64>,
+        begun: u64,
+        stamps: &[Stamp],
+    ) -> Result<(), String> {
         let first = range.start;
         let volume = self.volumes.get_mut(&id).expect("read volumes exist");
         let taken = volume.taken.take();
         for (at, (sector, stamp)) in volume.slice_mut(range).iter_mut().zip(stamps).enumerate() {
-            if sector.in_flight.is_some() {
-                continue; // either is right, and nobody knows yet
+            let (changed, _) = sector.acknowledged.last().expect("a sector always has a value");
+            if !sector.in_flight.is_empty() || *changed > begun {
+                continue; // it was being written at the same time: several are right
             }
             if !sector.now().contains(stamp) {
                 let at = first + at as u64;
@@ -220,11 +243,16 @@ impl Model {
         self.moments.push(Moment(0, u64::MAX));
         for (origin, id) in pairs {
             let candidates = |sector: &SectorHistory| {
-                let there = |stamp| Candidate { stamp, begun: 0, replaced: u64::MAX };
-                // The one in flight last: it replaces the others when it ends.
-                let mut all: Vec<_> = sector.now().iter().copied().map(there).collect();
-                all.extend(sector.in_flight.map(there));
-                all
+                let replaced = u64::MAX;
+                let there = |stamp: &Stamp| Candidate { stamp: *stamp, begun: 0, ended: 0, replaced };
+                let coming = |(begun, stamp): &(u64, Stamp)| Candidate {
+                    stamp: *stamp,
+                    begun: *begun,
+                    ended: u64::MAX,
+                    replaced,
+                };
+                let now = sector.now().iter().map(there);
+                now.chain(sector.in_flight.iter().map(coming)).collect()
             };
             let sectors = self.volumes[origin].sectors.iter().map(candidates).collect();
             self.taking.insert(*id, Taking { origin: *origin, moment, sectors });

@@ -134,8 +134,8 @@ struct InFlight {
     /// Sectors it changes; empty for a read or flush.
     changes: Range<u64>,
     kind: Kind,
-    /// For a flush: what it covers.
-    covers: u64,
+    /// When it began: for a flush, what it covers.
+    begun: u64,
 }
 
 /// A running world.
@@ -322,6 +322,7 @@ impl World {
             Event::Read { .. } | Event::Write { .. } if self.chance.one_in(4) => {
                 self.now + self.chance.below(SLOW_STEPS)
             }
+            Event::Ask(..) if self.chance.one_in(8) => self.now + self.chance.below(SLOW_STEPS / 4),
             Event::Read { .. } | Event::Write { .. } | Event::Ask(..) | Event::Reply(..) => self.now,
         };
         self.events.push((not_before, event));
@@ -338,7 +339,7 @@ impl World {
         self.check_metadata(Verdict::Clean)?;
         for id in self.model.volumes().collect::<Vec<_>>() {
             let stamps = self.read_volume(id)?;
-            self.model.check_read(id, 0..stamps.len() as u64, &stamps)?;
+            self.model.check_read(id, 0..stamps.len() as u64, u64::MAX, &stamps)?;
         }
         self.use_free_blocks()
     }
@@ -363,6 +364,7 @@ impl World {
         let commands = usize::from(self.command.is_some());
         match self.in_flight.len() + commands + self.events.len() {
             0 => Ok(()),
+            _ if !self.is_powered() => Ok(()),
             _ => Err(format!("{} requests and {commands} commands never end", self.in_flight.len())),
         }
     }
@@ -461,21 +463,21 @@ impl World {
         }
         match done.kind {
             Kind::Read if result.is_ok() => {
-                self.model.check_read(done.volume, done.range, &stamps_of(&buffer))?;
+                self.model.check_read(done.volume, done.range, done.begun, &stamps_of(&buffer))?;
             }
             Kind::Flush if result.is_ok() => {
                 self.outcome.flushes += 1;
-                self.model.flush_ends(done.covers);
+                self.model.flush_ends(done.begun);
             }
             Kind::Read | Kind::Flush | Kind::Extents => {}
             Kind::Write { fua } | Kind::WriteZeroes { fua, .. } => {
-                self.model.write_ends(done.volume, done.changes.clone(), result.is_ok());
+                self.model.write_ends(done.volume, done.changes.clone(), done.begun, result.is_ok());
                 if fua && result.is_ok() {
-                    self.model.flush_ends(done.covers);
+                    self.model.flush_ends(done.begun);
                     self.model.force(done.volume, done.changes);
                 }
             }
-            Kind::Discard => self.model.write_ends(done.volume, done.changes, result.is_ok()),
+            Kind::Discard => self.model.write_ends(done.volume, done.changes, done.begun, result.is_ok()),
         }
         Ok(())
     }
@@ -509,6 +511,13 @@ impl World {
                 return Err(format!("the transaction id is {id} after a command, expected {expected}"));
             }
             self.model.command_ends(&volumes, answer.is_ok());
+            // Look while what was in flight still is: a snapshot must not change any more.
+            let sectors = self.options.volume_blocks * BLOCK_SECTORS;
+            for id in volumes {
+                if self.keeper.volume(id).is_some() && self.model.knows(id) {
+                    self.begin(id, Kind::Read, 0..sectors);
+                }
+            }
         }
         Ok(())
     }
@@ -522,9 +531,10 @@ impl World {
 
     fn random_range(&mut self) -> Range<u64> {
         let size = self.options.volume_blocks * BLOCK_SECTORS;
-        let begin = match self.chance.below(3) {
-            0 => self.chance.below(size / BLOCK_SECTORS) * BLOCK_SECTORS,
-            1 => self.chance.below(size / 8) * 8,
+        let begin = match self.chance.below(4) {
+            0 => 0, // where many meet
+            1 => self.chance.below(size / BLOCK_SECTORS) * BLOCK_SECTORS,
+            2 => self.chance.below(size / 8) * 8,
             _ => self.chance.below(size),
         };
         let length = match self.chance.below(4) {
@@ -541,7 +551,10 @@ impl World {
         if ids.is_empty() {
             return;
         }
-        let volume = ids[self.chance.below(ids.len() as u64) as usize];
+        let volume = match self.chance.below(3) {
+            0 => ids[0],
+            _ => ids[self.chance.below(ids.len() as u64) as usize],
+        };
         let range = self.random_range();
         let fua = self.chance.one_in(8);
         let may_unmap = self.chance.one_in(2);
@@ -555,7 +568,8 @@ impl World {
         let overlaps = |other: &InFlight| {
             other.volume == volume && other.range.start < range.end && range.start < other.range.end
         };
-        if self.in_flight.values().any(overlaps) {
+        // Mostly apart, for then there is one right answer.
+        if self.in_flight.values().any(overlaps) && !self.chance.one_in(3) {
             return;
         }
         self.begin(volume, kind, range);
@@ -578,13 +592,17 @@ impl World {
             Kind::Read | Kind::Flush | Kind::Extents | Kind::Discard | Kind::WriteZeroes { .. } => 0,
         };
         self.next_stamp += 1;
-        let covers = self.model.flush_begins();
-        self.model.write_begins(volume, changes.clone(), stamp);
+        let begun = match kind {
+            Kind::Read | Kind::Flush | Kind::Extents => self.model.flush_begins(),
+            Kind::Write { .. } | Kind::WriteZeroes { .. } | Kind::Discard => {
+                self.model.write_begins(volume, changes.clone(), stamp)
+            }
+        };
         let length = (range.end - range.start) * SECTOR;
         let buffer = stamp.to_le_bytes().repeat((length / 8) as usize);
         self.buffers.insert((lane, tag), buffer);
-        let begun = InFlight { volume, range: range.clone(), changes, kind, covers };
-        self.in_flight.insert((lane, tag), begun);
+        let request = InFlight { volume, range: range.clone(), changes, kind, begun };
+        self.in_flight.insert((lane, tag), request);
         let volume = self.keeper.volume(volume).expect("the model's volumes exist");
         let request = Request { tag, volume, kind, offset_bytes: range.start * SECTOR, length_bytes: length };
         let mut actions = Vec::new();
