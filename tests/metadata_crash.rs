@@ -1,5 +1,7 @@
 //! Power cuts and failing disks: after each the pool is as it was before a commit or as it was after it, whole.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use common::disks::TornDisk;

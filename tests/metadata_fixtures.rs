@@ -1,6 +1,8 @@
 //! Metadata written by the kernel, opened: it reads as `thin_dump` and the status line say, and what is done to it leaves it
 //! sound.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use common::{Random, check, dump_of, fixture, fixture_names, pool_status_of};
