@@ -5,13 +5,14 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build lint test simulate demo bench clean
+.PHONY: help build lint test simulate vmtest demo bench clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
 	@echo 'make demo    a pool, a volume, real NBD clients, a snapshot under load: under a minute'
 	@echo 'make test    build, lint and all tests, real clients and independent checkers among them'
 	@echo 'make simulate SEEDS=1..10001   power cuts in a simulated world'
+	@echo 'make vmtest KERNEL=stable   pools between us and the kernel'"'"'s own dm-thin, in a virtual machine: a quarter of an hour'
 	@echo 'make bench   uthin beside its peers on this machine; the table lands in bench/results/'
 	@echo 'make lint    formatting and clippy'
 
@@ -35,6 +36,12 @@ simulate:
 	@tools/need $(RUST_NEEDS)
 	UTHIN_SIM_SEEDS=$(SEEDS) cargo test --locked --release --lib sim:: -- --nocapture
 
+# stable or newest: which of Debian's kernels. See tests/vm/lab.
+KERNEL ?= stable
+vmtest: build
+	@tests/vm/lab --kernel $(KERNEL) --self-test
+	@tests/vm/lab --kernel $(KERNEL)
+
 demo: build
 	@tools/need $(CLIENTS)
 	@tools/demo
@@ -42,6 +49,7 @@ demo: build
 bench: build
 	@tools/need $(BENCH_NEEDS)
 	@bench/run
+	cargo bench --locked --bench in_process
 
 clean:
 	cargo clean

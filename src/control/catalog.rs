@@ -439,7 +439,7 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
         // It may be renamed already; what matters is that no half-written file is left.
         let _ = fs::remove_file(&temporary);
         Error::io(format!("replacing {}", path.display()), &source)
-            .hint("the old catalog or the new one is in place, and the pool can be opened with either")
+            .hint("see to room and permissions there, then try again: the old catalog or the new one is in place, and the pool can be opened with either")
     })
 }
 

@@ -46,11 +46,11 @@ class Pool:
         if self.daemon:
             self.kill()
 
-    def serve(self):
+    def serve(self, *options):
         """Starts the daemon and waits until it says that it is ready. Returns the seconds that took."""
         begin = time.monotonic()
         self.log = open(self.path.parent / "daemon.log", "a")
-        self.daemon = subprocess.Popen([BIN / "uthin", "serve", self.path], stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.daemon = subprocess.Popen([BIN / "uthin", "serve", self.path, *options], stdout=subprocess.PIPE, stderr=self.log, text=True)
         for line in self.daemon.stdout:
             if line.strip() == "ready":
                 return time.monotonic() - begin

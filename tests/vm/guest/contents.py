@@ -26,9 +26,9 @@ class Contents:
     def checksum(self):
         return f"{zlib.crc32(self.bytes):08x}"
 
-    def compare(self, opened, what, size_bytes=None):
-        """Reads all of it (or the first `size_bytes`) and fails with the first sector that differs."""
-        end = len(self.bytes) if size_bytes is None else size_bytes
+    def compare(self, opened, what):
+        """Reads all of it; fails with the first sector that differs."""
+        end = len(self.bytes)
         expected = memoryview(self.bytes)
         for offset in range(0, end, CHUNK_BYTES):
             step = min(CHUNK_BYTES, end - offset)
@@ -36,10 +36,13 @@ class Contents:
             if found != expected[offset : offset + step]:
                 raise Failed(f"{what}: {_difference(found, expected, offset)}")
 
-    def nothing_beyond(self, size_bytes, what):
-        """Whether only zeros lie beyond what is mapped: where a volume without a catalog ends."""
+    def beginning(self, size_bytes, what):
+        """The contents of a volume that ends where the last mapped block does: there must be only zeros beyond."""
         if any(memoryview(self.bytes)[size_bytes:]):
             raise Failed(f"{what}: ends at {size_bytes}, but more was written")
+        part = Contents(0)
+        part.bytes = self.bytes[:size_bytes]
+        return part
 
 
 def _difference(found, expected, offset):
@@ -51,8 +54,8 @@ def _difference(found, expected, offset):
 
 
 def load(opened, contents, chance, operations, block_bytes):
-    """Writes of 512 bytes to 256 KiB, whole blocks, zeroes, discards of whole blocks, flushes; all in one part after another, so that much is
-    written more than once. Ends flushed."""
+    """Writes of 512 bytes to 256 KiB, whole blocks, zeroes, discards of whole blocks, flushes; much of it in one part after another,
+    so that it meets again what it has written. Ends flushed."""
     size = len(contents.bytes)
     whole_blocks = size // block_bytes
     window = min(size, 48 * block_bytes)

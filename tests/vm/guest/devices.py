@@ -30,6 +30,7 @@ def ram_disks(count, size_bytes):
 
 def loop_device(path):
     """A loop device on a file, with direct I/O where the file's filesystem can."""
+    run("modprobe", "loop")
     return Path(run("losetup", "--find", "--show", "--sector-size", "512", path).strip())
 
 
