@@ -159,6 +159,24 @@ fn docker_info_has_all_its_lines() {
 }
 
 #[test]
+fn shells_get_a_script_that_they_understand() {
+    let place = Place::empty();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = place.ok(&["completion", shell]);
+        for word in ["snapshot", "rename", "low-water", "uthin"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    let script = place.ok(&["completion", "bash"]);
+    let ask = "COMP_WORDS=(uthin volume re) COMP_CWORD=2; _uthin uthin re volume; echo \"${COMPREPLY[*]}\"";
+    let bash = std::process::Command::new("bash").args(["-c", &format!("{script}\n{ask}")]).output();
+    let answer = bash.expect("bash is there").stdout;
+    assert_eq!(String::from_utf8_lossy(&answer), "rename\n");
+    place.fails(&["completion", "cmd"], 2, "cmd");
+    place.fails(&["completion", "bash", "--json"], 2, "no JSON");
+}
+
+#[test]
 fn what_cannot_be_made_is_refused_and_leaves_nothing() {
     let place = Place::empty();
     let create = |more: &[&str], code, message: &str| {

@@ -17,7 +17,7 @@ use crate::control::name::PoolRef;
 use crate::control::pool_dir::PoolDir;
 use crate::control::service::Service;
 use crate::error::{Error, ErrorKind, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -47,6 +47,14 @@ enum Noun {
     Volume(volume::Verb),
     /// Serve a pool's volumes over NBD, in the foreground, until SIGTERM or `uthin pool close`
     Serve(serve::Args),
+    /// Print a script that completes commands and options in a shell
+    ///
+    /// For example: `uthin completion bash > /etc/bash_completion.d/uthin`, or `source <(uthin completion bash)`.
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Runs the command that the process was started with.
@@ -63,6 +71,7 @@ pub fn main() -> ExitCode {
         Noun::Pool(verb) => pool::run(verb, json),
         Noun::Volume(verb) => volume::run(verb, json).map(|()| ExitCode::SUCCESS),
         Noun::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
+        Noun::Completion { shell } => completion(shell, json).map(|()| ExitCode::SUCCESS),
     };
     match done {
         Ok(code) => code,
@@ -71,6 +80,18 @@ pub fn main() -> ExitCode {
             exit_code(error.kind())
         }
     }
+}
+
+/// The script is made of the same definitions as the parser, and so never behind it.
+fn completion(shell: clap_complete::Shell, json: bool) -> Result<()> {
+    if json {
+        return Err(
+            Error::new(ErrorKind::Invalid, "a completion script is no JSON").hint("leave --json away")
+        );
+    }
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "uthin", &mut script);
+    print(&String::from_utf8_lossy(&script))
 }
 
 /// The exit codes that scripts rely on: 1 failed, 2 usage, 5 not found or in the wrong state, 6 in use, 7 no space.
