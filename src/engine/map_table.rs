@@ -1,8 +1,9 @@
 //! The map of one volume in memory: read by lanes without locks, written by the keeper.
 //!
 //! A radix tree of three levels over packed mappings (`block << 24 | time`, as on disk); pages of 512 blocks are loaded on
-//! first touch, so a table costs memory only for what is used: about 8 bytes a block touched. A lookup is four
-//! acquire loads at most. Only the keeper calls [`MapTable::load_page`] and [`MapTable::set`].
+//! first touch, so a table costs memory only for what is used: about 8 bytes a block. A page with nothing mapped costs a
+//! bit, so that who reads all of a huge empty volume does not fill the memory. A lookup is four acquire loads at most.
+//! Only the keeper calls [`MapTable::load_page`] and [`MapTable::set`].
 
 use crate::units::{Mapping, VirtualBlock};
 use std::ops::Range;
@@ -18,7 +19,26 @@ const DIRECTORY_PAGES: u64 = 512;
 const HOLE: u64 = u64::MAX;
 
 type Page = Box<[AtomicU64]>;
-type Directory = Box<[OnceLock<Page>]>;
+
+/// The pages of a stretch of blocks.
+struct Directory {
+    pages: Box<[OnceLock<Page>]>,
+    /// One bit a page: loaded, and nothing was mapped in it. The page, once there is one, knows better.
+    holes: [AtomicU64; (DIRECTORY_PAGES / 64) as usize],
+}
+
+impl Directory {
+    fn new() -> Self {
+        Directory {
+            pages: (0..DIRECTORY_PAGES).map(|_| OnceLock::new()).collect(),
+            holes: [const { AtomicU64::new(0) }; (DIRECTORY_PAGES / 64) as usize],
+        }
+    }
+
+    fn is_hole(&self, page: u64) -> bool {
+        self.holes[(page / 64) as usize].load(Ordering::Acquire) >> (page % 64) & 1 == 1
+    }
+}
 
 /// What the table knows of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,19 +73,28 @@ impl MapTable {
     #[inline]
     pub fn get(&self, block: VirtualBlock) -> Lookup {
         match self.entry(block) {
-            None => Lookup::NotLoaded,
             Some(entry) => match entry.load(Ordering::Acquire) {
                 HOLE => Lookup::Hole,
                 raw => Lookup::Mapped(Mapping::unpack(raw)),
+            },
+            None => match self.directory(block) {
+                Some((directory, page)) if directory.is_hole(page) => Lookup::Hole,
+                Some(_) | None => Lookup::NotLoaded,
             },
         }
     }
 
     #[inline]
-    fn entry(&self, block: VirtualBlock) -> Option<&AtomicU64> {
+    fn directory(&self, block: VirtualBlock) -> Option<(&Directory, u64)> {
         let page = block.0 / PAGE_BLOCKS;
         let directory = self.directories[(page / DIRECTORY_PAGES) as usize].get()?;
-        let page = directory[(page % DIRECTORY_PAGES) as usize].get()?;
+        Some((directory, page % DIRECTORY_PAGES))
+    }
+
+    #[inline]
+    fn entry(&self, block: VirtualBlock) -> Option<&AtomicU64> {
+        let (directory, page) = self.directory(block)?;
+        let page = directory.pages[page as usize].get()?;
         Some(&page[(block.0 % PAGE_BLOCKS) as usize])
     }
 
@@ -78,10 +107,14 @@ impl MapTable {
     /// Keeper only: installs the page that begins at `page.start`, unless it is there. `mappings` lie inside it.
     pub fn load_page(&self, page: Range<u64>, mappings: &[(VirtualBlock, Mapping)]) {
         let number = page.start / PAGE_BLOCKS;
-        let directory = self.directories[(number / DIRECTORY_PAGES) as usize]
-            .get_or_init(|| (0..DIRECTORY_PAGES).map(|_| OnceLock::new()).collect());
-        directory[(number % DIRECTORY_PAGES) as usize].get_or_init(|| {
-            let entries: Page = (0..PAGE_BLOCKS).map(|_| AtomicU64::new(HOLE)).collect();
+        let directory = self.directories[(number / DIRECTORY_PAGES) as usize].get_or_init(Directory::new);
+        let number = number % DIRECTORY_PAGES;
+        if mappings.is_empty() {
+            directory.holes[(number / 64) as usize].fetch_or(1 << (number % 64), Ordering::Release);
+            return;
+        }
+        directory.pages[number as usize].get_or_init(|| {
+            let entries = empty_page();
             for (block, mapping) in mappings {
                 entries[(block.0 - page.start) as usize].store(pack(*mapping), Ordering::Relaxed);
             }
@@ -91,6 +124,11 @@ impl MapTable {
 
     /// Keeper only: changes one block, if its page is loaded.
     pub fn set(&self, block: VirtualBlock, mapping: Option<Mapping>) {
+        if let (Some(_), Some((directory, page))) = (mapping, self.directory(block))
+            && directory.is_hole(page)
+        {
+            directory.pages[page as usize].get_or_init(empty_page);
+        }
         if let Some(entry) = self.entry(block) {
             entry.store(mapping.map_or(HOLE, pack), Ordering::Release);
         }
@@ -109,6 +147,10 @@ impl MapTable {
             block = page.end;
         }
     }
+}
+
+fn empty_page() -> Page {
+    (0..PAGE_BLOCKS).map(|_| AtomicU64::new(HOLE)).collect()
 }
 
 fn pack(mapping: Mapping) -> u64 {
@@ -139,6 +181,32 @@ mod tests {
         table.set(VirtualBlock(601), Some(mapping(2)));
         assert_eq!(table.get(VirtualBlock(601)), Lookup::Mapped(mapping(2)));
         assert_eq!(table.page_of(VirtualBlock(1299)), 1024..1300);
+    }
+
+    #[test]
+    fn empty_pages_take_no_memory_until_something_is_mapped() {
+        let table = MapTable::new(PAGE_BLOCKS * DIRECTORY_PAGES * 2);
+        for page in 0..2 * DIRECTORY_PAGES {
+            table.load_page(table.page_of(VirtualBlock(page * PAGE_BLOCKS)), &[]);
+        }
+        let pages = || {
+            let directories = table.directories.iter().filter_map(OnceLock::get);
+            directories
+                .flat_map(|directory| directory.pages.iter())
+                .filter(|page| page.get().is_some())
+                .count()
+        };
+        assert_eq!((table.get(VirtualBlock(5)), pages()), (Lookup::Hole, 0));
+        table.set(VirtualBlock(6), None);
+        table.clear(0..PAGE_BLOCKS * 3);
+        assert_eq!((table.get(VirtualBlock(6)), pages()), (Lookup::Hole, 0));
+        table.set(VirtualBlock(70 * PAGE_BLOCKS + 5), Some(mapping(1)));
+        table.load_page(table.page_of(VirtualBlock(70 * PAGE_BLOCKS)), &[]);
+        assert_eq!(table.get(VirtualBlock(70 * PAGE_BLOCKS + 5)), Lookup::Mapped(mapping(1)));
+        assert_eq!(table.get(VirtualBlock(70 * PAGE_BLOCKS + 6)), Lookup::Hole);
+        assert_eq!(pages(), 1);
+        table.set(VirtualBlock(70 * PAGE_BLOCKS + 5), None);
+        assert_eq!(table.get(VirtualBlock(70 * PAGE_BLOCKS + 5)), Lookup::Hole);
     }
 
     #[test]

@@ -221,7 +221,11 @@ impl Model {
                 let at = first + at as u64;
                 return Err(format!("volume {id} sector {at}: read {stamp}, may be {sector:?}"));
             }
-            sector.acknowledged.last_mut().expect("a sector always has a value").1 = BTreeSet::from([*stamp]);
+            // That is what it holds now. Until a flush, a power cut may still bring up what it might have held.
+            let (at_clock, values) = (*changed, BTreeSet::from([*stamp]));
+            if *sector.now() != values {
+                sector.acknowledged.push((at_clock, values));
+            }
             if let Some((moment, candidates)) = &taken {
                 let at = first as usize + at;
                 let narrowed = self.moments[*moment].narrow(&candidates[at], *stamp);

@@ -38,6 +38,9 @@ const DISCARD_STEP_BYTES: u64 = 1 << 30;
 /// Mappings that wait in memory before they are brought into the trees without a commit.
 const PENDING_MAPPINGS_LIMIT: usize = 64 * 1024;
 
+/// The most bytes of a volume whose size nobody knows: its highest key is whatever the disk says.
+const SHOWN_BYTES_LIMIT: u64 = 1 << 50;
+
 /// How a pool behaves.
 #[derive(Clone, Debug)]
 pub struct KeeperOptions {
@@ -159,7 +162,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         for (id, details) in metadata.volumes()? {
             let size_bytes = match options.volume_sizes.get(&id) {
                 Some(size_bytes) => *size_bytes,
-                None => metadata.highest_mapped(id)?.map_or(0, |b| (b.0 + 1) * geometry.block_size.bytes()),
+                None => metadata.highest_mapped(id)?.map_or(0, |block| {
+                    block
+                        .0
+                        .saturating_add(1)
+                        .saturating_mul(geometry.block_size.bytes())
+                        .min(SHOWN_BYTES_LIMIT)
+                }),
             };
             let volume = Volume::new(id, size_bytes, geometry.block_size, details.snapshotted_time);
             volumes.insert(id, Arc::new(volume));
@@ -214,6 +223,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ask::Publish(volume, block, target) => self.on_publish(from, volume, block, target, out),
             Ask::Abandon(volume, block, target) => {
                 self.metadata.release_block(target);
+                // The block is there again for who waits for one.
+                self.starved = false;
+                self.out_of_data_space = false;
                 self.end_filling(volume, block, target, out);
                 out.reply(from, Reply::Done);
             }
@@ -326,16 +338,27 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let Some(volume) = self.volumes.get(&id).cloned() else {
             return out.reply(unmap.asker, Reply::Failed(IoError::Gone));
         };
-        // A fill inside the range lands first: it has the old block in its hands.
+        // A fill inside the range lands first: it has the old block in its hands. What is before it need not wait for it,
+        // and must not: while others write to holes there is always a fill under way somewhere in a long range.
         let blocks = (id, VirtualBlock(left.start))..(id, VirtualBlock(left.end));
-        if let Some((_, filling)) = self.filling.range_mut(blocks).next() {
-            return filling.waiting_unmaps.push(unmap);
-        }
+        let end = match self.filling.range_mut(blocks).next() {
+            Some(((_, block), filling)) if block.0 == left.start => {
+                return filling.waiting_unmaps.push(unmap);
+            }
+            Some(((_, block), _)) => block.0,
+            None => left.end,
+        };
+        let left = left.start..end;
         let step = self.change(out, |metadata| metadata.unmap_range(id, left.clone(), UNMAP_STEP_MAPPINGS));
         match step {
             Ok(Progress::Done) => {
                 volume.table.clear(left);
-                out.reply(unmap.asker, Reply::Done);
+                unmap.left.start = end;
+                if unmap.left.is_empty() {
+                    out.reply(unmap.asker, Reply::Done);
+                } else {
+                    self.unmaps.push_back(unmap);
+                }
             }
             Ok(Progress::More(next)) => {
                 volume.table.clear(left.start..next);
@@ -394,3 +417,6 @@ fn failed_stop(cause: &Error) -> Error {
     )
     .hint("close it, check its metadata, and open it again: everything flushed is safe")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! The keeper alone, with a test in place of the lanes.
+
+use super::*;
+use crate::disk::MemoryDisk;
+use crate::engine::{LaneId, OpId};
+use crate::metadata::Geometry;
+use crate::units::{BlockSize, TransactionId};
+
+type Tested = Keeper<MemoryDisk, MemoryDisk>;
+
+fn id(number: u64) -> VolumeId {
+    VolumeId::new(number).expect("a small number")
+}
+
+fn asker(op: u64) -> Asker {
+    Asker::Lane(LaneId(0), OpId(op))
+}
+
+fn keeper(data_blocks: u64, metadata: Metadata<MemoryDisk>) -> Tested {
+    let options = KeeperOptions {
+        zero_new_blocks: true,
+        discard_passdown: true,
+        lanes: 1,
+        volume_sizes: HashMap::new(),
+    };
+    let data = MemoryDisk::zeroed(data_blocks * BlockSize::MIN.bytes());
+    Keeper::new(metadata, data, options).unwrap()
+}
+
+fn formatted(data_blocks: u64) -> Metadata<MemoryDisk> {
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks };
+    Metadata::format(MemoryDisk::zeroed(8 << 20), geometry).unwrap()
+}
+
+/// A pool with the volume 0, of 16 blocks.
+fn pool(data_blocks: u64) -> Tested {
+    let mut keeper = keeper(data_blocks, formatted(data_blocks));
+    let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
+    let size_bytes = 16 * BlockSize::MIN.bytes();
+    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes, step }, &mut Outbox::default());
+    let mut out = Outbox::default();
+    keeper.settle(&mut out);
+    assert_eq!(out.answers, [(0, Ok(Answer::Done))]);
+    keeper
+}
+
+fn ask(keeper: &mut Tested, op: u64, ask: Ask) -> Vec<(Asker, Reply)> {
+    let mut out = Outbox::default();
+    keeper.handle(asker(op), ask, &mut out);
+    out.replies
+}
+
+fn settle(keeper: &mut Tested) -> Vec<(Asker, Reply)> {
+    let mut out = Outbox::default();
+    while keeper.settle(&mut out) == Settled::HasWork {}
+    out.replies
+}
+
+fn fill(keeper: &mut Tested, op: u64, block: u64) -> DataBlock {
+    match ask(keeper, op, Ask::Fill(id(0), VirtualBlock(block)))[..] {
+        [(to, Reply::Fill { target, .. })] if to == asker(op) => target,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_abandoned_block_goes_to_who_waits_for_space() {
+    let mut keeper = pool(1);
+    let target = fill(&mut keeper, 1, 0);
+    let full = ask(&mut keeper, 2, Ask::Fill(id(0), VirtualBlock(1)));
+    assert_eq!(full, [(asker(2), Reply::NoSpaceNow)]);
+    assert_eq!(ask(&mut keeper, 2, Ask::AwaitSpace), []);
+    assert_eq!(settle(&mut keeper), [], "the fill may fail");
+    let abandoned = ask(&mut keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), target));
+    assert_eq!(abandoned, [(asker(1), Reply::Done)]);
+    assert_eq!(settle(&mut keeper), [(asker(2), Reply::Again)]);
+    assert_eq!(fill(&mut keeper, 2, 1), target);
+}
+
+#[test]
+fn a_discard_does_what_it_can_before_it_waits_for_a_fill() {
+    let mut keeper = pool(16);
+    for block in [0, 2] {
+        let target = fill(&mut keeper, block, block);
+        ask(&mut keeper, block, Ask::Publish(id(0), VirtualBlock(block), target));
+    }
+    let late = fill(&mut keeper, 9, 8);
+    let also_late = fill(&mut keeper, 10, 9);
+    assert_eq!(ask(&mut keeper, 11, Ask::Unmap(id(0), 0..16)), []);
+    settle(&mut keeper);
+    let mapped = |keeper: &mut Tested| keeper.metadata.details(id(0)).unwrap().unwrap().mapped_blocks;
+    assert_eq!(mapped(&mut keeper), 0, "what is before the fill is gone already");
+    for (op, block, target) in [(9, 8, late), (10, 9, also_late)] {
+        let published = ask(&mut keeper, op, Ask::Publish(id(0), VirtualBlock(block), target));
+        assert_eq!(published, [(asker(op), Reply::Done)]);
+        let done = if block == 9 { vec![(asker(11), Reply::Done)] } else { vec![] };
+        assert_eq!(settle(&mut keeper), done);
+    }
+    assert_eq!(mapped(&mut keeper), 0, "what the fills mapped went after they had landed");
+}
+
+#[test]
+fn a_volume_of_unknown_size_may_have_any_block_mapped() {
+    let mut metadata = formatted(4);
+    metadata.create_volume(id(0)).unwrap();
+    let target = metadata.reserve_block().unwrap();
+    metadata.map(id(0), VirtualBlock(u64::MAX - 1), target);
+    let keeper = keeper(4, metadata);
+    assert_eq!(keeper.volume(id(0)).unwrap().size_bytes(), SHOWN_BYTES_LIMIT);
+}
