@@ -49,6 +49,7 @@ demo: build
 bench: build
 	@tools/need $(BENCH_NEEDS)
 	@bench/run
+	cargo bench --locked --bench in_process
 
 clean:
 	cargo clean

@@ -58,6 +58,40 @@ fn json_table_and_script_output_say_the_same() {
 }
 
 #[test]
+fn options_are_kept_with_the_pool() {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "1G", "--discard", "nopassdown", "--no-zero"]);
+    let options = |status: &serde_json::Value| (status["discard"].clone(), status["zero_new_blocks"].clone());
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(options(&status), ("nopassdown".into(), false.into()));
+    assert_eq!(options(&status["options"]), ("nopassdown".into(), false.into()));
+    assert!(place.ok(&["pool", "status", POOL, "--format", "dm"]).contains(" no_discard_passdown "));
+    let said = place.ok(&["pool", "set", POOL, "--zero"]);
+    assert_eq!(said, "pool ./p: discard nopassdown, zero new blocks yes\n");
+    place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
+    let daemon = place.serve(&[]);
+    assert_eq!(options(&place.json(&["pool", "status", POOL])), ("nopassdown".into(), true.into()));
+    let set = place.json(&["pool", "set", POOL, "--discard", "passdown"]);
+    assert_eq!((&set["options"]["discard"], &set["in_force"]), (&"passdown".into(), &false.into()));
+    assert!(place.ok(&["pool", "set", POOL, "--zero"]).contains("the daemon goes on as it began"));
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(options(&status), ("nopassdown".into(), true.into()), "the daemon does as it did");
+    assert_eq!(options(&status["options"]), ("passdown".into(), true.into()));
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
+    let daemon = place.serve(&["--no-zero"]);
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(options(&status), ("passdown".into(), false.into()), "--no-zero is for this time");
+    assert_eq!(place.json(&["pool", "set", POOL, "--no-zero"])["in_force"], true);
+    daemon.kill();
+    assert_eq!(options(&place.json(&["pool", "status", POOL])), ("passdown".into(), false.into()));
+    place.fails(&["pool", "set", POOL], 2, "nothing to set").hint();
+    place.fails(&["pool", "set", POOL, "--zero", "--no-zero"], 2, "cannot be used with");
+    place.fails(&["pool", "set", POOL, "--discard", "perhaps"], 2, "perhaps");
+    place.fails(&["pool", "set", "./none", "--zero"], 5, "there is no pool").hint();
+}
+
+#[test]
 fn what_cannot_be_made_is_refused_and_leaves_nothing() {
     let place = Place::empty();
     let create = |more: &[&str], code, message: &str| {

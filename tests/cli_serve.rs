@@ -65,6 +65,90 @@ fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
     assert_eq!(place.serve(&[]).signal(Signal::INT), 0);
 }
 
+/// One client writes a number to `a` and then to `b`: in no group may `b` be ahead of `a`.
+#[test]
+fn a_group_is_taken_at_one_moment_while_a_client_writes() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/a", "--size", "1M"]);
+    place.ok(&["volume", "create", "./p/b", "--size", "1M"]);
+    let _daemon = place.serve(&[]);
+    let (mut a, mut b) = (place.connect("a"), place.connect("b"));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let written = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut number = 0_u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                a.write(4096, &[number.to_le_bytes(); 64].concat()).expect("there is space");
+                b.write(65_536, &[number.to_le_bytes(); 64].concat()).expect("there is space");
+            }
+            number
+        });
+        for round in 0..8 {
+            let group = format!("b=b{round}");
+            place.ok(&["volume", "snapshot", "./p/a", &format!("a{round}"), "--group", &group]);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().expect("it writes to the end")
+    });
+    let number_in = |volume: String, offset_bytes: u64| {
+        let bytes = place.connect(&volume).read(offset_bytes, 512).expect("it reads");
+        assert!(bytes.chunks(8).all(|chunk| chunk == &bytes[..8]), "a request is in it whole");
+        u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"))
+    };
+    let mut last = 0;
+    for round in 0..8 {
+        let (in_a, in_b) = (number_in(format!("a{round}"), 4096), number_in(format!("b{round}"), 65_536));
+        assert!(in_a == in_b || in_a == in_b + 1, "round {round}: a has {in_a}, b has {in_b}");
+        assert!(in_a >= last, "what was acknowledged before is in it");
+        last = in_a;
+    }
+    assert!(written > 16 && last > 0, "the client was at it: {written}, {last}");
+}
+
+#[test]
+fn a_volume_is_renamed_under_its_clients() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    client.write(0, &[1; 512]).expect("there is space");
+    place.ok(&["volume", "rename", "./p/v", "w"]);
+    client.write(512, &[2; 512]).expect("its client stays");
+    assert!(nbd::Client::connect(&place.path("p/nbd.sock"), "v").is_err(), "the old name is gone");
+    assert_eq!(place.connect("w").read(0, 1024), Ok([[1; 512], [2; 512]].concat()));
+    let uri = place.json(&["volume", "list", POOL])["volumes"][0]["exports"][0].to_string();
+    assert!(uri.contains("/w?"), "{uri}");
+    place.fails(&["volume", "delete", "./p/w"], 6, "volume `w` is in use").hint();
+    place.fails(&["volume", "rename", "./p/v", "x"], 5, "there is no volume `v`").hint();
+    daemon.kill();
+    assert_eq!((place.names(), place.notes()), (vec!["w".to_owned()], "[]".to_owned()));
+}
+
+#[test]
+fn a_read_only_volume_is_read_and_not_written() {
+    let place = place_with_volume("1G");
+    let _daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    client.write(0, &[1; 512]).expect("there is space");
+    place.ok(&["volume", "snapshot", "./p/v", "s", "--read-only"]);
+    let mut reader = place.connect("s");
+    assert_eq!((client.is_read_only, reader.is_read_only), (false, true));
+    assert_eq!(reader.read(0, 512), Ok(vec![1; 512]));
+    assert_eq!(reader.write(0, &[2; 512]), Err(nbd::NOT_PERMITTED));
+    assert_eq!(reader.trim(0, 65_536), Err(nbd::NOT_PERMITTED));
+    // One that writes keeps its volume writable; one that reads does not keep it read-only.
+    place.fails(&["volume", "set", "./p/v", "--read-only"], 6, "volume `v` is in use by a client").hint();
+    client.write(512, &[2; 512]).expect("nothing has changed for it");
+    assert!(!place.connect("v").is_read_only);
+    place.ok(&["volume", "set", "./p/s", "--read-write"]);
+    assert_eq!(reader.write(0, &[2; 512]), Err(nbd::NOT_PERMITTED), "it opened the volume for reading");
+    assert_eq!(place.connect("s").write(0, &[2; 512]), Ok(()));
+    drop((client, reader));
+    eventually("the client's hold ends", || place.run(&["volume", "set", "./p/v", "--read-only"]).code == 0);
+    assert_eq!(place.connect("v").write(0, &[3; 512]), Err(nbd::NOT_PERMITTED));
+    assert_eq!(place.connect("v").read(0, 1024), Ok([[1; 512], [2; 512]].concat()));
+}
+
 #[test]
 fn commands_go_through_the_daemon_and_a_second_daemon_does_not() {
     let place = place_with_volume("1G");
@@ -250,10 +334,38 @@ fn the_control_socket_keeps_to_its_documentation() {
     let (status, pool) = ask(&place, "GET", "/v1/pool", "");
     assert_eq!((status, &pool["schema"]), (200, &"uthin/v1".into()));
     assert_eq!(pool, place.json(&["pool", "status", POOL]), "the command line says the same");
+    let (status, set) = ask(&place, "PATCH", "/v1/pool", r#"{"zero_new_blocks": true}"#);
+    assert_eq!(
+        (status, &set["options"]["zero_new_blocks"], &set["in_force"]),
+        (200, &true.into(), &true.into())
+    );
+    assert_eq!(code(ask(&place, "PATCH", "/v1/pool", r#"{"discard": "perhaps"}"#)), is(400, "invalid"));
     let (status, made) = ask(&place, "POST", "/v1/volumes", r#"{"name": "w", "size_bytes": 1024}"#);
     assert_eq!((status, &made["name"], &made["size_bytes"]), (201, &"w".into(), &1024.into()));
     let (status, made) = ask(&place, "POST", "/v1/volumes/w/snapshot", r#"{"name": "s"}"#);
     assert_eq!((status, &made["origin"]), (201, &"w".into()));
+    let group = r#"{"snapshots": [{"origin": "w", "name": "s2"}, {"origin": "v", "name": "t2"}]}"#;
+    let (status, made) = ask(&place, "POST", "/v1/snapshots", group);
+    assert_eq!((status, &made["snapshots"][1]["origin"]), (201, &"v".into()));
+    assert_eq!(code(ask(&place, "POST", "/v1/snapshots", r#"{"snapshots": []}"#)), is(400, "invalid"));
+    for name in ["s2", "t2"] {
+        assert_eq!(ask(&place, "DELETE", &format!("/v1/volumes/{name}"), "").0, 200);
+    }
+    let (status, renamed) = ask(&place, "POST", "/v1/volumes/w/rename", r#"{"name": "w2"}"#);
+    assert_eq!((status, &renamed["old_name"], &renamed["name"]), (200, &"w".into(), &"w2".into()));
+    let rename = |from: &str| ask(&place, "POST", &format!("/v1/volumes/{from}/rename"), r#"{"name": "w"}"#);
+    assert_eq!(rename("w2").0, 200);
+    assert_eq!(code(rename("w2")), is(404, "not-found"));
+    assert_eq!(code(rename("v")), is(409, "exists"));
+    let (status, set) = ask(&place, "PATCH", "/v1/volumes/w", r#"{"labels": {"a": "1", "b": "2"}}"#);
+    assert_eq!((status, &set["labels"]), (200, &serde_json::json!({ "a": "1", "b": "2" })));
+    let (status, set) = ask(&place, "PATCH", "/v1/volumes/w", r#"{"labels": {"a": null}}"#);
+    assert_eq!((status, &set["labels"]), (200, &serde_json::json!({ "b": "2" })));
+    assert_eq!(ask(&place, "PATCH", "/v1/volumes/w", "{}").1["labels"]["b"], "2");
+    assert_eq!(code(ask(&place, "PATCH", "/v1/volumes/w", r#"{"label": {}}"#)), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "PATCH", "/v1/volumes/w", r#"{"labels": {" ": ""}}"#)), is(400, "invalid"));
+    assert_eq!(code(ask(&place, "PATCH", "/v1/volumes/x", "{}")), is(404, "not-found"));
+    place.ok(&["volume", "set", "./p/w", "--label", "through=it"]);
     let (status, list) = ask(&place, "GET", "/v1/volumes", "");
     assert_eq!((status, list["volumes"].as_array().map(Vec::len)), (200, Some(3)));
     let (status, deleted) = ask(&place, "DELETE", "/v1/volumes/w", "");

@@ -65,6 +65,119 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_group_is_made_whole_or_not_at_all() {
+    let place = Place::with_pool("1G");
+    for name in ["a", "b", "c"] {
+        place.ok(&["volume", "create", &format!("./p/{name}"), "--size", "1M"]);
+    }
+    let said = place.ok(&["volume", "snapshot", "./p/a", "a1", "--group", "b=b1,c=c1"]);
+    assert_eq!(said, "snapshot a1 made of a\nsnapshot b1 made of b\nsnapshot c1 made of c\n");
+    assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 4, "one step for all");
+    let made = place.json(&["volume", "snapshot", "./p/c", "c2", "--group", "b=b2", "--group", "a=a2"]);
+    assert_eq!((&made["snapshots"][0]["name"], &made["snapshots"][2]["origin"]), (&"c2".into(), &"a".into()));
+    let before = place.names();
+    for (arguments, code, says) in [
+        (["./p/a", "a3", "--group", "x=x3"], 5, "there is no volume `x`"),
+        (["./p/a", "a3", "--group", "b=b1"], 5, "a volume `b1` exists already"),
+        (["./p/a", "a3", "--group", "b=a3"], 2, "would be called `a3`"),
+        (["./p/a", "a3", "--group", "a=a4"], 2, "volume `a` is in the group twice"),
+        (["./p/a", "a3", "--group", "a3=a4"], 5, "there is no volume `a3`"),
+    ] {
+        place.fails(&[&["volume", "snapshot"], &arguments[..]].concat(), code, says).hint();
+    }
+    for bad in ["b", "b=", "=b3", "b=7", "./p/b=b3", "b=b3,", "b=b3=c"] {
+        place.fails(&["volume", "snapshot", "./p/a", "a3", "--group", bad], 2, "");
+    }
+    let many = vec!["b=n"; 200].join(",");
+    place.fails(&["volume", "snapshot", "./p/a", "a3", "--group", &many], 2, "1 to 200 snapshots").hint();
+    assert_eq!((place.names(), place.notes()), (before, "[]".to_owned()));
+}
+
+#[test]
+fn a_volume_gets_another_name() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/a", "--size", "1M"]);
+    place.ok(&["volume", "snapshot", "./p/a", "s"]);
+    assert_eq!(place.ok(&["volume", "rename", "./p/a", "b"]), "volume a renamed to b\n");
+    let list = place.json(&["volume", "list", POOL]);
+    assert_eq!((&list["volumes"][0]["name"], &list["volumes"][1]["origin"]), (&"b".into(), &"b".into()));
+    let renamed = place.json(&["volume", "rename", "./p/b", "c"]);
+    assert_eq!(
+        (&renamed["name"], &renamed["old_name"], &renamed["id"]),
+        (&"c".into(), &"b".into(), &0.into())
+    );
+    place.fails(&["volume", "rename", "./p/c", "s"], 5, "a volume `s` exists already").hint();
+    place.fails(&["volume", "rename", "./p/c", "c"], 5, "a volume `c` exists already").hint();
+    place.fails(&["volume", "rename", "./p/b", "d"], 5, "there is no volume `b`").hint();
+    place.fails(&["volume", "rename", "./p/c", "7"], 2, "number").hint();
+    place.fails(&["volume", "rename", "./p/c", "./p/d"], 2, "slash").hint();
+    assert_eq!(place.names(), ["c", "s"]);
+    assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 2, "the metadata did not change");
+    place.ok(&["volume", "create", "./p/a", "--size", "1M"]);
+}
+
+#[test]
+fn a_volume_that_had_a_number_gets_a_name() {
+    let place = Place::with_fixture("04-snap-diverged");
+    assert_eq!(place.run(&["volume", "rename", "./p/1", "found"]).code, 0);
+    assert_eq!((place.names(), place.notes()), (vec!["0".to_owned(), "found".to_owned()], "[]".to_owned()));
+}
+
+#[test]
+fn labels_are_set_shown_and_taken_away() {
+    let place = Place::with_pool("1G");
+    let made =
+        place.json(&["volume", "create", "./p/v", "--size", "1M", "--label", "team=db", "--label", "a/b="]);
+    assert_eq!(made["labels"], serde_json::json!({ "a/b": "", "team": "db" }));
+    let said = place.ok(&["volume", "set", "./p/v", "--label", "team=web, mail", "--unlabel", "a/b"]);
+    assert_eq!(said, "volume v: read-write, labels team=web, mail\n");
+    place.ok(&["volume", "set", "./p/v", "--label", "x=y=z"]);
+    let list = place.json(&["volume", "list", POOL]);
+    assert_eq!(list["volumes"][0]["labels"], serde_json::json!({ "team": "web, mail", "x": "y=z" }));
+    assert_eq!(place.ok(&["volume", "list", POOL, "-H", "-o", "labels"]), "team=web, mail,x=y=z\n");
+    place.ok(&["volume", "rename", "./p/v", "w"]);
+    place.ok(&["volume", "snapshot", "./p/w", "s"]);
+    assert_eq!(place.ok(&["volume", "list", POOL, "-H", "-o", "labels"]), "-\nteam=web, mail,x=y=z\n");
+    let catalog = fs::read(place.path("p/catalog.json")).expect("there");
+    place.fails(&["volume", "set", "./p/w", "--label", "n=1", "--unlabel", "b"], 5, "no label `b`").hint();
+    place.fails(&["volume", "set", "./p/w", "--label", "x=1", "--unlabel", "x"], 2, "given twice").hint();
+    place.fails(&["volume", "set", "./p/none", "--label", "x=1"], 5, "there is no volume").hint();
+    place.fails(&["volume", "set", "./p/w"], 2, "--label");
+    for bad in ["x", "=x", "-x=1", "x y=1", "x=\n"] {
+        place.fails(&["volume", "set", "./p/w", &format!("--label={bad}")], 2, "");
+    }
+    let many: Vec<_> = (0..63).map(|number| format!("--label=k{number}=")).collect();
+    let many: Vec<_> =
+        ["volume", "set", "./p/w"].into_iter().chain(many.iter().map(String::as_str)).collect();
+    place.fails(&many, 2, "at most 64 labels").hint();
+    assert_eq!(fs::read(place.path("p/catalog.json")).expect("there"), catalog, "all or nothing");
+    let cleared = place.json(&["volume", "set", "./p/w", "--unlabel", "x", "--unlabel", "team"]);
+    assert_eq!((&cleared["labels"], &cleared["name"]), (&serde_json::json!({}), &"w".into()));
+}
+
+#[test]
+fn a_volume_is_made_read_only_and_writable_again() {
+    let place = Place::with_pool("1G");
+    place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
+    place.ok(&["volume", "create", "./p/w", "--size", "1M"]);
+    let made = place.json(&["volume", "snapshot", "./p/v", "s", "--read-only"]);
+    assert_eq!(made["read_only"], true);
+    place.ok(&["volume", "snapshot", "./p/v", "v1", "--read-only", "--group", "w=w1"]);
+    place.ok(&["volume", "snapshot", "./p/s", "t"]);
+    let access = || place.ok(&["volume", "list", POOL, "-H", "-o", "name,access"]);
+    assert_eq!(
+        access(),
+        "s\tread-only\nt\tread-write\nv\tread-write\nv1\tread-only\nw\tread-write\nw1\tread-only\n"
+    );
+    let said = place.ok(&["volume", "set", "./p/s", "--read-write"]);
+    assert_eq!(said, "volume s: read-write, labels none\n");
+    assert_eq!(place.json(&["volume", "set", "./p/t", "--read-only"])["read_only"], true);
+    assert!(access().starts_with("s\tread-write\nt\tread-only\n"), "{}", access());
+    place.fails(&["volume", "set", "./p/t", "--read-only", "--read-write"], 2, "cannot be used with");
+    place.ok(&["volume", "delete", "./p/t"]);
+}
+
+#[test]
 fn a_pool_in_use_by_another_process_is_refused_with_its_name() {
     let place = Place::with_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
@@ -260,6 +373,7 @@ fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
     for arguments in [
         &["volume", "create", "./p/w", "--size", "1G"][..],
         &["volume", "snapshot", "./p/v", "s"],
+        &["volume", "rename", "./p/v", "w"],
         &["volume", "delete", "./p/v"],
     ] {
         place.fails(arguments, 1, "nothing was changed").hint();

@@ -1,6 +1,8 @@
 //! Metadata written by the kernel, opened: it reads as `thin_dump` and the status line say, and what is done to it leaves it
 //! sound.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use common::{Random, check, dump_of, fixture, fixture_names, pool_status_of};
@@ -10,7 +12,7 @@ use uthin::metadata::{Access, Metadata, Progress};
 use uthin::units::{MetaBlock, VolumeId};
 
 fn id(number: u64) -> VolumeId {
-    VolumeId::new(number).unwrap()
+    VolumeId::new(number).expect("a small number")
 }
 
 #[test]
@@ -154,7 +156,9 @@ fn step(metadata: &mut Metadata<MemoryDisk>, random: &mut Random, volumes: &mut 
                     Ok(reserved) if random.one_in(10) => metadata.release_block(reserved),
                     Ok(reserved) => {
                         let mapping = metadata.map(volume, uthin::units::VirtualBlock(block), reserved);
-                        let found = metadata.lookup(volume, uthin::units::VirtualBlock(block)).unwrap();
+                        let found = metadata
+                            .lookup(volume, uthin::units::VirtualBlock(block))
+                            .expect("a readable map");
                         assert_eq!(found, Some(mapping));
                     }
                     Err(error) => {

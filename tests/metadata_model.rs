@@ -1,5 +1,7 @@
 //! Pools beside a model: random work in many shapes, committed, aborted, reopened, at the brink of full.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use common::model::{Habits, Play};
@@ -13,7 +15,8 @@ const ORDINARY: Habits =
 
 fn fresh(metadata_blocks: u64, data_blocks: u64) -> MemoryDisk {
     let disk = MemoryDisk::zeroed(metadata_blocks * 4096);
-    Metadata::format(disk.clone(), Geometry { block_size: BlockSize::MIN, data_blocks }).unwrap();
+    Metadata::format(disk.clone(), Geometry { block_size: BlockSize::MIN, data_blocks })
+        .expect("a disk large enough");
     disk
 }
 
@@ -26,6 +29,7 @@ fn play(disk: MemoryDisk, habits: Habits, seed: u64, rounds: u64, steps: u64) ->
         play.commit();
         play.check();
     }
+    play.check_thoroughly();
     play
 }
 

@@ -1,11 +1,12 @@
 //! `uthin pool`.
 
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
-use super::{look, print, print_json, refuse_table_options, size};
-use crate::control::api::{Discard, PoolInfo, SCHEMA};
+use super::{change, look, print, print_json, refuse_table_options, size};
+use crate::control::api::{Discard, PoolInfo, SCHEMA, SetPool};
 use crate::control::client::Client;
 use crate::control::create::{self, CreatePool};
 use crate::control::name::{PoolRef, base_directory};
+use crate::control::options::PoolOptions;
 use crate::control::pool_dir::PoolDir;
 use crate::disk::OpenMode;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +30,14 @@ pub(super) enum Verb {
         format: Option<Format>,
         #[command(flatten)]
         table: TableArgs,
+    },
+    /// Change what is kept with a pool: how it is run from the next time it is served
+    Set {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        #[command(flatten)]
+        options: OptionArgs,
     },
     /// End the daemon that serves a pool, and wait until it is gone
     Close {
@@ -64,9 +73,39 @@ pub(super) struct CreateArgs {
     /// Size of the metadata file; `auto` chooses generously
     #[arg(long, value_parser = parse_metadata_size, default_value = "auto")]
     metadata_size: MetadataSize,
+    #[command(flatten)]
+    options: OptionArgs,
     /// Use devices whatever they hold
     #[arg(long)]
     force: bool,
+}
+
+/// How a pool is run. `pool create` and `pool set` keep it with the pool; `serve` does so once.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct OptionArgs {
+    /// Whether the space of freed blocks goes back to the filesystem or device that holds the data; it does unless the
+    /// pool was told otherwise
+    #[arg(long, value_enum)]
+    discard: Option<DiscardArg>,
+    /// Leave the unwritten rest of a fresh block as it was on the data device, instead of zeroing it. Old data shows
+    #[arg(long, conflicts_with = "zero")]
+    no_zero: bool,
+    /// Zero the unwritten rest of a fresh block, as is done unless the pool was told otherwise
+    #[arg(long)]
+    zero: bool,
+}
+
+impl OptionArgs {
+    pub(super) fn zero_new_blocks(self) -> Option<bool> {
+        (self.zero || self.no_zero).then_some(self.zero)
+    }
+
+    pub(super) fn discard(self) -> Option<Discard> {
+        self.discard.map(|discard| match discard {
+            DiscardArg::Passdown => Discard::Passdown,
+            DiscardArg::Nopassdown => Discard::NoPassdown,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,12 +136,14 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
     match verb {
         Verb::Create(args) => create(args, json),
         Verb::Status { pool, format, table } => status(&pool, format, json, &table),
+        Verb::Set { pool, options } => set(&pool, options, json),
         Verb::Close { pool } => close(&pool, json),
         Verb::List { table } => list(json, &table),
     }
 }
 
 fn create(args: CreateArgs, json: bool) -> Result<()> {
+    let default = PoolOptions::default();
     let wanted = CreatePool {
         size_bytes: args.size,
         data: args.data,
@@ -111,6 +152,10 @@ fn create(args: CreateArgs, json: bool) -> Result<()> {
         metadata_bytes: match args.metadata_size {
             MetadataSize::Auto => None,
             MetadataSize::Bytes(bytes) => Some(bytes),
+        },
+        options: PoolOptions {
+            discard: args.options.discard().unwrap_or(default.discard),
+            zero_new_blocks: args.options.zero_new_blocks().unwrap_or(default.zero_new_blocks),
         },
         force: args.force,
     };
@@ -175,7 +220,11 @@ fn yes_or_no(value: bool) -> Cell {
 }
 
 fn discard(pool: &PoolInfo) -> &'static str {
-    match pool.discard {
+    discard_word(pool.discard)
+}
+
+fn discard_word(discard: Discard) -> &'static str {
+    match discard {
         Discard::Passdown => "passdown",
         Discard::NoPassdown => "nopassdown",
     }
@@ -211,6 +260,23 @@ fn status(pool: &PoolRef, format: Option<Format>, json: bool, table: &TableArgs)
             print(&text)
         }
     }
+}
+
+fn set(pool: &PoolRef, args: OptionArgs, json: bool) -> Result<()> {
+    let request = SetPool { discard: args.discard(), zero_new_blocks: args.zero_new_blocks() };
+    if request == SetPool::default() {
+        return Err(
+            Error::new(ErrorKind::Invalid, "nothing to set").hint("give --discard, --zero or --no-zero")
+        );
+    }
+    let settings = change(pool, |pool| pool.set_pool(&request))?;
+    if json {
+        return print_json(&settings);
+    }
+    let PoolOptions { discard, zero_new_blocks } = settings.options;
+    let zero = if zero_new_blocks { "yes" } else { "no" };
+    let rest = if settings.in_force { "" } else { "; the daemon goes on as it began, the next one does so" };
+    print(&format!("pool {}: discard {}, zero new blocks {zero}{rest}\n", pool.text(), discard_word(discard)))
 }
 
 fn close(pool: &PoolRef, json: bool) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `uthin serve`.
 
-use super::pool::DiscardArg;
+use super::pool::OptionArgs;
 use crate::control::daemon::{self, ServeOptions};
 use crate::control::name::PoolRef;
 use crate::error::Result;
@@ -17,12 +17,8 @@ pub(super) struct Args {
     /// Allow addresses other than loopback ones. NBD has no passwords: whoever connects reads and writes every volume
     #[arg(long)]
     allow_remote: bool,
-    /// Leave the unwritten rest of a fresh block as it was on the data device, instead of zeroing it. Old data shows
-    #[arg(long)]
-    no_zero: bool,
-    /// Whether the space of freed blocks goes back to the filesystem or device that holds the data
-    #[arg(long, value_enum, default_value_t = DiscardArg::Passdown)]
-    discard: DiscardArg,
+    #[command(flatten)]
+    options: OptionArgs,
 }
 
 fn parse_address(text: &str) -> Result<Address> {
@@ -33,11 +29,8 @@ pub(super) fn run(args: Args) -> Result<()> {
     let options = ServeOptions {
         listen: args.nbd,
         allow_remote: args.allow_remote,
-        zero_new_blocks: !args.no_zero,
-        discard_passdown: match args.discard {
-            DiscardArg::Passdown => true,
-            DiscardArg::Nopassdown => false,
-        },
+        zero_new_blocks: args.options.zero_new_blocks(),
+        discard: args.options.discard(),
     };
     daemon::serve(&args.pool, &options, || {
         // Who waits for it reads it; a closed stdout is no reason not to serve.

@@ -2,9 +2,13 @@
 
 use super::table::{Cell, Column, TableArgs, render, select};
 use super::{change, look, print, print_json, refuse_table_options, size};
-use crate::control::api::{CreateVolume, SnapshotPair, VolumeInfo};
+use crate::control::api::{
+    CreateVolume, NewSnapshots, RenameVolume, SetVolume, SnapshotGroup, SnapshotPair, VolumeInfo,
+};
+use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
 use crate::error::{Error, ErrorKind, Result};
+use std::collections::BTreeMap;
 
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Verb {
@@ -16,16 +20,53 @@ pub(super) enum Verb {
         /// Its size, a multiple of 512 bytes; it takes space only as it is written
         #[arg(long, value_parser = size::parse)]
         size: u64,
+        /// A label, for people and programs; may be given several times
+        #[arg(long, value_name = "KEY=VALUE", value_parser = label::parse_pair)]
+        label: Vec<(LabelKey, LabelValue)>,
     },
-    /// Make a writable snapshot of a volume, in use or not
+    /// Make a snapshot of a volume, or of several at one moment, in use or not
     #[command(visible_alias = "snap")]
     Snapshot {
         /// The volume: POOL/VOLUME
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         origin: VolumeRef,
         /// The snapshot's name, in the same pool
-        #[arg(value_parser = parse_snapshot_name)]
+        #[arg(value_parser = parse_name_alone)]
         name: VolumeName,
+        /// Snapshot these volumes of the pool as well, at the same moment: all or none
+        #[arg(long, value_name = "VOLUME=NAME,…", value_parser = parse_pair, value_delimiter = ',')]
+        group: Vec<SnapshotPair>,
+        /// Clients can only read the snapshot (or all of the group)
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Give a volume another name, in use or not; its clients stay, new ones find it under the new name
+    Rename {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// The name that it is to have, in the same pool
+        #[arg(value_name = "NEW", value_parser = parse_name_alone)]
+        name: VolumeName,
+    },
+    /// Change a volume's settings, in use or not: all that is given, or nothing
+    #[command(group(clap::ArgGroup::new("setting").required(true).multiple(true)))]
+    Set {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// Set a label, for people and programs; may be given several times
+        #[arg(long, value_name = "KEY=VALUE", value_parser = label::parse_pair, group = "setting")]
+        label: Vec<(LabelKey, LabelValue)>,
+        /// Take a label away; may be given several times
+        #[arg(long, value_name = "KEY", value_parser = LabelKey::parse, group = "setting")]
+        unlabel: Vec<LabelKey>,
+        /// Let clients only read it; no client may have it open
+        #[arg(long, group = "setting", conflicts_with = "read_write")]
+        read_only: bool,
+        /// Let clients that come from now on write it
+        #[arg(long, group = "setting")]
+        read_write: bool,
     },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
@@ -45,12 +86,24 @@ pub(super) enum Verb {
     },
 }
 
-fn parse_snapshot_name(text: &str) -> Result<VolumeName> {
+fn parse_name_alone(text: &str) -> Result<VolumeName> {
     if text.contains('/') {
         return Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no name: it has a slash in it"))
-            .hint("a snapshot is in its volume's pool: give its name alone"));
+            .hint("it stays in the volume's pool: give the name alone"));
     }
     VolumeName::parse_new(text)
+}
+
+fn parse_pair(text: &str) -> Result<SnapshotPair> {
+    let Some((origin, name)) = text.split_once('=') else {
+        return Err(Error::new(ErrorKind::Invalid, format!("`{text}` names no volume and its snapshot"))
+            .hint("write VOLUME=NAME, several separated by commas"));
+    };
+    if origin.contains('/') {
+        return Err(Error::new(ErrorKind::Invalid, format!("`{origin}` is no name: it has a slash in it"))
+            .hint("a group is within one pool: give the volume's name alone"));
+    }
+    Ok(SnapshotPair { origin: VolumeName::parse(origin)?, name: parse_name_alone(name)?, read_only: false })
 }
 
 const COLUMNS: &[Column<VolumeInfo>] = &[
@@ -72,27 +125,43 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
         by_default: false,
         cell: |volume| Cell::Number(volume.snapshotted_time.into()),
     },
+    Column {
+        name: "access",
+        by_default: false,
+        cell: |volume| Cell::Text(access(volume.read_only).to_owned()),
+    },
+    Column { name: "labels", by_default: false, cell: |volume| Cell::Text(shown(&volume.labels)) },
     Column { name: "exports", by_default: false, cell: |volume| Cell::Text(volume.exports.join(",")) },
 ];
 
 pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
     match verb {
-        Verb::Create { volume, size } => {
-            let request =
-                CreateVolume { name: VolumeName::parse_new(volume.volume.as_str())?, size_bytes: size };
+        Verb::Create { volume, size, label } => {
+            let name = VolumeName::parse_new(volume.volume.as_str())?;
+            let request = CreateVolume { name, size_bytes: size, labels: once_each(label)? };
             let made = change(&volume.pool, |pool| pool.create(&request))?;
             if json {
                 return print_json(&made);
             }
             print(&format!("volume {} made: {}\n", made.name, size::human(made.size_bytes)))
         }
-        Verb::Snapshot { origin, name } => {
-            let request = SnapshotPair { origin: origin.volume, name };
-            let made = change(&origin.pool, |pool| pool.snapshot(&request))?;
+        Verb::Snapshot { origin, name, group, read_only } => {
+            let first = SnapshotPair { origin: origin.volume, name, read_only };
+            let group: Vec<_> = group.into_iter().map(|pair| SnapshotPair { read_only, ..pair }).collect();
+            snapshot(&origin.pool, first, group, json)
+        }
+        Verb::Rename { volume, name } => {
+            let request = RenameVolume { name };
+            let renamed = change(&volume.pool, |pool| pool.rename(&volume.volume, &request))?;
             if json {
-                return print_json(&made);
+                return print_json(&renamed);
             }
-            print(&format!("snapshot {} made of {}\n", made.name, request.origin))
+            print(&format!("volume {} renamed to {}\n", renamed.old_name, renamed.name))
+        }
+        Verb::Set { volume, label, unlabel, read_only, read_write } => {
+            let labels = label_changes(label, unlabel)?;
+            let read_only = (read_only || read_write).then_some(read_only);
+            set(&volume, &SetVolume { labels, read_only }, json)
         }
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
@@ -112,4 +181,62 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             print(&format!("volume {} deleted{rest}\n", deleted.name))
         }
     }
+}
+
+/// Without a group the answer is the snapshot, with one it is a list.
+fn snapshot(pool: &PoolRef, first: SnapshotPair, group: Vec<SnapshotPair>, json: bool) -> Result<()> {
+    let is_group = !group.is_empty();
+    let request = SnapshotGroup { snapshots: std::iter::once(first).chain(group).collect() };
+    let made = change(pool, |pool| match &request.snapshots[..] {
+        [one] => {
+            pool.snapshot(one).map(|made| NewSnapshots { schema: made.schema.clone(), snapshots: vec![made] })
+        }
+        _ => pool.snapshot_group(&request),
+    })?;
+    if json {
+        return if is_group { print_json(&made) } else { print_json(&made.snapshots[0]) };
+    }
+    let lines = made.snapshots.iter().zip(&request.snapshots);
+    print(
+        &lines
+            .map(|(made, pair)| format!("snapshot {} made of {}\n", made.name, pair.origin))
+            .collect::<String>(),
+    )
+}
+
+fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
+    let settings = change(&volume.pool, |pool| pool.set(&volume.volume, request))?;
+    if json {
+        return print_json(&settings);
+    }
+    let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
+    print(&format!("volume {}: {}, labels {labels}\n", settings.name, access(settings.read_only)))
+}
+
+fn label_changes(set: Vec<(LabelKey, LabelValue)>, unset: Vec<LabelKey>) -> Result<LabelChanges> {
+    let set = set.into_iter().map(|(key, value)| (key, Some(value)));
+    once_each(set.chain(unset.into_iter().map(|key| (key, None))).collect())
+}
+
+/// Which of two values for one key is meant, nobody can tell.
+fn once_each<V>(pairs: Vec<(LabelKey, V)>) -> Result<BTreeMap<LabelKey, V>> {
+    let mut all = BTreeMap::new();
+    for (key, value) in pairs {
+        if all.contains_key(&key) {
+            return Err(Error::new(ErrorKind::Invalid, format!("label `{key}` is given twice"))
+                .hint("give each key once, with --label or with --unlabel"));
+        }
+        all.insert(key, value);
+    }
+    Ok(all)
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "read-only" } else { "read-write" }
+}
+
+/// For tables; JSON has them apart.
+fn shown(labels: &Labels) -> String {
+    let pairs: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
 }

@@ -3,7 +3,9 @@
 //! Sizes are integers in bytes, enums lower-case words. Every answer carries `"schema": "uthin/v1"`; within that version
 //! fields are added, never changed or removed, so readers must not mind fields that they do not know.
 
+use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
+use super::options::PoolOptions;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +117,9 @@ pub struct PoolInfo {
     pub discard: Discard,
     /// Whether the unwritten rest of a fresh block is zeroed.
     pub zero_new_blocks: bool,
+    /// What is kept with the pool: in force when it is opened next, where `discard` and `zero_new_blocks` say otherwise.
+    #[serde(default)]
+    pub options: PoolOptions,
     /// Whether the metadata asks to be checked before it is used.
     pub needs_check: bool,
     /// The daemon; `null` when the pool is not served.
@@ -154,6 +159,29 @@ impl PoolInfo {
     }
 }
 
+/// The body of `PATCH /v1/pool`: what is not mentioned stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetPool {
+    /// What becomes of the space of freed blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<Discard>,
+    /// Whether the unwritten rest of a fresh block is zeroed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_new_blocks: Option<bool>,
+}
+
+/// The answer to `PATCH /v1/pool`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PoolSettings {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What is kept with the pool now.
+    pub options: PoolOptions,
+    /// Whether that is in force; else the daemon goes on as it began, and the next one does as it says here.
+    pub in_force: bool,
+}
+
 /// A volume.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VolumeInfo {
@@ -175,6 +203,12 @@ pub struct VolumeInfo {
     pub creation_time: u32,
     /// The snapshot clock at its last snapshot.
     pub snapshotted_time: u32,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default)]
+    pub read_only: bool,
     /// Number of clients that have it open.
     pub open: u32,
     /// Where it is to be had: NBD URIs; none when the pool is not served.
@@ -206,6 +240,12 @@ pub struct NewVolume {
     pub origin: Option<VolumeName>,
     /// When it was made, RFC 3339.
     pub created: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// The body of `POST /v1/volumes`.
@@ -216,6 +256,9 @@ pub struct CreateVolume {
     pub name: VolumeName,
     /// Its size, a multiple of 512, not 0.
     pub size_bytes: u64,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// One origin and the snapshot to be made of it.
@@ -226,6 +269,29 @@ pub struct SnapshotPair {
     pub origin: VolumeName,
     /// The snapshot's name.
     pub name: VolumeName,
+    /// Whether clients can only read the snapshot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+/// The most snapshots in one group: their names fit into a request's body, however long they are.
+pub const GROUP_LIMIT: usize = 200;
+
+/// The body of `POST /v1/snapshots`: snapshots at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotGroup {
+    /// 1 to [`GROUP_LIMIT`], each of another volume.
+    pub snapshots: Vec<SnapshotPair>,
+}
+
+/// The answer to `POST /v1/snapshots`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewSnapshots {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// In the order in which they were asked for.
+    pub snapshots: Vec<NewVolume>,
 }
 
 /// The body of `POST /v1/volumes/{name}/snapshot`.
@@ -234,6 +300,59 @@ pub struct SnapshotPair {
 pub struct SnapshotVolume {
     /// The snapshot's name.
     pub name: VolumeName,
+    /// Whether clients can only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+/// The body of `POST /v1/volumes/{name}/rename`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameVolume {
+    /// The name that it is to have.
+    pub name: VolumeName,
+}
+
+/// The answer to `POST /v1/volumes/{name}/rename`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Renamed {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume's name from now on.
+    pub name: VolumeName,
+    /// The name that it had, which is free again.
+    pub old_name: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+}
+
+/// The body of `PATCH /v1/volumes/{name}`: what is not mentioned stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVolume {
+    /// Labels to set, or (`null`) to take away.
+    #[serde(default, skip_serializing_if = "LabelChanges::is_empty")]
+    pub labels: LabelChanges,
+    /// Whether clients can only read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+}
+
+/// The answer to `PATCH /v1/volumes/{name}`: what can be set, as it is now.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeSettings {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume's name.
+    pub name: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// The answer to `DELETE /v1/volumes/{name}`.
@@ -267,12 +386,20 @@ pub struct Failure {
 pub trait PoolApi {
     /// How the pool is doing.
     fn status(&self) -> Result<PoolInfo>;
+    /// Changes what is kept with the pool: all that the request mentions, or nothing.
+    fn set_pool(&self, request: &SetPool) -> Result<PoolSettings>;
     /// All volumes, in order of names.
     fn volumes(&self) -> Result<VolumeList>;
     /// Makes an empty volume.
     fn create(&self, request: &CreateVolume) -> Result<NewVolume>;
     /// Makes a snapshot.
     fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume>;
+    /// Makes snapshots of several volumes at one moment: all of them or none.
+    fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots>;
+    /// Gives a volume another name, in use or not.
+    fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed>;
+    /// Changes a volume's settings: all that the request mentions, or nothing.
+    fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }
@@ -304,6 +431,7 @@ mod tests {
             held_root: None,
             discard: Discard::Passdown,
             zero_new_blocks: true,
+            options: PoolOptions::default(),
             needs_check: false,
             served_by: None,
             exports: vec![],

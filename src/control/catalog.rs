@@ -7,10 +7,16 @@
 //! 2. the metadata does the operation and steps its id from T to T+1, in one commit;
 //! 3. the catalog is written with the operation done, at T+1.
 //!
+//! What the metadata knows nothing of (a name, a label) changes in one step: the catalog is replaced by one at the same
+//! id. There is nothing for it to fall out of step with, and the replacing is atomic.
+//!
 //! Whoever opens the pool compares the ids ([`super::reconcile`]): metadata at T, the operation did not happen; at T+1, it
 //! did. Everything read from the file is checked here; bytes that are no catalog are an error and never a panic.
 
+use super::api::SnapshotPair;
+use super::label::{self, Labels};
 use super::name::VolumeName;
+use super::options::PoolOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, TransactionId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -47,6 +53,12 @@ pub struct VolumeEntry {
     /// The number of the volume it is a snapshot of.
     #[serde(default, with = "optional_volume_id", skip_serializing_if = "Option::is_none")]
     pub origin: Option<VolumeId>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Whether clients can only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// An operation under way.
@@ -80,6 +92,9 @@ pub struct Catalog {
     pub transaction_id: u64,
     /// Where to look for a number for the next volume: numbers are used again as late as possible.
     pub next_volume_id: u64,
+    /// How the pool is to be run.
+    #[serde(default, skip_serializing_if = "PoolOptions::is_default")]
+    pub options: PoolOptions,
     /// The volumes, in order of their numbers.
     pub volumes: Vec<VolumeEntry>,
     /// Numbers of deleted volumes that the metadata may still hold.
@@ -97,6 +112,7 @@ impl Catalog {
             schema: SCHEMA,
             transaction_id: transaction_id.0,
             next_volume_id: 0,
+            options: PoolOptions::default(),
             volumes: Vec::new(),
             deleting: BTreeSet::new(),
             pending: None,
@@ -130,6 +146,12 @@ impl Catalog {
         }
     }
 
+    /// Changes the entry of a volume: anything but its number. `NotFound` if there is none of that name.
+    pub fn require_mut(&mut self, name: &VolumeName) -> Result<&mut VolumeEntry> {
+        let id = self.require(name)?.id;
+        Ok(self.volumes.iter_mut().find(|entry| entry.id == id).expect("it has just been found"))
+    }
+
     /// Adds a volume whose name and number are free.
     pub fn insert(&mut self, entry: VolumeEntry) {
         let place = self.volumes.partition_point(|other| other.id < entry.id);
@@ -160,13 +182,8 @@ impl Catalog {
         Ok(free)
     }
 
-    /// The entry of a volume that is about to be made. `Exists` if the name is taken.
-    pub fn plan_volume(
-        &self,
-        name: VolumeName,
-        size_bytes: u64,
-        origin: Option<VolumeId>,
-    ) -> Result<VolumeEntry> {
+    /// The entry of an empty volume that is about to be made. `Exists` if the name is taken.
+    pub fn plan_volume(&self, name: VolumeName, size_bytes: u64, labels: Labels) -> Result<VolumeEntry> {
         self.require_free(&name)?;
         Ok(VolumeEntry {
             name,
@@ -174,8 +191,33 @@ impl Catalog {
             size_bytes,
             created_unix_seconds: Some(super::time::now_unix_seconds()),
             created_in_transaction: Some(self.transaction_id),
-            origin,
+            origin: None,
+            labels,
+            read_only: false,
         })
+    }
+
+    /// The entries of snapshots that are about to be made together, each with its origin's number. `NotFound` for an
+    /// origin, `Exists` for a name.
+    pub fn plan_snapshots(&self, pairs: &[SnapshotPair]) -> Result<Vec<(VolumeId, VolumeEntry)>> {
+        let ids = self.free_ids(pairs.len())?;
+        let created = super::time::now_unix_seconds();
+        let plan = |(SnapshotPair { origin, name, read_only }, id): (&SnapshotPair, VolumeId)| {
+            let origin = self.require(origin)?;
+            self.require_free(name)?;
+            let entry = VolumeEntry {
+                name: name.clone(),
+                id,
+                size_bytes: origin.size_bytes,
+                created_unix_seconds: Some(created),
+                created_in_transaction: Some(self.transaction_id),
+                origin: Some(origin.id),
+                labels: Labels::new(),
+                read_only: *read_only,
+            };
+            Ok((origin.id, entry))
+        };
+        pairs.iter().zip(ids).map(plan).collect()
     }
 
     /// Brings the pending operation, if there is one, into the list of volumes. Returns what it was, in words.
@@ -279,6 +321,8 @@ fn check_entry(entry: &VolumeEntry) -> Result<(), String> {
     if !entry.size_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(format!("volume `{}`: size {} is not a multiple of 512", entry.name, entry.size_bytes));
     }
+    label::check_count(&entry.labels)
+        .map_err(|error| format!("volume `{}`: {}", entry.name, error.message()))?;
     if entry.name.is_number() && entry.name.as_str() != entry.id.to_string() {
         return Err(format!("volume number {} is called `{}`, the number of another", entry.id, entry.name));
     }
@@ -394,7 +438,7 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
         // It may be renamed already; what matters is that no half-written file is left.
         let _ = fs::remove_file(&temporary);
         Error::io(format!("replacing {}", path.display()), &source)
-            .hint("the old catalog or the new one is in place, and the pool can be opened with either")
+            .hint("see to room and permissions there, then try again: the old catalog or the new one is in place, and the pool can be opened with either")
     })
 }
 

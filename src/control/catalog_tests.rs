@@ -11,6 +11,8 @@ fn entry(name: &str, id: u64) -> VolumeEntry {
         created_unix_seconds: Some(1_700_000_000),
         created_in_transaction: Some(1),
         origin: None,
+        labels: Labels::new(),
+        read_only: false,
     }
 }
 

@@ -1,8 +1,9 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, Failure, NewVolume, PoolApi, PoolInfo, SnapshotPair, SnapshotVolume,
-    VolumeList,
+    Closed, CreateVolume, Deleted, Failure, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
+    RenameVolume, Renamed, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
+    VolumeSettings,
 };
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -113,7 +114,7 @@ impl Client {
         path: &str,
         question: &Q,
     ) -> Result<(StatusCode, Bytes)> {
-        let body = if method == Method::POST {
+        let body = if method == Method::POST || method == Method::PATCH {
             serde_json::to_vec(question).expect("our questions have nothing that JSON cannot hold")
         } else {
             Vec::new()
@@ -181,6 +182,10 @@ impl PoolApi for Client {
         self.ask(Method::GET, "/v1/pool", &())
     }
 
+    fn set_pool(&self, request: &SetPool) -> Result<PoolSettings> {
+        self.ask(Method::PATCH, "/v1/pool", request)
+    }
+
     fn volumes(&self) -> Result<VolumeList> {
         self.ask(Method::GET, "/v1/volumes", &())
     }
@@ -190,8 +195,20 @@ impl PoolApi for Client {
     }
 
     fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume> {
-        let body = SnapshotVolume { name: request.name.clone() };
+        let body = SnapshotVolume { name: request.name.clone(), read_only: request.read_only };
         self.ask(Method::POST, &format!("/v1/volumes/{}/snapshot", request.origin), &body)
+    }
+
+    fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots> {
+        self.ask(Method::POST, "/v1/snapshots", request)
+    }
+
+    fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/rename"), request)
+    }
+
+    fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
+        self.ask(Method::PATCH, &format!("/v1/volumes/{name}"), request)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

@@ -6,6 +6,7 @@
 
 use super::catalog::{Catalog, CatalogStore};
 use super::name::{PoolRef, base_directory};
+use super::options::PoolOptions;
 use super::pool_dir::PoolDir;
 use super::signature;
 use crate::disk::{Disk, FileDisk, OpenMode};
@@ -39,6 +40,8 @@ pub struct CreatePool {
     pub block_size_bytes: u64,
     /// Size of the metadata file; chosen by the pool's size if `None`.
     pub metadata_bytes: Option<u64>,
+    /// How it is to be run.
+    pub options: PoolOptions,
     /// Use devices whatever they hold.
     pub force: bool,
 }
@@ -89,7 +92,9 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
         make_metadata(wanted, Geometry { block_size, data_blocks }, &mut staging, &mut notes)
             .map_err(|error| staging.under_final_name(&error, &dir))?;
     let catalog = staging.at("catalog.json");
-    super::catalog::CatalogFile::at(catalog).save(&Catalog::empty(TransactionId(0)))?;
+    let mut empty = Catalog::empty(TransactionId(0));
+    empty.options = wanted.options;
+    super::catalog::CatalogFile::at(catalog).save(&empty)?;
     drop(data);
     staging.finish(&dir)?;
     Ok(Created {

@@ -5,10 +5,11 @@
 //! The lock goes last, with the process. A daemon that is killed leaves sockets behind, which the next one removes: it has
 //! the pool's lock, so nobody listens there.
 
-use super::api::ServedBy;
+use super::api::{Discard, ServedBy};
 use super::http::{self, CloseRequest};
 use super::name::PoolRef;
 use super::open::{OpenPool, open};
+use super::options::PoolOptions;
 use super::pool_dir::{PoolDir, short_socket_path};
 use super::service::{Executor, Parts, Service};
 use super::time;
@@ -36,10 +37,10 @@ pub struct ServeOptions {
     pub listen: Vec<Address>,
     /// Whether addresses other than loopback ones are allowed.
     pub allow_remote: bool,
-    /// Zero the unwritten rest of fresh blocks.
-    pub zero_new_blocks: bool,
-    /// Give the space of freed blocks back.
-    pub discard_passdown: bool,
+    /// Zero the unwritten rest of fresh blocks; `None`: as is kept with the pool.
+    pub zero_new_blocks: Option<bool>,
+    /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
+    pub discard: Option<Discard>,
 }
 
 /// Serves the pool until somebody ends it: a signal, or a request to close. `ready` is called once, when clients can come.
@@ -110,9 +111,14 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
 /// The pool with its keeper, and what an earlier run left to do under way.
 fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Pool, BlockSize)> {
     let opened = open(dir, Access::ReadWrite)?;
+    let kept = opened.catalog.options;
+    let in_force = PoolOptions {
+        discard: options.discard.unwrap_or(kept.discard),
+        zero_new_blocks: options.zero_new_blocks.unwrap_or(kept.zero_new_blocks),
+    };
     let keeper_options = KeeperOptions {
-        zero_new_blocks: options.zero_new_blocks,
-        discard_passdown: options.discard_passdown,
+        zero_new_blocks: in_force.zero_new_blocks,
+        discard_passdown: in_force.discard_passdown(),
         lanes: Limits::default().connections,
         volume_sizes: opened.volume_sizes(),
     };
@@ -230,7 +236,8 @@ impl Exports for PoolExports {
             || Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"));
         let id = self.service.volume_id(name).ok_or_else(not_found)?;
         let lease = self.pool.open_volume(id)?;
+        let read_only = self.service.is_read_only(id);
         let description = format!("uthin volume {name} (number {id})");
-        Ok(Export { lease, read_only: false, description, block_size: self.block_size })
+        Ok(Export { lease, read_only, description, block_size: self.block_size })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::name::PoolRef;
 use super::open::{OpenPool, open};
+use super::options::PoolOptions;
 use super::pool_dir::PoolDir;
 use super::service::{Executor, Parts, Service};
 use crate::disk::{Disk, FileDisk};
@@ -17,7 +18,8 @@ use std::sync::{Arc, Mutex};
 pub fn open_to_look(pool: &PoolRef) -> Result<Service> {
     let dir = PoolDir::of(pool);
     let OpenPool { path, metadata, data: _, catalog, notes, needs_check } = open(&dir, Access::ReadOnly)?;
-    let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting: catalog.deleting.clone() });
+    let (deleting, options) = (catalog.deleting.clone(), catalog.options);
+    let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting, options });
     Ok(Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes, needs_check }))
 }
 
@@ -26,8 +28,8 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
     let dir = PoolDir::of(pool);
     let opened = open(&dir, Access::ReadWrite)?;
     let options = KeeperOptions {
-        zero_new_blocks: true,
-        discard_passdown: true,
+        zero_new_blocks: opened.catalog.options.zero_new_blocks,
+        discard_passdown: opened.catalog.options.discard_passdown(),
         lanes: 0,
         volume_sizes: opened.volume_sizes(),
     };
@@ -72,6 +74,7 @@ impl<M: Disk, D: Disk> Executor for InlineKeeper<M, D> {
 struct Onlooker {
     metadata: Mutex<Metadata<FileDisk>>,
     deleting: BTreeSet<VolumeId>,
+    options: PoolOptions,
 }
 
 impl Executor for Onlooker {
@@ -102,8 +105,8 @@ impl Onlooker {
             usage: metadata.usage(),
             held_root: metadata.held_root().map(|MetaBlock(block)| block),
             // As a daemon does it unless told otherwise.
-            discard_passdown: true,
-            zero_new_blocks: true,
+            discard_passdown: self.options.discard_passdown(),
+            zero_new_blocks: self.options.zero_new_blocks,
             volumes: volumes.len(),
             deleting,
         })

@@ -4,7 +4,10 @@
 //! [`Service`]'s, on threads where blocking is allowed, changes one after the other. A client that goes away does not stop
 //! what it asked for.
 
-use super::api::{Closed, CreateVolume, Failure, PoolApi, SCHEMA, SnapshotPair, SnapshotVolume};
+use super::api::{
+    Closed, CreateVolume, Failure, PoolApi, RenameVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup,
+    SnapshotPair, SnapshotVolume,
+};
 use super::name::VolumeName;
 use super::service::Service;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,10 +41,12 @@ struct Shared {
 pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Router {
     let shared = Shared { service, close, one_change_at_a_time: Arc::new(Semaphore::new(1)) };
     Router::new()
-        .route("/v1/pool", get(pool))
+        .route("/v1/pool", get(pool).patch(set_pool))
         .route("/v1/volumes", get(volumes).post(create))
-        .route("/v1/volumes/{name}", delete(remove))
+        .route("/v1/volumes/{name}", delete(remove).patch(set))
         .route("/v1/volumes/{name}/snapshot", post(snapshot))
+        .route("/v1/volumes/{name}/rename", post(rename))
+        .route("/v1/snapshots", post(snapshot_group))
         .route("/v1/close", post(close_pool))
         .fallback(no_resource)
         .method_not_allowed_fallback(no_method)
@@ -51,6 +56,15 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
 
 async fn pool(State(shared): State<Shared>) -> Response {
     answer(StatusCode::OK, read(shared, |service| service.status()).await)
+}
+
+async fn set_pool(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<SetPool>(body) {
+        Ok(request) => {
+            answer(StatusCode::OK, change(shared, move |service| service.set_pool(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn volumes(State(shared): State<Shared>) -> Response {
@@ -68,12 +82,39 @@ async fn create(State(shared): State<Shared>, body: RawBody) -> Response {
 
 async fn snapshot(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
     let request = volume_name(name).and_then(|origin| {
-        let SnapshotVolume { name } = parse(body)?;
-        Ok(SnapshotPair { origin, name })
+        let SnapshotVolume { name, read_only } = parse(body)?;
+        Ok(SnapshotPair { origin, name, read_only })
     });
     match request {
         Ok(request) => {
             answer(StatusCode::CREATED, change(shared, move |service| service.snapshot(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn snapshot_group(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<SnapshotGroup>(body) {
+        Ok(request) => {
+            answer(StatusCode::CREATED, change(shared, move |service| service.snapshot_group(&request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn rename(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<RenameVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, change(shared, move |service| service.rename(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn set(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<SetVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, change(shared, move |service| service.set(&name, &request)).await)
         }
         Err(refusal) => refusal.into_response(),
     }

@@ -71,9 +71,10 @@ impl From<VolumeName> for String {
 }
 
 impl TryFrom<String> for VolumeName {
-    type Error = Error;
-    fn try_from(text: String) -> Result<Self> {
-        VolumeName::parse(&text)
+    /// The message alone: whoever reads names from JSON puts it into one of its own, with a hint of its own.
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        VolumeName::parse(&text).map_err(|error| error.message().to_owned())
     }
 }
 

@@ -43,18 +43,22 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
     };
     let PoolDisks { metadata, data } = dir.open_disks(mode)?;
     let metadata_name = metadata.name();
-    let mut metadata = Metadata::open(metadata, access).map_err(|error| as_found(error, &metadata_name))?;
+    let named = |error| as_found(error, &metadata_name);
+    let mut metadata = Metadata::open(metadata, access).map_err(named)?;
     check_data_size(&metadata, &data)?;
     let store = dir.catalog();
     let loaded = store.load()?;
     let found: Vec<_> = metadata
-        .volumes()?
+        .volumes()
+        .map_err(named)?
         .into_iter()
         .map(|(id, details)| FoundVolume { id, created: details.transaction_id })
         .collect();
     let (metadata_id, block_size) = (metadata.transaction_id(), metadata.geometry().block_size);
     let Reconciled { catalog, notes, lost, keep_copy } =
-        reconcile(loaded.clone(), metadata_id, &found, block_size, &mut |id| metadata.highest_mapped(id))?;
+        reconcile(loaded.clone(), metadata_id, &found, block_size, &mut |id| {
+            metadata.highest_mapped(id).map_err(named)
+        })?;
     match access {
         Access::ReadOnly => {}
         Access::ReadWrite => {
@@ -73,10 +77,15 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
     Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, needs_check })
 }
 
-/// Names the disk, where the message does not. And a disk that does not fit is a state that the pool is in, not a mistake
-/// in the command.
+/// Names the disk, where the message does not, and the way on from damage. And a disk that does not fit is a state that
+/// the pool is in, not a mistake in the command.
 fn as_found(error: Error, disk: &str) -> Error {
     let error = if error.message().contains(disk) { error } else { error.context(disk) };
+    if error.kind() == ErrorKind::Corrupt && error.next_step().is_none() {
+        return error.hint(format!(
+            "`uthin-fsck check {disk}` tells what else is damaged; keep a copy before anything"
+        ));
+    }
     if error.kind() != ErrorKind::Invalid {
         return error;
     }

@@ -125,6 +125,9 @@ impl PoolDir {
                     return Err(not_found(format!(
                         "{} is not a pool: {what}: {problem}",
                         self.path.display()
+                    ))
+                    .hint(format!(
+                        "a pool's directory has files (or links) `metadata` and `data`; put back `{what}`"
                     )));
                 }
                 Err(source) => return Err(Error::io(format!("looking at {}", path.display()), &source)),

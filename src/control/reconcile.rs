@@ -12,6 +12,7 @@
 //! and 2: a stale catalog never deletes anything. Nothing here reads or writes a file.
 
 use super::catalog::{Catalog, VolumeEntry};
+use super::label::Labels;
 use super::name::VolumeName;
 use crate::error::Result;
 use crate::units::{BlockSize, TransactionId, VirtualBlock, VolumeId};
@@ -104,6 +105,8 @@ pub fn reconcile(
             created_unix_seconds: None,
             created_in_transaction: None,
             origin: None,
+            labels: Labels::new(),
+            read_only: false,
         });
     }
     Ok(Reconciled { catalog, notes, lost, keep_copy })
@@ -166,6 +169,8 @@ mod tests {
             created_unix_seconds: None,
             created_in_transaction: Some(made),
             origin: None,
+            labels: Labels::new(),
+            read_only: false,
         }
     }
 

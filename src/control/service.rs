@@ -5,10 +5,12 @@
 //! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
 
 use super::api::{
-    CreateVolume, DataSpace, Deleted, Discard, MetadataSpace, Mode, NewVolume, PoolApi, PoolInfo, SCHEMA,
-    ServedBy, SnapshotPair, VolumeInfo, VolumeList,
+    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, MetadataSpace, Mode, NewSnapshots, NewVolume,
+    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, SCHEMA, ServedBy, SetPool, SetVolume,
+    SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
+use super::label;
 use super::name::VolumeName;
 use super::reconcile::volume_bytes_limit;
 use super::time;
@@ -16,6 +18,7 @@ use crate::engine::{self, Answer, Command, IdStep, PoolStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
@@ -93,6 +96,12 @@ impl Service {
     pub fn volume_id(&self, name: &str) -> Option<VolumeId> {
         let catalog = self.catalog.read().expect(NO_PANIC);
         catalog.volumes.iter().find(|entry| entry.name.as_str() == name).map(|entry| entry.id)
+    }
+
+    /// Whether clients may only read the volume. To be asked after it has been opened: then a change to read-only has
+    /// either seen the opener and been refused, or shows here.
+    pub fn is_read_only(&self, id: VolumeId) -> bool {
+        self.catalog.read().expect(NO_PANIC).by_id(id).is_some_and(|entry| entry.read_only)
     }
 
     /// Names of all volumes, in order.
@@ -215,6 +224,53 @@ impl Service {
         Ok(answer)
     }
 
+    /// A change of what the metadata knows nothing of: one replacing of the catalog, at the transaction id that it has.
+    /// After an error the old catalog is in force here; what is on disk, old or new, fits the metadata as well.
+    fn amend<T>(&self, _changes: &mut Changes, edit: impl FnOnce(&mut Catalog) -> Result<T>) -> Result<T> {
+        let mut catalog = self.catalog.read().expect(NO_PANIC).clone();
+        let value = edit(&mut catalog)?;
+        self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
+        *self.catalog.write().expect(NO_PANIC) = catalog;
+        Ok(value)
+    }
+
+    /// From here on clients get the volume for reading only. `Busy`, and all as before, when one has it open: it may be
+    /// writing. The order matters: who opens it after we have counted sees what was set before.
+    fn refuse_writers(&self, entry: &VolumeEntry) -> Result<()> {
+        self.show_read_only(entry.id, true);
+        let openers = self.engine_volumes().map(|volumes| {
+            volumes.iter().find(|volume| volume.id == entry.id).map_or(0, |volume| volume.openers)
+        });
+        let refusal = match openers {
+            Ok(0) => return Ok(()),
+            Ok(_) => Error::new(
+                ErrorKind::Busy,
+                format!("volume `{}` is in use by a client, which may be writing", entry.name),
+            )
+            .hint("disconnect its clients first; `uthin volume list POOL` counts them"),
+            Err(error) => error,
+        };
+        self.show_read_only(entry.id, false);
+        Err(refusal)
+    }
+
+    /// What clients that come now get; on disk nothing changes.
+    fn show_read_only(&self, id: VolumeId, read_only: bool) {
+        let mut catalog = self.catalog.write().expect(NO_PANIC);
+        if let Some(entry) = catalog.volumes.iter_mut().find(|entry| entry.id == id) {
+            entry.read_only = read_only;
+        }
+    }
+
+    fn engine_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
+        match self.executor.run(Command::Volumes)? {
+            Answer::Volumes(volumes) => Ok(volumes),
+            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
+                unreachable!("the answer is a list")
+            }
+        }
+    }
+
     /// Whether the metadata is known to be at `id`, in core and on disk.
     fn certainly_at(&self, id: TransactionId) -> bool {
         self.pool_status().is_ok_and(|status| {
@@ -231,6 +287,8 @@ impl Service {
             size_bytes: entry.size_bytes,
             origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
             created: time::rfc3339(entry.created_unix_seconds.unwrap_or_default()),
+            labels: entry.labels.clone(),
+            read_only: entry.read_only,
         }
     }
 }
@@ -280,6 +338,7 @@ impl PoolApi for Service {
             held_root: status.held_root,
             discard: if status.discard_passdown { Discard::Passdown } else { Discard::NoPassdown },
             zero_new_blocks: status.zero_new_blocks,
+            options: catalog.options,
             needs_check: self.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
             exports: self.uris(""),
@@ -287,14 +346,25 @@ impl PoolApi for Service {
         })
     }
 
+    fn set_pool(&self, request: &SetPool) -> Result<PoolSettings> {
+        let mut changes = self.begin_change()?;
+        let options = self.amend(&mut changes, |catalog| {
+            let options = &mut catalog.options;
+            options.discard = request.discard.unwrap_or(options.discard);
+            options.zero_new_blocks = request.zero_new_blocks.unwrap_or(options.zero_new_blocks);
+            Ok(*options)
+        })?;
+        let status = self.pool_status()?;
+        // A command that opened the pool for this alone leaves nothing running that could go on as before.
+        let in_force = self.serving.get().is_none()
+            || (status.discard_passdown == options.discard_passdown()
+                && status.zero_new_blocks == options.zero_new_blocks);
+        Ok(PoolSettings { schema: SCHEMA.to_owned(), options, in_force })
+    }
+
     fn volumes(&self) -> Result<VolumeList> {
         let block_size = self.pool_status()?.block_size.bytes();
-        let volumes = match self.executor.run(Command::Volumes)? {
-            Answer::Volumes(volumes) => volumes,
-            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
-                unreachable!("the answer is a list")
-            }
-        };
+        let volumes = self.engine_volumes()?;
         let catalog = self.catalog.read().expect(NO_PANIC);
         let mut list: Vec<_> = volumes
             .into_iter()
@@ -311,6 +381,8 @@ impl PoolApi for Service {
                     transaction_id: info.details.transaction_id.0,
                     creation_time: info.details.creation_time.0,
                     snapshotted_time: info.details.snapshotted_time.0,
+                    labels: entry.labels.clone(),
+                    read_only: entry.read_only,
                     open: info.openers,
                     exports: self.uris(entry.name.as_str()),
                 })
@@ -322,10 +394,12 @@ impl PoolApi for Service {
 
     fn create(&self, request: &CreateVolume) -> Result<NewVolume> {
         let name = VolumeName::parse_new(request.name.as_str())?;
+        label::check_count(&request.labels)?;
         let mut changes = self.begin_change()?;
         let size_bytes = request.size_bytes;
         check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
-        let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, None)?;
+        let labels = request.labels.clone();
+        let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels)?;
         let volume = entry.id;
         self.carry_out(&mut changes, Operation::Create(entry.clone()), |step| Command::CreateVolume {
             volume,
@@ -337,22 +411,72 @@ impl PoolApi for Service {
     }
 
     fn snapshot(&self, request: &SnapshotPair) -> Result<NewVolume> {
-        let name = VolumeName::parse_new(request.name.as_str())?;
+        let mut made = self.snapshot_group(&SnapshotGroup { snapshots: vec![request.clone()] })?.snapshots;
+        Ok(made.pop().expect("one snapshot was asked for and made"))
+    }
+
+    fn snapshot_group(&self, request: &SnapshotGroup) -> Result<NewSnapshots> {
+        check_group(request)?;
         let mut changes = self.begin_change()?;
-        let (origin, entry) = {
-            let catalog = self.catalog.read().expect(NO_PANIC);
-            let origin = catalog.require(&request.origin)?;
-            (origin.id, catalog.plan_volume(name, origin.size_bytes, Some(origin.id))?)
-        };
-        let pairs = vec![(origin, entry.id)];
-        self.carry_out(&mut changes, Operation::Snapshot(vec![entry.clone()]), |step| Command::Snapshot {
+        let planned = self.catalog.read().expect(NO_PANIC).plan_snapshots(&request.snapshots)?;
+        let pairs = planned.iter().map(|(origin, entry)| (*origin, entry.id)).collect();
+        let entries: Vec<_> = planned.into_iter().map(|(_, entry)| entry).collect();
+        self.carry_out(&mut changes, Operation::Snapshot(entries.clone()), |step| Command::Snapshot {
             pairs,
             step,
         })
         .map_err(|error| {
-            error.context(format!("snapshot `{}` of volume `{}`", entry.name, request.origin))
+            let words: Vec<_> = request
+                .snapshots
+                .iter()
+                .map(|pair| format!("snapshot `{}` of volume `{}`", pair.name, pair.origin))
+                .collect();
+            error.context(words.join(", "))
         })?;
-        Ok(self.new_volume(&entry))
+        let snapshots = entries.iter().map(|entry| self.new_volume(entry)).collect();
+        Ok(NewSnapshots { schema: SCHEMA.to_owned(), snapshots })
+    }
+
+    fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed> {
+        let new = VolumeName::parse_new(request.name.as_str())?;
+        let mut changes = self.begin_change()?;
+        let id = self.amend(&mut changes, |catalog| {
+            catalog.require(name)?;
+            catalog.require_free(&new)?;
+            let entry = catalog.require_mut(name)?;
+            entry.name = new.clone();
+            Ok(entry.id.get())
+        })?;
+        Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id })
+    }
+
+    fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
+        let mut changes = self.begin_change()?;
+        let before = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        let closes = request.read_only == Some(true) && !before.read_only;
+        if closes {
+            self.refuse_writers(&before)?;
+        }
+        let amended = self.amend(&mut changes, |catalog| {
+            let entry = catalog.require_mut(name)?;
+            if let Some(read_only) = request.read_only {
+                entry.read_only = read_only;
+            }
+            label::apply(&mut entry.labels, &request.labels)
+                .map_err(|error| error.context(format!("volume `{name}`")))?;
+            Ok(entry.clone())
+        });
+        if closes && amended.is_err() {
+            self.show_read_only(before.id, false);
+        }
+        let entry = amended?;
+        Ok(VolumeSettings {
+            schema: SCHEMA.to_owned(),
+            name: entry.name,
+            id: entry.id.get(),
+            labels: entry.labels,
+            read_only: entry.read_only,
+        })
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
@@ -373,6 +497,28 @@ impl PoolApi for Service {
         let finished = answer == Answer::Deleting { finished: true };
         Ok(Deleted { schema: SCHEMA.to_owned(), name: name.clone(), finished })
     }
+}
+
+/// What is wrong with a group whatever the pool holds.
+fn check_group(request: &SnapshotGroup) -> Result<()> {
+    let count = request.snapshots.len();
+    if count == 0 || count > GROUP_LIMIT {
+        let message = format!("a group has 1 to {GROUP_LIMIT} snapshots, and {count} were asked for");
+        return Err(Error::new(ErrorKind::Invalid, message).hint("make several groups"));
+    }
+    let (mut origins, mut names) = (HashSet::new(), HashSet::new());
+    for pair in &request.snapshots {
+        VolumeName::parse_new(pair.name.as_str())?;
+        if !origins.insert(&pair.origin) {
+            let message = format!("volume `{}` is in the group twice", pair.origin);
+            return Err(Error::new(ErrorKind::Invalid, message).hint("name each volume once"));
+        }
+        if !names.insert(&pair.name) {
+            let message = format!("two snapshots of the group would be called `{}`", pair.name);
+            return Err(Error::new(ErrorKind::Invalid, message).hint("give each a name of its own"));
+        }
+    }
+    Ok(())
 }
 
 fn check_volume_size(size_bytes: u64, limit_bytes: u64) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The three-step protocol under crashes and failures at every step, against metadata made of plain maps.
 
+use super::super::label::Labels;
 use super::super::reconcile::{FoundVolume, reconcile};
 use super::*;
 use crate::metadata::{Usage, VolumeDetails};
@@ -142,7 +143,7 @@ impl Executor for Keeper {
                     .volumes
                     .iter()
                     .filter(|(id, _)| !world.disks.dying.contains(id))
-                    .map(|(id, created)| info_of(*id, *created))
+                    .map(|(id, created)| info_of(*id, *created, in_use.contains(id).into()))
                     .collect(),
             )),
             Command::Commit | Command::Close => world.attempt(|disks| {
@@ -153,7 +154,7 @@ impl Executor for Keeper {
     }
 }
 
-fn info_of(id: VolumeId, created: u64) -> engine::VolumeInfo {
+fn info_of(id: VolumeId, created: u64, openers: u32) -> engine::VolumeInfo {
     engine::VolumeInfo {
         id,
         size_bytes: 1 << 20,
@@ -164,7 +165,7 @@ fn info_of(id: VolumeId, created: u64) -> engine::VolumeInfo {
             snapshotted_time: SnapTime(0),
         },
         highest_mapped: None,
-        openers: 0,
+        openers,
     }
 }
 
@@ -231,7 +232,11 @@ fn name(text: &str) -> VolumeName {
 }
 
 fn create(text: &str) -> CreateVolume {
-    CreateVolume { name: name(text), size_bytes: 1 << 20 }
+    CreateVolume { name: name(text), size_bytes: 1 << 20, labels: Labels::new() }
+}
+
+fn pair(origin: &str, new: &str) -> SnapshotPair {
+    SnapshotPair { origin: name(origin), name: name(new), read_only: false }
 }
 
 fn names(service: &Service) -> Vec<String> {
@@ -251,6 +256,7 @@ enum Step {
     Create(usize),
     Snapshot(usize, usize),
     Delete(usize),
+    Rename(usize, usize),
     /// The background work of deletions gets through, without a commit.
     Background,
 }
@@ -265,10 +271,11 @@ fn perform(world: &Shared, service: &Service, step: &Step) -> Result<()> {
             Ok(())
         }
         Step::Create(new) => service.create(&create(NAMES[*new])).map(drop),
-        Step::Snapshot(origin, new) => service
-            .snapshot(&SnapshotPair { origin: name(NAMES[*origin]), name: name(NAMES[*new]) })
-            .map(drop),
+        Step::Snapshot(origin, new) => service.snapshot(&pair(NAMES[*origin], NAMES[*new])).map(drop),
         Step::Delete(old) => service.delete(&name(NAMES[*old])).map(drop),
+        Step::Rename(old, new) => {
+            service.rename(&name(NAMES[*old]), &RenameVolume { name: name(NAMES[*new]) }).map(drop)
+        }
     }
 }
 
@@ -281,6 +288,9 @@ fn expected(before: &[String], step: &Step) -> Option<Vec<String>> {
         Step::Create(new) => !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Snapshot(origin, new) => has(origin) && !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Delete(old) => after.remove(NAMES[*old]),
+        Step::Rename(old, new) => {
+            has(old) && !has(new) && after.remove(NAMES[*old]) && after.insert(NAMES[*new].to_owned())
+        }
     }
     .then(|| after.into_iter().collect())
 }
@@ -290,6 +300,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..4usize).prop_map(Step::Create),
         3 => (0..4usize, 0..4usize).prop_map(|(origin, new)| Step::Snapshot(origin, new)),
         2 => (0..4usize).prop_map(Step::Delete),
+        2 => (0..4usize, 0..4usize).prop_map(|(old, new)| Step::Rename(old, new)),
         1 => Just(Step::Background),
     ];
     proptest::collection::vec(step, 1..12)
@@ -367,6 +378,23 @@ fn every_call_of_every_operation_can_be_the_last() {
 }
 
 #[test]
+fn a_rename_is_one_writing_and_no_step_of_the_id() {
+    for takes_effect in [false, true] {
+        let (world, service) = open(&Disks::default(), None);
+        service.create(&create("a")).expect("no fault");
+        let disks = world.lock().expect("whole").disks.clone();
+        let (world, service) = open(&disks, Some(Fault { at_call: 0, takes_effect, fatal: true }));
+        perform(&world, &service, &Step::Rename(0, 1)).expect_err("the disk is on fire");
+        assert_eq!(service.volume_names(), ["a"], "what failed is not shown");
+        let disks = world.lock().expect("whole").disks.clone();
+        let service = open(&disks, None).1;
+        assert_eq!(names(&service), if takes_effect { ["b"] } else { ["a"] });
+        let status = service.status().expect("a status");
+        assert_eq!((status.transaction_id, status.notes.len()), (1, 0));
+    }
+}
+
+#[test]
 fn a_refusal_changes_nothing_and_an_uncertain_failure_stops_all_changes() {
     let (world, service) = open(&Disks::default(), None);
     service.create(&create("a")).expect("no fault");
@@ -391,15 +419,16 @@ fn unknown_and_duplicate_names_and_bad_sizes_are_refused() {
     let kind = |result: Result<NewVolume>| result.expect_err("refused").kind();
     assert_eq!(kind(service.create(&create("a"))), ErrorKind::Exists);
     assert_eq!(kind(service.create(&create("7"))), ErrorKind::Invalid);
-    let pair = |origin: &str, new: &str| SnapshotPair { origin: name(origin), name: name(new) };
     assert_eq!(kind(service.snapshot(&pair("x", "y"))), ErrorKind::NotFound);
     assert_eq!(kind(service.snapshot(&pair("a", "a"))), ErrorKind::Exists);
     assert_eq!(service.delete(&name("x")).expect_err("refused").kind(), ErrorKind::NotFound);
     for size_bytes in [0, 511, 513, (1 << 52) + 512, u64::MAX] {
-        let result = service.create(&CreateVolume { name: name("z"), size_bytes });
+        let result = service.create(&CreateVolume { name: name("z"), size_bytes, labels: Labels::new() });
         assert_eq!(kind(result), ErrorKind::Invalid, "{size_bytes}");
     }
-    service.create(&CreateVolume { name: name("z"), size_bytes: 512 }).expect("the least");
+    service
+        .create(&CreateVolume { name: name("z"), size_bytes: 512, labels: Labels::new() })
+        .expect("the least");
 }
 
 #[test]
@@ -424,7 +453,7 @@ fn a_finished_deletion_is_forgotten_and_an_unfinished_one_goes_on() {
 fn status_and_list_say_what_the_catalog_knows() {
     let (_, service) = open(&Disks::default(), None);
     service.create(&create("b")).expect("no fault");
-    let made = service.snapshot(&SnapshotPair { origin: name("b"), name: name("a") }).expect("no fault");
+    let made = service.snapshot(&pair("b", "a")).expect("no fault");
     assert_eq!((made.origin, made.id, made.size_bytes), (Some(name("b")), 1, 1 << 20));
     let list = service.volumes().expect("a list").volumes;
     assert_eq!(list[0].name, name("a"), "in order of names");
@@ -462,4 +491,29 @@ fn a_deletion_is_forgotten_only_when_it_is_durable() {
             "{at_call}"
         );
     }
+}
+
+#[test]
+fn a_volume_becomes_read_only_when_nobody_can_be_writing() {
+    let (world, service) = open(&Disks::default(), None);
+    service.create(&create("a")).expect("no fault");
+    let id = VolumeId::new(0).expect("a number");
+    let set = |read_only| {
+        service.set(&name("a"), &SetVolume { read_only: Some(read_only), ..SetVolume::default() })
+    };
+    world.lock().expect("whole").in_use.insert(id);
+    assert_eq!(set(true).expect_err("a client may write").kind(), ErrorKind::Busy);
+    assert!(!service.is_read_only(id), "nothing was changed");
+    world.lock().expect("whole").in_use.clear();
+    assert!(set(true).expect("nobody has it").read_only);
+    world.lock().expect("whole").in_use.insert(id);
+    assert!(set(true).expect("it is so already").read_only && service.is_read_only(id));
+    assert!(!set(false).expect("readers are not disturbed").read_only);
+    world.lock().expect("whole").in_use.clear();
+    {
+        let mut inside = world.lock().expect("whole");
+        inside.fault = Some(Fault { at_call: inside.calls, takes_effect: false, fatal: false });
+    }
+    set(true).expect_err("the catalog cannot be written");
+    assert!(!service.is_read_only(id), "what failed is not in force");
 }

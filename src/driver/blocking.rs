@@ -222,11 +222,11 @@ impl<M: Disk, D: Disk> Blocking<M, D> {
         match step {
             Step::Read { disk_offset_bytes, length_bytes, into } => {
                 let read = self.data.read_at(disk_offset_bytes, lane.bytes_mut(into, length_bytes));
-                lane.lane.io_done(op, succeeded("reading", &self.data, read), &mut actions);
+                lane.lane.io_done(op, ended("reading", &self.data, read), &mut actions);
             }
             Step::Write { disk_offset_bytes, length_bytes, from } => {
                 let written = self.data.write_at(disk_offset_bytes, lane.bytes(from, length_bytes));
-                lane.lane.io_done(op, succeeded("writing", &self.data, written), &mut actions);
+                lane.lane.io_done(op, ended("writing", &self.data, written), &mut actions);
             }
             Step::Ask(ask) => {
                 let mut out = Outbox::default();
@@ -366,8 +366,11 @@ fn range(offset_bytes: u64, length_bytes: u64) -> Range<usize> {
     begin..begin + usize::try_from(length_bytes).expect("buffers fit into memory")
 }
 
-fn succeeded(doing: &str, disk: &impl Disk, result: std::io::Result<()>) -> bool {
-    result.inspect_err(|error| tracing::error!("{doing} {}: {error}", disk.name())).is_ok()
+fn ended(doing: &str, disk: &impl Disk, result: std::io::Result<()>) -> Result<(), IoError> {
+    result.map_err(|error| {
+        tracing::error!("{doing} {}: {error}", disk.name());
+        super::told_to_clients(&error)
+    })
 }
 
 #[cfg(test)]

@@ -15,3 +15,27 @@ pub mod uring;
 
 pub use buffers::BufferPool;
 pub use pool::Pool;
+
+use crate::engine::IoError;
+use std::io;
+
+/// What a client is told of the data disk's error. A filesystem that has no room left for a sparse file is no space like
+/// any other: hypervisors stop a machine on ENOSPC until there is room, and hand it an error that it cannot bear on EIO.
+fn told_to_clients(error: &io::Error) -> IoError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => IoError::NoSpace,
+        _ => IoError::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_filesystem_is_no_space() {
+        let told = |errno| told_to_clients(&io::Error::from_raw_os_error(errno));
+        assert_eq!([libc::ENOSPC, libc::EDQUOT].map(told), [IoError::NoSpace; 2]);
+        assert_eq!([libc::EIO, libc::EFBIG].map(told), [IoError::Io; 2]);
+    }
+}

@@ -89,8 +89,8 @@ enum Step {
     Writing { fill: Fill },
     /// The keeper has been asked to map the filled block.
     Publishing,
-    /// The keeper has been asked to forget the block.
-    Abandoning,
+    /// The keeper has been asked to forget the block, because of this.
+    Abandoning(IoError),
 }
 
 /// A fresh block on its way.
@@ -327,38 +327,42 @@ impl Lane {
                 self.ask(op, Ask::AwaitSpace, out);
             }
             (Step::Asked | Step::Publishing, Reply::Done) => self.finish(op, Ok(()), out),
-            (Step::Abandoning, Reply::Done | Reply::Failed(_)) => self.finish(op, Err(IoError::Io), out),
+            (Step::Abandoning(error), Reply::Done | Reply::Failed(_)) => self.finish(op, Err(error), out),
             (Step::Asked | Step::Publishing, Reply::Failed(error)) => self.finish(op, Err(error), out),
             (
                 Step::InPlace { .. }
                 | Step::Reading { .. }
                 | Step::Writing { .. }
                 | Step::Publishing
-                | Step::Abandoning,
+                | Step::Abandoning(_),
                 reply,
             ) => unreachable!("the keeper answered {reply:?} to nothing"),
         }
     }
 
     /// A read or write of `op` has ended. Exactly one call for each `ReadData` and `WriteData`.
-    pub fn io_done(&mut self, op: OpId, ok: bool, out: &mut Vec<Action>) {
+    pub fn io_done(&mut self, op: OpId, result: Result<(), IoError>, out: &mut Vec<Action>) {
         let op = op.0 as usize;
         let Op { work, step, .. } = *self.ops.get(op);
         let Work::Move(piece) = work else { unreachable!("only moves do data I/O") };
-        match step {
-            Step::InPlace { .. } if !ok => self.finish(op, Err(IoError::Io), out),
-            Step::InPlace { moved_bytes, .. } if moved_bytes == piece.length_bytes => {
+        match (step, result) {
+            (Step::InPlace { .. }, Err(error)) => self.finish(op, Err(error), out),
+            (Step::InPlace { moved_bytes, .. }, Ok(())) if moved_bytes == piece.length_bytes => {
                 self.finish(op, Ok(()), out)
             }
-            Step::InPlace { block, moved_bytes } => self.write_in_place(op, piece, block, moved_bytes, out),
-            Step::Reading { fill, .. } | Step::Writing { fill } if !ok => {
-                self.ops.get_mut(op).step = Step::Abandoning;
+            (Step::InPlace { block, moved_bytes }, Ok(())) => {
+                self.write_in_place(op, piece, block, moved_bytes, out)
+            }
+            (Step::Reading { fill, .. } | Step::Writing { fill }, Err(error)) => {
+                self.ops.get_mut(op).step = Step::Abandoning(error);
                 let ask = Ask::Abandon(self.volume_of(op).id(), piece.block, fill.target);
                 out.push(Action::Ask { op: op_id(op), ask });
             }
-            Step::Reading { fill, chunk_bytes } => self.write_chunk(op, piece, fill, chunk_bytes, out),
-            Step::Writing { fill } => self.fill(op, piece, fill, out),
-            Step::Asked | Step::Publishing | Step::Abandoning => {
+            (Step::Reading { fill, chunk_bytes }, Ok(())) => {
+                self.write_chunk(op, piece, fill, chunk_bytes, out)
+            }
+            (Step::Writing { fill }, Ok(())) => self.fill(op, piece, fill, out),
+            (Step::Asked | Step::Publishing | Step::Abandoning(_), Ok(()) | Err(_)) => {
                 unreachable!("an I/O ended that nobody began")
             }
         }
@@ -438,7 +442,7 @@ impl Lane {
         self.leave_epoch(op);
         if let Work::Move(_) = self.ops.get(op).work {
             match self.ops.get(op).step {
-                Step::Publishing | Step::Abandoning => out.push(Action::DropScratch { op: op_id(op) }),
+                Step::Publishing | Step::Abandoning(_) => out.push(Action::DropScratch { op: op_id(op) }),
                 Step::Asked | Step::InPlace { .. } | Step::Reading { .. } | Step::Writing { .. } => {}
             }
         }

@@ -34,8 +34,8 @@ impl Bench {
         self.lane.reply(op, reply, &mut self.out);
         std::mem::take(&mut self.out)
     }
-    fn io_done(&mut self, op: OpId, ok: bool) -> Vec<Action> {
-        self.lane.io_done(op, ok, &mut self.out);
+    fn io_done(&mut self, op: OpId, result: Result<(), IoError>) -> Vec<Action> {
+        self.lane.io_done(op, result, &mut self.out);
         std::mem::take(&mut self.out)
     }
     fn id(&self) -> VolumeId {
@@ -70,7 +70,7 @@ fn a_read_of_a_hole_is_zeros_and_of_a_mapped_block_one_read() {
     };
     let zeros = Action::ZeroRequest { tag: Tag(1), offset_bytes: 0, length_bytes: 1024 };
     assert_eq!(out, [zeros, read]);
-    assert_eq!(bench.io_done(op_of(&out[1]), true), [complete()]);
+    assert_eq!(bench.io_done(op_of(&out[1]), Ok(())), [complete()]);
     assert!(bench.lane.is_idle());
 }
 
@@ -81,7 +81,7 @@ fn a_write_goes_in_place_only_where_nobody_else_sees_the_block() {
     assert!(
         matches!(out[..], [Action::WriteData { disk_offset_bytes, .. }] if disk_offset_bytes == 11 * BLOCK + 512)
     );
-    assert_eq!(bench.io_done(op_of(&out[0]), true), [complete()]);
+    assert_eq!(bench.io_done(op_of(&out[0]), Ok(())), [complete()]);
 
     let out = bench.begin(Kind::Write { fua: false }, 2 * BLOCK, 512);
     let op = op_of(&out[0]);
@@ -91,12 +91,12 @@ fn a_write_goes_in_place_only_where_nobody_else_sees_the_block() {
     assert!(
         matches!(out[..], [Action::ReadData { disk_offset_bytes, length_bytes: BLOCK, .. }] if disk_offset_bytes == 12 * BLOCK)
     );
-    let out = bench.io_done(op, true);
+    let out = bench.io_done(op, Ok(()));
     assert!(matches!(out[0], Action::PatchScratch { at_bytes: 0, length_bytes: 512, .. }));
     assert!(
         matches!(out[1], Action::WriteData { disk_offset_bytes, length_bytes: BLOCK, .. } if disk_offset_bytes == 20 * BLOCK)
     );
-    let out = bench.io_done(op, true);
+    let out = bench.io_done(op, Ok(()));
     assert_eq!(out, [Action::Ask { op, ask: Ask::Publish(bench.id(), VirtualBlock(2), DataBlock(20)) }]);
     assert_eq!(bench.reply(op, Reply::Done), [Action::DropScratch { op }, complete()]);
 }
@@ -111,7 +111,7 @@ fn a_write_of_a_whole_block_reads_nothing() {
     let from = Place::Request(Tag(1), 0);
     let write = Action::WriteData { op, disk_offset_bytes: 20 * BLOCK, length_bytes: BLOCK, from };
     assert_eq!(out, [write]);
-    bench.io_done(op, true);
+    bench.io_done(op, Ok(()));
     bench.reply(op, Reply::Done);
     assert!(bench.lane.is_idle());
 }
@@ -122,16 +122,20 @@ fn a_failed_fill_is_abandoned_and_fails_the_write() {
     let out = bench.begin(Kind::Write { fua: true }, 0, 512);
     let op = op_of(&out[0]);
     bench.reply(op, Reply::Fill { target: DataBlock(20), source: FillSource::Zeros });
-    let out = bench.io_done(op, false);
+    let out = bench.io_done(op, Err(IoError::NoSpace));
     assert_eq!(out, [Action::Ask { op, ask: Ask::Abandon(bench.id(), VirtualBlock(0), DataBlock(20)) }]);
-    assert_eq!(bench.reply(op, Reply::Done), [Action::DropScratch { op }, failed(IoError::Io)]);
+    assert_eq!(
+        bench.reply(op, Reply::Done),
+        [Action::DropScratch { op }, failed(IoError::NoSpace)],
+        "as told"
+    );
 }
 
 #[test]
 fn a_forced_write_is_flushed_before_it_completes() {
     let mut bench = bench(BlockSize::MIN, 4);
     let out = bench.begin(Kind::Write { fua: true }, BLOCK, 512);
-    let out = bench.io_done(op_of(&out[0]), true);
+    let out = bench.io_done(op_of(&out[0]), Ok(()));
     assert!(matches!(out[..], [Action::Ask { ask: Ask::Flush, .. }]));
     assert_eq!(bench.reply(op_of(&out[0]), Reply::Done), [complete()]);
 }
@@ -187,7 +191,7 @@ fn zeroes_unmap_whole_blocks_and_write_the_edges() {
     assert_eq!(out[0], edge);
     assert!(matches!(&out[1], Action::Ask { ask: Ask::Unmap(_, blocks), .. } if *blocks == (2..3)));
     assert_eq!(out.len(), 2, "the edge in block 3 is a hole and reads zeros as it is");
-    assert!(bench.io_done(op_of(&out[0]), true).is_empty());
+    assert!(bench.io_done(op_of(&out[0]), Ok(())).is_empty());
     assert_eq!(bench.reply(op_of(&out[1]), Reply::Done), [complete()]);
 
     let mapped = Kind::WriteZeroes { fua: false, may_unmap: false };
@@ -199,7 +203,7 @@ fn zeroes_unmap_whole_blocks_and_write_the_edges() {
     let op = op_of(&out[0]);
     let out = bench.reply(op, Reply::Fill { target: DataBlock(20), source: FillSource::Zeros });
     assert!(matches!(out[..], [Action::WriteData { length_bytes: BLOCK, from: Place::Zeros, .. }]));
-    bench.io_done(op, true);
+    bench.io_done(op, Ok(()));
     bench.reply(op, Reply::Done);
 }
 
@@ -271,7 +275,7 @@ fn written_by_fill(size: BlockSize, source: FillSource, guest: Range<u64>) -> Se
                 Action::ReadData { length_bytes, .. } => {
                     assert!(length_bytes <= CHUNK_BYTES);
                     patched = 0..0;
-                    next.extend(bench.io_done(op, true));
+                    next.extend(bench.io_done(op, Ok(())));
                 }
                 Action::PatchScratch { at_bytes, length_bytes, .. } => {
                     patched = at_bytes..at_bytes + length_bytes
@@ -294,7 +298,7 @@ fn written_by_fill(size: BlockSize, source: FillSource, guest: Range<u64>) -> Se
                         let sector = &mut sectors[((begin + at) / 512) as usize];
                         *sector = (sector.0 + 1, guests);
                     }
-                    next.extend(bench.io_done(op, true));
+                    next.extend(bench.io_done(op, Ok(())));
                 }
                 Action::Ask { ask: Ask::Publish(..), .. } => next.extend(bench.reply(op, Reply::Done)),
                 Action::DropScratch { .. } => {}

@@ -108,23 +108,6 @@ impl<D: Disk> Metadata<D> {
                 return Ok(());
             }
         }
-        if std::env::var_os("DBG").is_some() {
-            let o = self.outlook();
-            eprintln!(
-                "REFUSED {ask:?} avail {} need {} succ {} growth {} shape {:?} outstanding {} made {:?} incs {} large {} meta {} bits {}",
-                self.space.references.metadata.available(),
-                o.worst_case(ask),
-                o.worst_case(&ask.with_successors()),
-                o.growth(ask),
-                o.shape,
-                o.outstanding,
-                o.tally.made(TreeKind::Mappings),
-                o.logged_increments,
-                o.large_data_nodes,
-                o.large_metadata_entries,
-                o.unchanged_bitmaps
-            );
-        }
         let metadata = &self.space.references.metadata;
         let what = format!(
             "too few free metadata blocks: {} of {} are free, {} of them kept back",
@@ -274,11 +257,10 @@ impl Outlook {
         // Every node has 84 entries, but for one at each level of each volume.
         let leaves = all_mappings / LEAST_FANOUT + volumes;
         let internal = all_mappings / (LEAST_FANOUT * LEAST_FANOUT - LEAST_FANOUT) + volumes * lower;
-        let (made, grown) =
-            (self.tally.made(TreeKind::Mappings), self.tally.grown_at_commit(TreeKind::Mappings));
-        let leaves = (2 * mappings).min((2 * leaves).saturating_sub(made.leaves + grown.leaves));
+        let (made, old) = (self.tally.made(TreeKind::Mappings), self.tally.committed(TreeKind::Mappings));
+        let leaves = (2 * mappings).min((2 * leaves).saturating_sub(made.leaves + old.leaves));
         let internal =
-            ((2 * lower - 1) * mappings).min((2 * internal).saturating_sub(made.internal + grown.internal));
+            ((2 * lower - 1) * mappings).min((2 * internal).saturating_sub(made.internal + old.internal));
         // Mappings change the entries of volumes, but add none.
         let made = |tree| self.tally.made(tree).all();
         let upper_nodes =
@@ -315,7 +297,7 @@ impl Outlook {
     /// than one split for each, nor more than the entries can fill: each stands for a block with three references.
     fn large_data_nodes_after(&self, ask: &Ask, increments: u64) -> u64 {
         let added = self.logged_increments + increments;
-        if added == 0 {
+        if added == 0 || !self.counts_can_be_large(ask) {
             return self.large_data_nodes;
         }
         let leaf = leaf_capacity::<LargeCount>();

@@ -50,7 +50,7 @@ impl<D: Disk> Metadata<D> {
         })?;
         self.superblock = superblock;
         self.space.references.metadata.committed();
-        self.space.tally.committed();
+        self.space.tally.commit();
         Ok(self.data.committed())
     }
 

@@ -114,7 +114,7 @@ fn read_superblock(disk: &impl Disk) -> Result<Superblock> {
     let mut block = Block::ZERO;
     if disk.size_bytes() < META_BLOCK_BYTES as u64 {
         let what = format!("found {} bytes, expected at least one block of 4096", disk.size_bytes());
-        return Err(Error::new(ErrorKind::Invalid, what));
+        return Err(Error::new(ErrorKind::Invalid, what).hint("name the right metadata file or device"));
     }
     disk.read_at(MetaBlock::SUPERBLOCK.offset_bytes(), &mut block.0)
         .map_err(|error| Error::io("cannot read the superblock", &error))?;

@@ -37,8 +37,12 @@ impl<N> Nodes<N> {
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Tally {
     made: [Nodes<u64>; 5],
+    /// Nodes more than at opening, now.
     grown: [Nodes<i64>; 5],
-    grown_at_commit: [Nodes<i64>; 5],
+    /// The same, at the last commit.
+    committed: [Nodes<i64>; 5],
+    /// The least that it was at any commit: there were no fewer than 0 nodes then.
+    least: [Nodes<i64>; 5],
 }
 
 impl Tally {
@@ -47,11 +51,10 @@ impl Tally {
         self.made[tree as usize]
     }
 
-    /// By how much more nodes there were at the last commit than at opening; 0 if there were fewer.
-    pub fn grown_at_commit(&self, tree: TreeKind) -> Nodes<u64> {
-        let Nodes { leaves, internal } = self.grown_at_commit[tree as usize];
-        let at_least_0 = |grown: i64| u64::try_from(grown).unwrap_or(0);
-        Nodes { leaves: at_least_0(leaves), internal: at_least_0(internal) }
+    /// How many nodes there were at the last commit, at least.
+    pub fn committed(&self, tree: TreeKind) -> Nodes<u64> {
+        let (now, least) = (self.committed[tree as usize], self.least[tree as usize]);
+        Nodes { leaves: now.leaves.abs_diff(least.leaves), internal: now.internal.abs_diff(least.internal) }
     }
 
     /// A node was made.
@@ -67,8 +70,12 @@ impl Tally {
     }
 
     /// The transaction is over.
-    pub fn committed(&mut self) {
+    pub fn commit(&mut self) {
         self.made = Default::default();
-        self.grown_at_commit = self.grown;
+        self.committed = self.grown;
+        for (least, now) in self.least.iter_mut().zip(self.grown) {
+            least.leaves = least.leaves.min(now.leaves);
+            least.internal = least.internal.min(now.internal);
+        }
     }
 }

@@ -1,8 +1,11 @@
 //! What every sector of every volume may hold: now, and after a power cut.
 //!
-//! A sector's value is a stamp that its write wrote to it, 0 for zeros. Requests in flight never overlap in sectors, so a
-//! sector has one value now, except where a snapshot was taken while it was being written: then it may have either,
-//! until somebody looks.
+//! A sector's value is a stamp that its write wrote to it, 0 for zeros. Where requests in flight overlap, and where a
+//! snapshot was taken while a sector was being written, it may have one of several values until somebody looks.
+//!
+//! A snapshot is a moment: for each sector that somebody looks at, the model narrows down when it can have been. A write
+//! whose bytes are in it began before that moment, and one whose bytes are not (though it came to an end) ended after it.
+//! All snapshots of a command share the moment.
 
 use crate::units::VolumeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,23 +19,42 @@ pub type Stamp = u64;
 struct SectorHistory {
     /// When it was acknowledged, and the values it may be. The first entry is durable; the last is now.
     acknowledged: Vec<(u64, BTreeSet<Stamp>)>,
-    /// A write in flight.
-    in_flight: Option<Stamp>,
+    /// Writes in flight: when they began, and what they write.
+    in_flight: Vec<(u64, Stamp)>,
+    /// What was written since a write was last in flight alone, or none: any of these may have come last.
+    rivals: BTreeSet<Stamp>,
 }
 
 /// One volume.
 #[derive(Clone, Debug)]
 pub struct ModelVolume {
     sectors: Vec<SectorHistory>,
+    /// For a snapshot: which moment it is of, and for each sector what it may have held then.
+    taken: Option<(usize, Vec<Vec<Candidate>>)>,
+}
+
+/// A content that a snapshot's sector may have.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    stamp: Stamp,
+    /// When its write began and ended; 0 if it was there before.
+    begun: u64,
+    ended: u64,
+    /// When a write ended that began after it.
+    replaced: u64,
 }
 
 /// A snapshot being taken.
 #[derive(Debug)]
 struct Taking {
     origin: VolumeId,
-    /// For each sector what it may hold.
-    sectors: Vec<BTreeSet<Stamp>>,
+    moment: usize,
+    sectors: Vec<Vec<Candidate>>,
 }
+
+/// When snapshots were taken, as far as is known: not before the first, not after the second.
+#[derive(Clone, Copy, Debug)]
+struct Moment(u64, u64);
 
 /// The model of the pool.
 #[derive(Default)]
@@ -42,12 +64,17 @@ pub struct Model {
     creating: BTreeMap<VolumeId, u64>,
     taking: BTreeMap<VolumeId, Taking>,
     deleting: BTreeMap<VolumeId, ModelVolume>,
+    moments: Vec<Moment>,
 }
 
 impl ModelVolume {
     fn holding(values: impl Iterator<Item = BTreeSet<Stamp>>, at: u64) -> Self {
-        let sector = |values| SectorHistory { acknowledged: vec![(at, values)], in_flight: None };
-        ModelVolume { sectors: values.map(sector).collect() }
+        let sector = |values| SectorHistory {
+            acknowledged: vec![(at, values)],
+            in_flight: Vec::new(),
+            rivals: BTreeSet::new(),
+        };
+        ModelVolume { sectors: values.map(sector).collect(), taken: None }
     }
 
     fn slice_mut(&mut self, range: Range<u64>) -> &mut [SectorHistory] {
@@ -61,7 +88,30 @@ impl SectorHistory {
     }
 
     fn after_power_cut(&self) -> BTreeSet<Stamp> {
-        self.acknowledged.iter().flat_map(|(_, values)| values).chain(&self.in_flight).copied().collect()
+        let in_flight = self.in_flight.iter().map(|(_, stamp)| stamp);
+        self.acknowledged.iter().flat_map(|(_, values)| values).chain(in_flight).copied().collect()
+    }
+}
+
+impl Moment {
+    /// A sector of a snapshot was seen to hold `stamp`.
+    fn narrow(&mut self, candidates: &[Candidate], stamp: Stamp) -> Result<(), String> {
+        // Zeros have many sources; other stamps have one.
+        let source = candidates.iter().find(|candidate| candidate.stamp == stamp && stamp != 0);
+        if let Some(source) = source {
+            *self = Moment(self.0.max(source.begun), self.1.min(source.replaced));
+        }
+        if self.0 > self.1 {
+            let Moment(first, last) = self;
+            return Err(format!("{stamp} makes it no moment: not before {first}, not after {last}"));
+        }
+        Ok(())
+    }
+}
+
+impl Taking {
+    fn values(&self) -> impl Iterator<Item = BTreeSet<Stamp>> {
+        self.sectors.iter().map(|candidates| candidates.iter().map(|candidate| candidate.stamp).collect())
     }
 }
 
@@ -79,27 +129,46 @@ impl Model {
             || self.deleting.contains_key(&id)
     }
 
-    /// A write of `stamp` (0: discard or zeroes) to `range` has been issued.
-    pub fn write_begins(&mut self, id: VolumeId, range: Range<u64>, stamp: Stamp) {
+    /// A write of `stamp` (0: discard or zeroes) to `range` has been issued; the moment of that.
+    pub fn write_begins(&mut self, id: VolumeId, range: Range<u64>, stamp: Stamp) -> u64 {
+        self.clock += 1;
         for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range.clone()) {
-            assert!(sector.in_flight.replace(stamp).is_none(), "the world issues no overlapping writes");
+            sector.in_flight.push((self.clock, stamp));
         }
+        let candidate = Candidate { stamp, begun: self.clock, ended: u64::MAX, replaced: u64::MAX };
         for taking in self.taking.values_mut().filter(|taking| taking.origin == id) {
-            for values in &mut taking.sectors[range.start as usize..range.end as usize] {
-                values.insert(stamp);
+            for candidates in &mut taking.sectors[range.start as usize..range.end as usize] {
+                candidates.push(candidate);
             }
         }
+        self.clock
     }
 
-    /// It has ended. If it failed, its sectors may hold either from now on.
-    pub fn write_ends(&mut self, id: VolumeId, range: Range<u64>, ok: bool) {
+    /// The write that began at `begun` has ended. If it failed, its sectors may hold either from now on.
+    pub fn write_ends(&mut self, id: VolumeId, range: Range<u64>, begun: u64, ok: bool) {
         self.clock += 1;
         let clock = self.clock;
+        for taking in self.taking.values_mut().filter(|taking| taking.origin == id) {
+            for candidate in taking.sectors[range.start as usize..range.end as usize].iter_mut().flatten() {
+                if candidate.begun == begun {
+                    candidate.ended = clock;
+                } else if ok && candidate.ended < begun {
+                    candidate.replaced = candidate.replaced.min(clock);
+                }
+            }
+        }
         for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range) {
-            let stamp = sector.in_flight.take().expect("the write was begun");
+            let at = sector.in_flight.iter().position(|(other, _)| *other == begun);
+            let (_, stamp) = sector.in_flight.remove(at.expect("the write was begun"));
             let mut values = BTreeSet::from([stamp]);
+            values.extend(&sector.rivals);
             if !ok {
                 values.extend(sector.now());
+            }
+            if sector.in_flight.is_empty() {
+                sector.rivals.clear();
+            } else {
+                sector.rivals.extend(&values);
             }
             sector.acknowledged.push((clock, values));
         }
@@ -120,7 +189,7 @@ impl Model {
         }
     }
 
-    /// A forced write to `range` has ended well: what it wrote is durable.
+    /// A forced write to `range` has just ended well: what it wrote, or what came after it, is durable.
     pub fn force(&mut self, id: VolumeId, range: Range<u64>) {
         for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range) {
             sector.acknowledged.drain(..sector.acknowledged.len() - 1);
@@ -132,20 +201,34 @@ impl Model {
         self.deleting.contains_key(&id)
     }
 
-    /// A read has seen `stamps` in `range`. Says which sector is wrong.
-    pub fn check_read(&mut self, id: VolumeId, range: Range<u64>, stamps: &[Stamp]) -> Result<(), String> {
+    /// A read that began at `begun` has seen `stamps` in `range`. Says which sector is wrong.
+    pub fn check_read(
+        &mut self,
+        id: VolumeId,
+        range: Range<u64>,
+        begun: u64,
+        stamps: &[Stamp],
+    ) -> Result<(), String> {
         let first = range.start;
         let volume = self.volumes.get_mut(&id).expect("read volumes exist");
+        let taken = volume.taken.take();
         for (at, (sector, stamp)) in volume.slice_mut(range).iter_mut().zip(stamps).enumerate() {
-            if sector.in_flight.is_some() {
-                continue; // either is right, and nobody knows yet
+            let (changed, _) = sector.acknowledged.last().expect("a sector always has a value");
+            if !sector.in_flight.is_empty() || *changed > begun {
+                continue; // it was being written at the same time: several are right
             }
             if !sector.now().contains(stamp) {
                 let at = first + at as u64;
                 return Err(format!("volume {id} sector {at}: read {stamp}, may be {sector:?}"));
             }
             sector.acknowledged.last_mut().expect("a sector always has a value").1 = BTreeSet::from([*stamp]);
+            if let Some((moment, candidates)) = &taken {
+                let at = first as usize + at;
+                let narrowed = self.moments[*moment].narrow(&candidates[at], *stamp);
+                narrowed.map_err(|wrong| format!("snapshot {id} sector {at}: {wrong}"))?;
+            }
         }
+        volume.taken = taken;
         Ok(())
     }
 
@@ -154,11 +237,26 @@ impl Model {
         self.creating.insert(id, sectors);
     }
 
-    /// A snapshot has been asked for.
-    pub fn snapshot_begins(&mut self, origin: VolumeId, id: VolumeId) {
-        let sectors = &self.volumes[&origin].sectors;
-        let values = |sector: &SectorHistory| sector.now().iter().chain(&sector.in_flight).copied().collect();
-        self.taking.insert(id, Taking { origin, sectors: sectors.iter().map(values).collect() });
+    /// Snapshots have been asked for, all of one moment: origin and snapshot, each.
+    pub fn snapshots_begin(&mut self, pairs: &[(VolumeId, VolumeId)]) {
+        let moment = self.moments.len();
+        self.moments.push(Moment(0, u64::MAX));
+        for (origin, id) in pairs {
+            let candidates = |sector: &SectorHistory| {
+                let replaced = u64::MAX;
+                let there = |stamp: &Stamp| Candidate { stamp: *stamp, begun: 0, ended: 0, replaced };
+                let coming = |(begun, stamp): &(u64, Stamp)| Candidate {
+                    stamp: *stamp,
+                    begun: *begun,
+                    ended: u64::MAX,
+                    replaced,
+                };
+                let now = sector.now().iter().map(there);
+                now.chain(sector.in_flight.iter().map(coming)).collect()
+            };
+            let sectors = self.volumes[origin].sectors.iter().map(candidates).collect();
+            self.taking.insert(*id, Taking { origin: *origin, moment, sectors });
+        }
     }
 
     /// A deletion has been asked for: nobody uses the volume any more.
@@ -167,18 +265,40 @@ impl Model {
         self.deleting.insert(id, volume);
     }
 
-    /// The command that makes, snapshots or deletes `id` was answered.
-    pub fn command_ends(&mut self, id: VolumeId, ok: bool) {
+    /// The command that makes, snapshots or deletes `ids` was answered.
+    pub fn command_ends(&mut self, ids: &[VolumeId], ok: bool) {
         self.clock += 1;
-        if let Some(sectors) = self.creating.remove(&id).filter(|_| ok) {
-            let zeros = (0..sectors).map(|_| BTreeSet::from([0]));
-            self.volumes.insert(id, ModelVolume::holding(zeros, self.clock));
+        for id in ids {
+            if let Some(sectors) = self.creating.remove(id).filter(|_| ok) {
+                let zeros = (0..sectors).map(|_| BTreeSet::from([0]));
+                self.volumes.insert(*id, ModelVolume::holding(zeros, self.clock));
+            }
+            if let Some(taking) = self.taking.remove(id).filter(|_| ok) {
+                let mut volume = ModelVolume::holding(taking.values(), self.clock);
+                volume.taken = Some((taking.moment, taking.sectors));
+                self.volumes.insert(*id, volume);
+            }
+            if let Some(volume) = self.deleting.remove(id).filter(|_| !ok) {
+                self.volumes.insert(*id, volume);
+            }
         }
-        if let Some(taking) = self.taking.remove(&id).filter(|_| ok) {
-            self.volumes.insert(id, ModelVolume::holding(taking.sectors.into_iter(), self.clock));
-        }
-        if let Some(volume) = self.deleting.remove(&id).filter(|_| !ok) {
-            self.volumes.insert(id, volume);
+    }
+
+    /// The power was cut before the command for `ids` was answered; the transaction id says whether it `happened`.
+    pub fn cut_off(&mut self, ids: &[VolumeId], happened: bool) {
+        self.clock += 1;
+        for id in ids {
+            if self.deleting.contains_key(id) {
+                if !happened {
+                    let volume = self.deleting.remove(id).expect("it is there");
+                    self.volumes.insert(*id, volume);
+                }
+            } else if happened {
+                self.command_ends(&[*id], true);
+            } else {
+                self.creating.remove(id);
+                self.taking.remove(id);
+            }
         }
     }
 
@@ -195,10 +315,6 @@ impl Model {
                 volume.sectors.iter().map(SectorHistory::after_power_cut).collect()
             } else if self.deleting.contains_key(id) {
                 continue; // half deleted: nobody reads it any more
-            } else if let Some(taking) = self.taking.get(id) {
-                taking.sectors.clone()
-            } else if let Some(sectors) = self.creating.get(id) {
-                (0..*sectors).map(|_| BTreeSet::from([0])).collect()
             } else {
                 return Err(format!("volume {id} came from nowhere"));
             };
@@ -206,6 +322,13 @@ impl Model {
                 if !allowed.contains(stamp) {
                     return Err(format!("volume {id} sector {sector}: holds {stamp}, may be {allowed:?}"));
                 }
+            }
+        }
+        for (id, volume) in &self.volumes {
+            let Some((moment, candidates)) = &volume.taken else { continue };
+            for (at, (stamp, candidates)) in found[id].iter().zip(candidates).enumerate() {
+                let narrowed = self.moments[*moment].narrow(candidates, *stamp);
+                narrowed.map_err(|wrong| format!("snapshot {id} sector {at}: {wrong}"))?;
             }
         }
         self.clock += 1;
@@ -220,8 +343,7 @@ impl Model {
                 (*id, ModelVolume::holding(stamps.iter().map(|s| BTreeSet::from([*s])), clock))
             })
             .collect();
-        self.creating.clear();
-        self.taking.clear();
+        self.moments.clear();
         Ok(())
     }
 }

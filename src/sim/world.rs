@@ -2,11 +2,11 @@
 
 use super::disk::SimDisk;
 use super::model::{Model, Stamp};
-use crate::check::{CheckOptions, check};
+use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::Disk;
 use crate::engine::{
     Action, Answer, Ask, Asker, Command, IdStep, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
-    Outbox, Place, Reply, Request, Settled, Tag,
+    Outbox, Place, PoolStatus, Reply, Request, Settled, Tag,
 };
 use crate::error::Result;
 use crate::metadata::{Access, Geometry, Metadata};
@@ -19,6 +19,10 @@ const SECTOR: u64 = 512;
 const BLOCK_SECTORS: u64 = 128;
 /// The command number of deletions that an earlier life of the pool began.
 const RESUMED_DELETION: u64 = 1;
+/// Steps by which a slow read or write may be late: enough for a commit, a snapshot and a reuse meanwhile.
+const SLOW_STEPS: u64 = 200;
+/// Steps in which everything under way must come to its end once nothing new begins.
+const REST_STEPS: u64 = 20_000;
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -37,6 +41,8 @@ pub struct WorldOptions {
     pub lanes: u16,
     /// One power cut in about so many steps.
     pub steps_between_power_cuts: u64,
+    /// One read or write of the data disk in about so many fails, for once; 0: none.
+    pub transfers_between_faults: u64,
 }
 
 impl WorldOptions {
@@ -50,6 +56,7 @@ impl WorldOptions {
             volumes: 5,
             lanes: 3,
             steps_between_power_cuts: 700,
+            transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
         }
     }
 }
@@ -69,6 +76,10 @@ pub struct Outcome {
     pub deletions: u64,
     /// Power cuts survived.
     pub power_cuts: u64,
+    /// Reads and writes of the data disk that failed although the power was there.
+    pub faults: u64,
+    /// Times that everything came to rest and was looked at.
+    pub rests: u64,
 }
 
 impl Outcome {
@@ -80,6 +91,8 @@ impl Outcome {
         self.snapshots += other.snapshots;
         self.deletions += other.deletions;
         self.power_cuts += other.power_cuts;
+        self.faults += other.faults;
+        self.rests += other.rests;
     }
 }
 
@@ -98,6 +111,13 @@ impl Chance {
     }
 }
 
+/// A command that was not answered yet.
+struct UnderWay {
+    /// The volumes that it makes or deletes.
+    volumes: Vec<VolumeId>,
+    step: IdStep,
+}
+
 /// Something that will happen.
 enum Event {
     Read { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, into: Place },
@@ -114,8 +134,8 @@ struct InFlight {
     /// Sectors it changes; empty for a read or flush.
     changes: Range<u64>,
     kind: Kind,
-    /// For a flush: what it covers.
-    covers: u64,
+    /// When it began: for a flush, what it covers.
+    begun: u64,
 }
 
 /// A running world.
@@ -127,12 +147,16 @@ pub struct World {
     keeper: Keeper<SimDisk, SimDisk>,
     lanes: Vec<Lane>,
     model: Model,
-    events: Vec<Event>,
+    /// What will happen, and the step before which it does not.
+    events: Vec<(u64, Event)>,
+    /// Steps so far.
+    now: u64,
     in_flight: BTreeMap<(usize, Tag), InFlight>,
     buffers: HashMap<(usize, Tag), Vec<u8>>,
     scratch: HashMap<(usize, OpId), Vec<u8>>,
-    /// The volume that a command under way is about.
-    command: Option<VolumeId>,
+    command: Option<UnderWay>,
+    /// Nothing else goes on and there is a free block: no request may be refused for lack of space.
+    has_space: bool,
     next_tag: u64,
     next_stamp: Stamp,
     outcome: Outcome,
@@ -154,10 +178,12 @@ impl World {
             data_disk,
             model: Model::default(),
             events: Vec::new(),
+            now: 0,
             in_flight: BTreeMap::new(),
             buffers: HashMap::new(),
             scratch: HashMap::new(),
             command: None,
+            has_space: false,
             next_tag: 0,
             next_stamp: 1,
             outcome: Outcome::default(),
@@ -204,15 +230,20 @@ impl World {
                     1 => self.data_disk.cut_power_after(self.chance.below(30)),
                     _ => self.power_cycle()?,
                 }
+            } else if self.chance.one_in(self.options.steps_between_power_cuts) {
+                self.come_to_rest()?;
             } else {
                 self.step()?;
             }
         }
+        self.come_to_rest()?;
+        (0..40).try_for_each(|_| self.step())?;
         self.power_cycle()?; // whatever is in flight is cut off, and everything is read once more
         self.close()
     }
 
     fn step(&mut self) -> Result<(), String> {
+        self.now += 1;
         match self.chance.below(20) {
             0..=2 if self.in_flight.len() < 12 => self.begin_request(),
             3 if self.chance.one_in(4) => self.begin_command(),
@@ -234,21 +265,31 @@ impl World {
         if self.events.is_empty() {
             return self.settle().map(|_| ());
         }
-        let chosen = self.chance.below(self.events.len() as u64) as usize;
+        let due: Vec<usize> = (0..self.events.len()).filter(|at| self.events[*at].0 <= self.now).collect();
+        let chosen = match due.len() as u64 {
+            0 => self.chance.below(self.events.len() as u64) as usize,
+            due_events => due[self.chance.below(due_events) as usize],
+        };
         let mut actions = Vec::new();
-        let lane = match self.events.swap_remove(chosen) {
+        let lane = match self.events.swap_remove(chosen).1 {
             Event::Read { lane, op, offset_bytes, length_bytes, into } => {
                 let mut bytes = vec![0; length_bytes as usize];
-                let ok = self.data_disk.read_at(offset_bytes, &mut bytes).is_ok();
+                let result = match self.is_faulty() {
+                    true => Err(IoError::Io),
+                    false => self.data_disk.read_at(offset_bytes, &mut bytes).map_err(|_| IoError::Io),
+                };
                 let (buffer, at) = self.place(lane, into);
                 buffer[at..at + bytes.len()].copy_from_slice(&bytes);
-                self.lanes[lane].io_done(op, ok, &mut actions);
+                self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Write { lane, op, offset_bytes, length_bytes, from } => {
                 let bytes = self.source(lane, from, length_bytes);
-                let ok = self.data_disk.write_at(offset_bytes, &bytes).is_ok();
-                self.lanes[lane].io_done(op, ok, &mut actions);
+                let result = match self.is_faulty() {
+                    true => Err(IoError::Io),
+                    false => self.data_disk.write_at(offset_bytes, &bytes).map_err(|_| IoError::Io),
+                };
+                self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Reply(lane, op, reply) => {
@@ -262,6 +303,98 @@ impl World {
             }
         };
         self.act(lane, actions)
+    }
+
+    /// Whether a read or write fails now, without having done anything.
+    fn is_faulty(&mut self) -> bool {
+        let between = self.options.transfers_between_faults;
+        let faulty = between > 0 && self.chance.one_in(between);
+        self.outcome.faults += u64::from(faulty);
+        faulty
+    }
+
+    fn is_powered(&self) -> bool {
+        !self.metadata_disk.is_off() && !self.data_disk.is_off()
+    }
+
+    fn add_event(&mut self, event: Event) {
+        let not_before = match event {
+            Event::Read { .. } | Event::Write { .. } if self.chance.one_in(4) => {
+                self.now + self.chance.below(SLOW_STEPS)
+            }
+            Event::Ask(..) if self.chance.one_in(8) => self.now + self.chance.below(SLOW_STEPS / 4),
+            Event::Read { .. } | Event::Write { .. } | Event::Ask(..) | Event::Reply(..) => self.now,
+        };
+        self.events.push((not_before, event));
+    }
+
+    /// Begins nothing new until nothing is under way. Then nobody may have been forgotten, what is durable must be sound, and
+    /// what is free must be there to be used.
+    fn come_to_rest(&mut self) -> Result<(), String> {
+        self.run_dry()?;
+        if !self.is_powered() {
+            return Ok(());
+        }
+        self.outcome.rests += 1;
+        self.check_metadata(Verdict::Clean)?;
+        for id in self.model.volumes().collect::<Vec<_>>() {
+            let stamps = self.read_volume(id)?;
+            self.model.check_read(id, 0..stamps.len() as u64, u64::MAX, &stamps)?;
+        }
+        self.use_free_blocks()
+    }
+
+    fn run_dry(&mut self) -> Result<(), String> {
+        for _ in 0..REST_STEPS {
+            if !self.is_powered() {
+                return Ok(());
+            }
+            self.now += 1;
+            if !self.events.is_empty() {
+                self.happen()?;
+            } else if self.settle()? == Settled::Idle && self.events.is_empty() {
+                let mut out = Outbox::default();
+                self.keeper.tick(&mut out);
+                self.deliver(out)?;
+                if self.settle()? == Settled::Idle && self.events.is_empty() {
+                    break;
+                }
+            }
+        }
+        let commands = usize::from(self.command.is_some());
+        match self.in_flight.len() + commands + self.events.len() {
+            0 => Ok(()),
+            _ if !self.is_powered() => Ok(()),
+            _ => Err(format!("{} requests and {commands} commands never end", self.in_flight.len())),
+        }
+    }
+
+    /// The durable metadata, as another program sees it.
+    fn check_metadata(&self, worst: Verdict) -> Result<(), String> {
+        let report = check(&self.metadata_disk, &CheckOptions::default())
+            .map_err(|error| format!("checking the metadata: {error}"))?;
+        if report.verdict > worst {
+            return Err(format!("the metadata is not sound: {:?}", report.findings));
+        }
+        Ok(())
+    }
+
+    /// With nothing else going on, writes that need a block get one as long as any is free.
+    fn use_free_blocks(&mut self) -> Result<(), String> {
+        let ids: Vec<VolumeId> = self.model.volumes().collect();
+        for _ in 0..4 {
+            let usage = self.status().usage;
+            if ids.is_empty() || usage.data_allocated >= usage.data_total || !self.is_powered() {
+                break;
+            }
+            self.has_space = true;
+            let id = ids[self.chance.below(ids.len() as u64) as usize];
+            let sector = self.chance.below(self.options.volume_blocks * BLOCK_SECTORS);
+            self.begin(id, Kind::Write { fua: false }, sector..sector + 1);
+            self.run_dry()?;
+        }
+        self.has_space = false;
+        Ok(())
     }
 
     fn place(&mut self, lane: usize, place: Place) -> (&mut Vec<u8>, usize) {
@@ -287,10 +420,10 @@ impl World {
         for action in actions {
             match action {
                 Action::ReadData { op, disk_offset_bytes: offset_bytes, length_bytes, into } => {
-                    self.events.push(Event::Read { lane, op, offset_bytes, length_bytes, into });
+                    self.add_event(Event::Read { lane, op, offset_bytes, length_bytes, into });
                 }
                 Action::WriteData { op, disk_offset_bytes: offset_bytes, length_bytes, from } => {
-                    self.events.push(Event::Write { lane, op, offset_bytes, length_bytes, from });
+                    self.add_event(Event::Write { lane, op, offset_bytes, length_bytes, from });
                 }
                 Action::ZeroRequest { tag, offset_bytes, length_bytes } => {
                     let (buffer, at) = self.place(lane, Place::Request(tag, offset_bytes));
@@ -308,7 +441,7 @@ impl World {
                     self.scratch.remove(&(lane, op));
                 }
                 Action::Ask { op, ask } => {
-                    self.events.push(Event::Ask(Asker::Lane(LaneId(lane as u16), op), ask));
+                    self.add_event(Event::Ask(Asker::Lane(LaneId(lane as u16), op), ask));
                 }
                 Action::Extents { .. } => return Err("extents that nobody asked for".to_owned()),
                 Action::Complete { tag, result } => self.complete(lane, tag, result)?,
@@ -321,30 +454,30 @@ impl World {
         let done = self.in_flight.remove(&(lane, tag)).ok_or("a request completed twice")?;
         let buffer = self.buffers.remove(&(lane, tag)).unwrap_or_default();
         self.outcome.requests += 1;
-        let powered = !self.metadata_disk.is_off() && !self.data_disk.is_off();
+        let moves = matches!(done.kind, Kind::Read | Kind::Write { .. } | Kind::WriteZeroes { .. });
         match result {
             Ok(()) => {}
-            Err(IoError::NoSpace) => self.outcome.no_space += 1,
-            Err(IoError::Io) if !powered => {}
+            Err(IoError::NoSpace) if !self.has_space => self.outcome.no_space += 1,
+            Err(IoError::Io) if !self.is_powered() || (moves && self.outcome.faults > 0) => {}
             Err(error) => return Err(format!("{:?} of volume {} failed: {error:?}", done.kind, done.volume)),
         }
         match done.kind {
             Kind::Read if result.is_ok() => {
-                self.model.check_read(done.volume, done.range, &stamps_of(&buffer))?;
+                self.model.check_read(done.volume, done.range, done.begun, &stamps_of(&buffer))?;
             }
             Kind::Flush if result.is_ok() => {
                 self.outcome.flushes += 1;
-                self.model.flush_ends(done.covers);
+                self.model.flush_ends(done.begun);
             }
             Kind::Read | Kind::Flush | Kind::Extents => {}
             Kind::Write { fua } | Kind::WriteZeroes { fua, .. } => {
-                self.model.write_ends(done.volume, done.changes.clone(), result.is_ok());
+                self.model.write_ends(done.volume, done.changes.clone(), done.begun, result.is_ok());
                 if fua && result.is_ok() {
-                    self.model.flush_ends(done.covers);
+                    self.model.flush_ends(done.begun);
                     self.model.force(done.volume, done.changes);
                 }
             }
-            Kind::Discard => self.model.write_ends(done.volume, done.changes, result.is_ok()),
+            Kind::Discard => self.model.write_ends(done.volume, done.changes, done.begun, result.is_ok()),
         }
         Ok(())
     }
@@ -353,23 +486,37 @@ impl World {
     fn deliver(&mut self, out: Outbox) -> Result<(), String> {
         for (asker, reply) in out.replies {
             let Asker::Lane(lane, op) = asker else { return Err("a reply to a command".to_owned()) };
-            self.events.push(Event::Reply(usize::from(lane.0), op, reply));
+            self.add_event(Event::Reply(usize::from(lane.0), op, reply));
         }
         for (number, answer) in out.answers {
             if number == RESUMED_DELETION {
                 continue;
             }
-            let id = self.command.take().ok_or("an answer to no command")?;
-            let powered = !self.metadata_disk.is_off() && !self.data_disk.is_off();
+            let UnderWay { volumes, step } = self.command.take().ok_or("an answer to no command")?;
+            let powered = self.is_powered();
             match &answer {
                 Ok(Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Volumes(_)) => {}
                 Err(error) if !powered => drop(error.clone()),
                 Err(error) if error.kind() == crate::error::ErrorKind::NoMetadataSpace => {}
-                Err(error) => return Err(format!("a command for volume {id} failed: {error}")),
+                Err(error) => return Err(format!("a command for volumes {volumes:?} failed: {error}")),
             }
             // With the power gone nobody knows: the state after the cut will tell.
-            if answer.is_ok() || powered {
-                self.model.command_ends(id, answer.is_ok());
+            if answer.is_err() && !powered {
+                self.command = Some(UnderWay { volumes, step });
+                continue;
+            }
+            let (expected, id) =
+                (if answer.is_ok() { step.to } else { step.from }, self.status().transaction_id);
+            if id != expected {
+                return Err(format!("the transaction id is {id} after a command, expected {expected}"));
+            }
+            self.model.command_ends(&volumes, answer.is_ok());
+            // Look while what was in flight still is: a snapshot must not change any more.
+            let sectors = self.options.volume_blocks * BLOCK_SECTORS;
+            for id in volumes {
+                if self.keeper.volume(id).is_some() && self.model.knows(id) {
+                    self.begin(id, Kind::Read, 0..sectors);
+                }
             }
         }
         Ok(())
@@ -384,9 +531,10 @@ impl World {
 
     fn random_range(&mut self) -> Range<u64> {
         let size = self.options.volume_blocks * BLOCK_SECTORS;
-        let begin = match self.chance.below(3) {
-            0 => self.chance.below(size / BLOCK_SECTORS) * BLOCK_SECTORS,
-            1 => self.chance.below(size / 8) * 8,
+        let begin = match self.chance.below(4) {
+            0 => 0, // where many meet
+            1 => self.chance.below(size / BLOCK_SECTORS) * BLOCK_SECTORS,
+            2 => self.chance.below(size / 8) * 8,
             _ => self.chance.below(size),
         };
         let length = match self.chance.below(4) {
@@ -403,7 +551,10 @@ impl World {
         if ids.is_empty() {
             return;
         }
-        let volume = ids[self.chance.below(ids.len() as u64) as usize];
+        let volume = match self.chance.below(3) {
+            0 => ids[0],
+            _ => ids[self.chance.below(ids.len() as u64) as usize],
+        };
         let range = self.random_range();
         let fua = self.chance.one_in(8);
         let may_unmap = self.chance.one_in(2);
@@ -417,9 +568,14 @@ impl World {
         let overlaps = |other: &InFlight| {
             other.volume == volume && other.range.start < range.end && range.start < other.range.end
         };
-        if self.in_flight.values().any(overlaps) {
+        // Mostly apart, for then there is one right answer.
+        if self.in_flight.values().any(overlaps) && !self.chance.one_in(3) {
             return;
         }
+        self.begin(volume, kind, range);
+    }
+
+    fn begin(&mut self, volume: VolumeId, kind: Kind, range: Range<u64>) {
         let changes = match kind {
             Kind::Read | Kind::Flush | Kind::Extents => 0..0,
             Kind::Write { .. } | Kind::WriteZeroes { .. } => range.clone(),
@@ -436,13 +592,17 @@ impl World {
             Kind::Read | Kind::Flush | Kind::Extents | Kind::Discard | Kind::WriteZeroes { .. } => 0,
         };
         self.next_stamp += 1;
-        let covers = self.model.flush_begins();
-        self.model.write_begins(volume, changes.clone(), stamp);
+        let begun = match kind {
+            Kind::Read | Kind::Flush | Kind::Extents => self.model.flush_begins(),
+            Kind::Write { .. } | Kind::WriteZeroes { .. } | Kind::Discard => {
+                self.model.write_begins(volume, changes.clone(), stamp)
+            }
+        };
         let length = (range.end - range.start) * SECTOR;
         let buffer = stamp.to_le_bytes().repeat((length / 8) as usize);
         self.buffers.insert((lane, tag), buffer);
-        let begun = InFlight { volume, range: range.clone(), changes, kind, covers };
-        self.in_flight.insert((lane, tag), begun);
+        let request = InFlight { volume, range: range.clone(), changes, kind, begun };
+        self.in_flight.insert((lane, tag), request);
         let volume = self.keeper.volume(volume).expect("the model's volumes exist");
         let request = Request { tag, volume, kind, offset_bytes: range.start * SECTOR, length_bytes: length };
         let mut actions = Vec::new();
@@ -450,10 +610,15 @@ impl World {
         self.act(lane, actions).expect("a request that has just begun");
     }
 
-    fn id_step(&mut self) -> IdStep {
+    fn status(&mut self) -> PoolStatus {
         let mut out = Outbox::default();
         self.keeper.command(u64::MAX, Command::Status, &mut out);
         let Some((_, Ok(Answer::Status(status)))) = out.answers.pop() else { panic!("no status") };
+        *status
+    }
+
+    fn id_step(&mut self) -> IdStep {
+        let status = self.status();
         IdStep { from: status.transaction_id, to: TransactionId(status.transaction_id.0 + 1) }
     }
 
@@ -464,31 +629,33 @@ impl World {
         let step = self.id_step();
         let ids: Vec<VolumeId> = self.model.volumes().collect();
         let some = |chance: &mut Chance| ids[chance.below(ids.len() as u64) as usize];
-        let fresh = (0..)
-            .filter_map(VolumeId::new)
-            .find(|id| !self.model.knows(*id) && self.keeper.volume(*id).is_none());
-        let fresh = fresh.expect("there are more numbers than volumes");
+        let free = |id: &VolumeId| !self.model.knows(*id) && self.keeper.volume(*id).is_none();
+        let fresh: Vec<VolumeId> = (0..).filter_map(VolumeId::new).filter(free).take(2).collect();
         let sectors = self.options.volume_blocks * BLOCK_SECTORS;
         let full = ids.len() >= self.options.volumes;
         let command = match self.chance.below(4) {
             0 if !full || ids.is_empty() => {
-                self.command = Some(fresh);
-                self.model.create_begins(fresh, sectors);
-                Command::CreateVolume { volume: fresh, size_bytes: sectors * SECTOR, step }
+                self.command = Some(UnderWay { volumes: vec![fresh[0]], step });
+                self.model.create_begins(fresh[0], sectors);
+                Command::CreateVolume { volume: fresh[0], size_bytes: sectors * SECTOR, step }
             }
             1 | 2 if !full && !ids.is_empty() => {
-                let origin = some(&mut self.chance);
-                self.command = Some(fresh);
-                self.model.snapshot_begins(origin, fresh);
-                self.outcome.snapshots += 1;
-                Command::Snapshot { pairs: vec![(origin, fresh)], step }
+                // One, or two at one moment: of two volumes, or of one twice.
+                let many = if self.chance.one_in(2) { 2 } else { 1 };
+                let pairs: Vec<_> =
+                    fresh.into_iter().take(many).map(|id| (some(&mut self.chance), id)).collect();
+                let volumes = pairs.iter().map(|(_, snapshot)| *snapshot).collect();
+                self.command = Some(UnderWay { volumes, step });
+                self.model.snapshots_begin(&pairs);
+                self.outcome.snapshots += pairs.len() as u64;
+                Command::Snapshot { pairs, step }
             }
             3 if ids.len() > 1 => {
                 let volume = some(&mut self.chance);
                 if self.in_flight.values().any(|request| request.volume == volume) {
                     return;
                 }
-                self.command = Some(volume);
+                self.command = Some(UnderWay { volumes: vec![volume], step });
                 self.model.delete_begins(volume);
                 self.outcome.deletions += 1;
                 Command::Delete { volume, step: Some(step) }
@@ -509,7 +676,7 @@ impl World {
     fn power_cycle(&mut self) -> Result<(), String> {
         self.outcome.power_cuts += 1;
         self.forget_lanes();
-        for event in std::mem::take(&mut self.events) {
+        for (_, event) in std::mem::take(&mut self.events) {
             if let Event::Write { lane, offset_bytes, length_bytes, from, .. } = event {
                 let bytes = self.source(lane, from, length_bytes);
                 for (sector, bytes) in bytes.chunks_exact(SECTOR as usize).enumerate() {
@@ -527,9 +694,15 @@ impl World {
         self.in_flight.clear();
         self.buffers.clear();
         self.scratch.clear();
-        self.command = None;
-        self.check_metadata()?;
         self.reopen()?;
+        self.check_metadata(Verdict::Clean)?;
+        if let Some(UnderWay { volumes, step }) = self.command.take() {
+            let id = self.status().transaction_id;
+            if id != step.from && id != step.to {
+                return Err(format!("the transaction id is {id}, expected {} or {}", step.from, step.to));
+            }
+            self.model.cut_off(&volumes, id == step.to);
+        }
         let mut found = BTreeMap::new();
         for id in self.volume_ids()? {
             found.insert(id, self.read_volume(id)?);
@@ -546,17 +719,6 @@ impl World {
             );
         }
         Ok(())
-    }
-
-    /// The second opinion: sound, and nothing leaked.
-    fn check_metadata(&self) -> Result<(), String> {
-        let report = check(&self.metadata_disk, &CheckOptions::default());
-        let report = report.map_err(|error| format!("checking the metadata: {error}"))?;
-        if report.is_clean() {
-            Ok(())
-        } else {
-            Err(format!("the metadata is not clean: {}", report.to_lines()))
-        }
     }
 
     fn reopen(&mut self) -> Result<(), String> {
@@ -595,13 +757,13 @@ impl World {
                 break;
             }
             self.act(0, std::mem::take(&mut actions))?;
-            match self.events.pop().ok_or("a read got stuck")? {
+            match self.events.pop().ok_or("a read got stuck")?.1 {
                 Event::Read { op, offset_bytes, length_bytes, into, .. } => {
                     let mut bytes = vec![0; length_bytes as usize];
-                    let ok = self.data_disk.read_at(offset_bytes, &mut bytes).is_ok();
+                    let result = self.data_disk.read_at(offset_bytes, &mut bytes).map_err(|_| IoError::Io);
                     let (buffer, at) = self.place(0, into);
                     buffer[at..at + bytes.len()].copy_from_slice(&bytes);
-                    self.lanes[0].io_done(op, ok, &mut actions);
+                    self.lanes[0].io_done(op, result, &mut actions);
                 }
                 Event::Ask(asker, ask) => {
                     let mut out = Outbox::default();
@@ -621,7 +783,7 @@ impl World {
         let mut out = Outbox::default();
         self.keeper.command(0, Command::Close, &mut out);
         match out.answers.pop() {
-            Some((_, Ok(Answer::Done))) => self.check_metadata(),
+            Some((_, Ok(Answer::Done))) => self.check_metadata(Verdict::Clean),
             other => Err(format!("closing: {other:?}")),
         }
     }

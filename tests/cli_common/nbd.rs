@@ -8,11 +8,16 @@ use std::time::Duration;
 /// ENOSPC as the protocol writes it.
 pub const NO_SPACE: u32 = 28;
 
+/// EPERM likewise.
+pub const NOT_PERMITTED: u32 = 1;
+
 /// A connection to an export.
 pub struct Client {
     stream: UnixStream,
     /// The export's size.
     pub size_bytes: u64,
+    /// What the server says of it.
+    pub is_read_only: bool,
 }
 
 fn protocol(what: &str) -> Error {
@@ -39,7 +44,8 @@ impl Client {
         let mut answer = [0; 10];
         stream.read_exact(&mut answer)?;
         let size_bytes = u64::from_be_bytes(answer[..8].try_into().expect("8 bytes"));
-        Ok(Client { stream, size_bytes })
+        let is_read_only = answer[9] & 0b10 != 0;
+        Ok(Client { stream, size_bytes, is_read_only })
     }
 
     fn request(&mut self, kind: u16, offset_bytes: u64, length_bytes: u32, payload: &[u8]) -> Result<u32> {

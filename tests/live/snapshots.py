@@ -23,7 +23,7 @@ KEPT = 6
 def fio(pool, seconds):
     jobs = ["--name=mixed", "--ioengine=nbd", f"--uri={pool.uri('v1')}", "--rw=randwrite", "--bsrange=512-256k", "--bs_unaligned=0"]
     jobs += ["--blockalign=512", "--numjobs=4", "--size=48m", "--offset_increment=48m", "--iodepth=8", "--verify=crc32c"]
-    jobs += ["--verify_fatal=1", "--verify_backlog=512", "--fsync=64", "--group_reporting"]
+    jobs += ["--verify_fatal=1", "--verify_state_save=0", "--verify_backlog=512", "--fsync=64", "--group_reporting"]
     jobs += ["--time_based=1", f"--runtime={seconds}"]
     return subprocess.Popen(["fio", *jobs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -9,11 +9,11 @@
 use super::ring::{Completion, DataFile, Ring, Submit};
 use super::transfer::{Direction, Outcome, Transfer, Transfers, Wanted};
 use crate::disk::{AlignedBuffer, Disk, FileDisk};
-use crate::driver::BufferPool;
 use crate::driver::buffers::zeros;
 use crate::driver::hash::{NumberMap, NumberSet};
 use crate::driver::inbox::Ended;
 use crate::driver::pool::{Seat, Shared};
+use crate::driver::{BufferPool, told_to_clients};
 use crate::engine::{
     Action, Ask, CHUNK_BYTES, Extent, IoError, Lane, LaneId, OpId, Place, Reply, Request, Tag,
 };
@@ -260,12 +260,12 @@ impl UringLane {
     /// The operation of a transfer has ended.
     fn moved(&mut self, slot: usize, result: i32, ring: &mut impl Submit) {
         let unit_bytes = if self.data.is_direct() { FileDisk::SECTOR_BYTES as u64 } else { 1 };
-        let ok = match self.transfers.get_mut(slot).advance(result, unit_bytes) {
+        let result = match self.transfers.get_mut(slot).advance(result, unit_bytes) {
             Outcome::More => return self.start(slot, ring),
-            Outcome::Done => true,
+            Outcome::Done => Ok(()),
             Outcome::Failed(error) => {
                 self.report(slot, &error);
-                false
+                Err(told_to_clients(&error))
             }
         };
         let transfer = self.transfers.remove(slot);
@@ -273,7 +273,7 @@ impl UringLane {
             held.transfers -= 1;
         }
         for op in &transfer.ops {
-            self.lane.io_done(*op, ok, &mut self.actions);
+            self.lane.io_done(*op, result, &mut self.actions);
         }
         self.transfers.recycle(transfer.ops);
         self.execute(ring);

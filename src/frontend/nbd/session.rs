@@ -560,7 +560,10 @@ fn flags_of(state: ExtentState) -> u32 {
 
 fn describe(error: IoError) -> (Errno, &'static str) {
     match error {
-        IoError::NoSpace => (Errno::NoSpace, "the pool has no free space; delete volumes or discard data"),
+        IoError::NoSpace => (
+            Errno::NoSpace,
+            "no free space in the pool, or on the filesystem under it; delete volumes or discard data",
+        ),
         IoError::Io => (Errno::Io, "a device of the pool failed, or the pool has stopped; see its status"),
         IoError::Gone => (Errno::Shutdown, "the volume or its pool is being closed"),
     }

@@ -1,0 +1,110 @@
+//! What lies under every request, without a client: map lookup, and ten million random mappings brought into the trees.
+//!
+//!     cargo bench --bench in_process            (UTHIN_BENCH_MAPPINGS=1000000 for a shorter run)
+
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+use uthin::disk::{FileDisk, MemoryDisk, flush_data};
+use uthin::engine::{Lookup, MapTable};
+use uthin::error::Result;
+use uthin::metadata::{Access, Geometry, Metadata};
+use uthin::units::{BlockSize, DataBlock, Mapping, SnapTime, VirtualBlock, VolumeId};
+
+/// Mappings between two commits: about a second's worth of a busy pool.
+const BATCH: u64 = 100_000;
+/// Blocks of a volume of 1 TiB.
+const TABLE_BLOCKS: u64 = 1 << 24;
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        ((u128::from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)) * u128::from(limit)) >> 64) as u64
+    }
+}
+
+fn main() -> Result<()> {
+    lookups();
+    let mappings = std::env::var("UTHIN_BENCH_MAPPINGS").ok().and_then(|text| text.parse().ok());
+    insertions(mappings.unwrap_or(10_000_000))
+}
+
+fn lookups() {
+    let table = MapTable::new(TABLE_BLOCKS);
+    for page in 0..TABLE_BLOCKS / 512 {
+        let range = page * 512..(page + 1) * 512;
+        let mapping = |block| (VirtualBlock(block), Mapping { block: DataBlock(block), time: SnapTime(0) });
+        table.load_page(range.clone(), &range.map(mapping).collect::<Vec<_>>());
+    }
+    let mut random = Random(42);
+    for (name, blocks) in [("one page", 512), ("1 TiB", TABLE_BLOCKS)] {
+        let count = 20_000_000;
+        let begin = Instant::now();
+        for _ in 0..count {
+            let found = table.get(VirtualBlock(random.below(blocks)));
+            assert!(matches!(black_box(found), Lookup::Mapped(_)));
+        }
+        println!("map lookup, random over {name}: {:.1} ns", per(begin.elapsed(), count));
+    }
+}
+
+fn per(elapsed: Duration, count: u64) -> f64 {
+    elapsed.as_secs_f64() * 1e9 / count as f64
+}
+
+fn insertions(mappings: u64) -> Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let disk = FileDisk::create(&folder.path().join("metadata"), 1 << 30)?;
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 2 * mappings };
+    let mut metadata = Metadata::format(disk, geometry)?;
+    let volume = VolumeId::new(0).expect("a small number");
+    metadata.create_volume(volume)?;
+    let mut random = Random(7);
+    let data = MemoryDisk::zeroed(0);
+    let begin = Instant::now();
+    let (mut in_commits, mut made) = (Duration::ZERO, 0);
+    while made < mappings {
+        let count = BATCH.min(mappings - made);
+        for _ in 0..count {
+            let block = metadata.reserve_block()?;
+            metadata.map(volume, VirtualBlock(random.below(1 << 34)), block);
+        }
+        made += count;
+        let commit = Instant::now();
+        for freed in metadata.commit(flush_data(&data).expect("memory does not fail"))? {
+            metadata.make_reusable(freed);
+        }
+        in_commits += commit.elapsed();
+    }
+    let usage = metadata.usage();
+    println!(
+        "{mappings} random mappings in batches of {BATCH}, each committed: {:.1} s ({:.1} s in commits), {} metadata blocks, peak memory {} MiB",
+        begin.elapsed().as_secs_f64(),
+        in_commits.as_secs_f64(),
+        usage.metadata_allocated,
+        peak_memory_bytes() >> 20,
+    );
+    drop(metadata);
+    let begin = Instant::now();
+    let disk = FileDisk::open(&folder.path().join("metadata"), uthin::disk::OpenMode::ReadWrite)?;
+    let mut metadata = Metadata::open(disk, Access::ReadWrite)?;
+    println!("opened again in {:.1} ms", begin.elapsed().as_secs_f64() * 1e3);
+    let begin = Instant::now();
+    metadata.snapshot(volume, VolumeId::new(1).expect("a small number"))?;
+    metadata.commit(flush_data(&data).expect("memory does not fail"))?;
+    println!("snapshot and commit: {:.1} ms", begin.elapsed().as_secs_f64() * 1e3);
+    Ok(())
+}
+
+/// The most memory that this process has had, from `/proc`.
+fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
+}
