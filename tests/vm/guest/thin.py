@@ -86,13 +86,16 @@ class KernelPool:
         self.message(f"create_thin {number}")
         return self.thin(number, size_bytes)
 
-    def create_snap(self, number, origin, size_bytes):
+    def snapshot(self, number, origin):
         """As the kernel wants it: the origin is suspended meanwhile."""
         if origin in self.thins:
             self.dm("suspend", f"thin{origin}")
         self.message(f"create_snap {number} {origin}")
         if origin in self.thins:
             self.dm("resume", f"thin{origin}")
+
+    def create_snap(self, number, origin, size_bytes):
+        self.snapshot(number, origin)
         return self.thin(number, size_bytes)
 
     def deactivate(self, number):
