@@ -1,5 +1,7 @@
 //! Pools beside a model: random work in many shapes, committed, aborted, reopened, at the brink of full.
 
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
+
 mod common;
 
 use common::model::{Habits, Play};

@@ -130,7 +130,7 @@ impl Random {
 
     /// Below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(limit) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 
     pub fn one_in(&mut self, n: u64) -> bool {
