@@ -1,6 +1,6 @@
 //! Pools beside a model: random work in many shapes, committed, aborted, reopened, at the brink of full.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 mod common;
 
@@ -15,8 +15,7 @@ const ORDINARY: Habits =
 
 fn fresh(metadata_blocks: u64, data_blocks: u64) -> MemoryDisk {
     let disk = MemoryDisk::zeroed(metadata_blocks * 4096);
-    Metadata::format(disk.clone(), Geometry { block_size: BlockSize::MIN, data_blocks })
-        .expect("a disk large enough");
+    Metadata::format(disk.clone(), Geometry { block_size: BlockSize::MIN, data_blocks }).unwrap();
     disk
 }
 

@@ -125,8 +125,8 @@ impl<D: Disk> Metadata<D> {
         let state = self.outlook();
         let available = self.space.references.metadata.available();
         let kept = if ask.may_use_reserve() { 0 } else { reserve(self.space.references.metadata.total()) };
-        let need = (state.worst_case(ask) + kept).max(state.worst_case(&ask.with_successors()));
-        need + state.growth(ask) <= available
+        let need = |ask: &Ask| state.worst_case(ask) + state.growth(ask);
+        (need(ask) + kept).max(need(&ask.with_successors())) <= available
     }
 
     /// Whether all that is outstanding, and the commit, can be carried through: what every check is there to keep true.
@@ -327,14 +327,9 @@ fn nodes_for(entries: u64, leaf_capacity: u64) -> u64 {
 /// The most levels that such a tree has.
 fn levels(entries: u64, leaf_capacity: u64) -> u64 {
     // A tree of two levels has at least two leaves, one of three levels two nodes of 84 leaves, and so on.
-    let mut least_entries = 2 * (leaf_capacity / 3);
-    let mut levels = 1;
-    while entries >= least_entries {
-        levels += 1;
-        let Some(next) = least_entries.checked_mul(LEAST_FANOUT) else { break };
-        least_entries = next;
-    }
-    levels
+    let least_entries =
+        std::iter::successors(Some(2 * (leaf_capacity / 3)), |least| least.checked_mul(LEAST_FANOUT));
+    1 + least_entries.take_while(|least| entries >= *least).count() as u64
 }
 
 /// The most nodes of an index tree over a device of that many data blocks, for sizing a metadata device.

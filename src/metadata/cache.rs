@@ -46,6 +46,8 @@ pub(super) struct Cache {
     /// The slot of every block number.
     places: Vec<u32>,
     free_slots: Vec<u32>,
+    /// The slots that were made dirty in this transaction; those since forgotten are still among them.
+    dirty_slots: Vec<u32>,
     hand: usize,
     clean: usize,
     dirty: usize,
@@ -63,6 +65,7 @@ impl Cache {
                 usize::try_from(total_blocks).expect("the format's limit is far below 2^32")
             ],
             free_slots: Vec::new(),
+            dirty_slots: Vec::new(),
             hand: 0,
             clean: 0,
             dirty: 0,
@@ -161,6 +164,7 @@ impl Cache {
             None => self.take_slot(),
         };
         self.occupy(slot, number, kind, State::Dirty);
+        self.dirty_slots.push(slot as u32);
         self.block_mut(slot)
     }
 
@@ -178,14 +182,19 @@ impl Cache {
     /// Durable only after a flush. After an error some are written and all are still dirty.
     pub fn write_dirty(&mut self, disk: &impl Disk) -> Result<()> {
         let mut dirty: Vec<(MetaBlock, usize)> = Vec::with_capacity(self.dirty);
-        for slot in 0..self.slots.len() {
-            let Slot { number, kind, state, .. } = self.slots[slot];
+        for slot in self.dirty_slots.iter().map(|slot| *slot as usize) {
+            let Slot { number, state, .. } = self.slots[slot];
             if state == State::Dirty {
-                self.block_mut(slot).seal(number, kind);
                 dirty.push((number, slot));
             }
         }
         dirty.sort_unstable();
+        // A slot forgotten and used again is listed twice.
+        dirty.dedup();
+        for (number, slot) in &dirty {
+            let kind = self.slots[*slot].kind;
+            self.block_mut(*slot).seal(*number, kind);
+        }
         let mut staging = AlignedBuffer::zeroed(RUN_BYTES.min(dirty.len() * META_BLOCK_BYTES));
         for run in dirty.chunk_by(|a, b| a.0.0 + 1 == b.0.0) {
             for part in run.chunks(RUN_BYTES / META_BLOCK_BYTES) {
@@ -197,6 +206,7 @@ impl Cache {
         }
         self.clean += self.dirty;
         self.dirty = 0;
+        self.dirty_slots.clear();
         self.trim();
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Formatting, opening, rolling back.
 
-use super::budget::{Shape, index_nodes_for};
+use super::budget::{Shape, index_nodes_for, reserve};
 use super::cache::{Cache, DEFAULT_CLEAN_BYTES};
 use super::data_log::DataLog;
 use super::data_map::{DataMap, bitmaps_for};
@@ -67,7 +67,8 @@ fn require_room(disk: &impl Disk, total: u64, data_blocks: u64) -> Result<()> {
     let index = index_nodes_for(bitmaps);
     let copied = bitmaps + index + 6;
     let fixed = 1 + bitmaps + index + 5 + copied + FIRST_VOLUME_BLOCKS;
-    let needed = fixed + (fixed + fixed / 100).div_ceil(BITMAP_ENTRIES as u64) * 2;
+    let with_own_bitmaps = fixed + (fixed + fixed / 8).div_ceil(BITMAP_ENTRIES as u64) * 2;
+    let needed = (with_own_bitmaps * 10).div_ceil(9).min(with_own_bitmaps + reserve(u64::MAX));
     if total >= needed {
         return Ok(());
     }
@@ -103,11 +104,15 @@ pub(super) fn flush(disk: &impl Disk) -> Result<()> {
 
 /// Opens the last committed state. See [`Metadata::open`].
 pub(super) fn open<D: Disk>(disk: D, access: Access, cache_bytes: usize) -> Result<Metadata<D>> {
-    let superblock = read_superblock(&disk).map_err(|error| error.context(disk.name()))?;
-    require_access(&disk, &superblock, access)?;
-    let total = superblock.metadata_space_map.total_blocks.get();
-    require_size(&disk, total)?;
-    load(disk, superblock, access, cache_bytes)
+    let name = disk.name();
+    let open = || {
+        let superblock = read_superblock(&disk)?;
+        require_access(&superblock, access)?;
+        require_size(&disk, superblock.metadata_space_map.total_blocks.get())?;
+        Ok(superblock)
+    };
+    let result = open().and_then(|superblock| load(disk, superblock, access, cache_bytes));
+    result.map_err(|error: Error| error.context(format_args!("cannot open the metadata on {name}")))
 }
 
 fn read_superblock(disk: &impl Disk) -> Result<Superblock> {
@@ -125,14 +130,13 @@ fn read_superblock(disk: &impl Disk) -> Result<Superblock> {
     Superblock::read(&block, MetaBlock::SUPERBLOCK)
 }
 
-fn require_access(disk: &impl Disk, superblock: &Superblock, access: Access) -> Result<()> {
+fn require_access(superblock: &Superblock, access: Access) -> Result<()> {
     if access == Access::ReadOnly {
         return Ok(());
     }
     if superblock.compat_ro_flags != 0 {
         let what = format!(
-            "{}: metadata block 0: found read-only compatible features {:#x}, expected none",
-            disk.name(),
+            "metadata block 0: found read-only compatible features {:#x}, expected none",
             superblock.compat_ro_flags
         );
         return Err(
@@ -140,8 +144,7 @@ fn require_access(disk: &impl Disk, superblock: &Superblock, access: Access) -> 
         );
     }
     if superblock.needs_check() {
-        let what = format!("{}: the metadata carries the needs_check flag", disk.name());
-        return Err(Error::new(ErrorKind::NeedsCheck, what)
+        return Err(Error::new(ErrorKind::NeedsCheck, "it carries the needs_check flag")
             .hint("check the metadata, which clears the flag if all is well, and repair it if not"));
     }
     Ok(())
@@ -155,8 +158,7 @@ fn require_size(disk: &impl Disk, total: u64) -> Result<()> {
     let expected_bytes = total * META_BLOCK_BYTES as u64;
     if disk.size_bytes() < expected_bytes {
         let what = format!(
-            "{} has {} bytes, but its metadata was made for {expected_bytes} bytes ({total} blocks)",
-            disk.name(),
+            "the device has {} bytes, but the metadata was made for {expected_bytes} bytes ({total} blocks)",
             disk.size_bytes()
         );
         return Err(Error::new(ErrorKind::Invalid, what)
