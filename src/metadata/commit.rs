@@ -50,6 +50,7 @@ impl<D: Disk> Metadata<D> {
         })?;
         self.superblock = superblock;
         self.space.references.metadata.committed();
+        self.space.references.data.committed();
         self.space.tally.commit();
         Ok(self.data.committed())
     }

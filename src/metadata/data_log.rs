@@ -21,6 +21,7 @@ pub(super) struct DataLog {
     entries: Vec<u64>,
     fresh: u64,
     shared: u64,
+    lost_holders: bool,
 }
 
 const DECREMENT: u64 = 0;
@@ -29,7 +30,7 @@ const INCREMENT: u64 = 1;
 impl DataLog {
     /// For a data device of that many blocks.
     pub fn new(data_blocks: u64) -> Self {
-        DataLog { data_blocks, entries: Vec::new(), fresh: 0, shared: 0 }
+        DataLog { data_blocks, entries: Vec::new(), fresh: 0, shared: 0, lost_holders: false }
     }
 
     /// Number of changes.
@@ -75,7 +76,18 @@ impl DataLog {
     pub fn decrement(&mut self, block: DataBlock, leaf: MetaBlock) -> Result<()> {
         require_data_block(block, self.data_blocks, leaf)?;
         self.entries.push(block.0 << 1 | DECREMENT);
+        self.lost_holders = true;
         Ok(())
+    }
+
+    /// Whether any block has lost a holder in this transaction, applied or not.
+    pub fn has_lost_holders(&self) -> bool {
+        self.lost_holders
+    }
+
+    /// Notes that the transaction is over.
+    pub fn committed(&mut self) {
+        self.lost_holders = false;
     }
 
     /// All changes in order of their blocks, one for each block. The log is empty afterwards.

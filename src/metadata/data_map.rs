@@ -294,6 +294,16 @@ impl DataMap {
         Ok(())
     }
 
+    /// How many leaves name a block, as far as changes have been applied.
+    pub fn count<D: Disk>(&self, space: &mut Space<D>, block: DataBlock) -> Result<u32> {
+        let number = self.index[bitmap_of(block.0)].bitmap();
+        let bytes = space.cache.get(&space.disk, number, BlockKind::Bitmap)?;
+        match Bitmap::new(bytes).get((block.0 % BITMAP_ENTRIES as u64) as usize).exact() {
+            Some(count) => Ok(count),
+            None => self.large_count(space, block.0),
+        }
+    }
+
     fn large_count<D: Disk>(&self, space: &mut Space<D>, block: u64) -> Result<u32> {
         match space.lookup::<LargeCount>(self.large_root, block)? {
             Some(LargeCount(count)) => Ok(count.get()),

@@ -32,6 +32,8 @@ pub(super) struct MetaMap {
     large_changes: BTreeSet<u64>,
     /// Blocks with a large count, now.
     large_entries: u64,
+    /// Whether a block with several holders has lost one in this transaction.
+    lost_holders: bool,
     /// Where the bitmaps were written last; `None` for a new one.
     pub bitmaps: Vec<Option<MetaBlock>>,
     /// Where the index block was written last; `None` if never.
@@ -75,6 +77,7 @@ impl MetaMap {
             changed_bitmaps: vec![false; bitmaps.len()],
             large_changes: BTreeSet::new(),
             large_entries: counts.iter().filter(|count| **count >= LARGE).count() as u64,
+            lost_holders: false,
             counts,
             bitmaps,
             index_block,
@@ -156,7 +159,14 @@ impl MetaMap {
     pub fn decrement(&mut self, block: MetaBlock) -> Result<u32> {
         let old = self.referenced(block)?;
         self.set(block, old, old - 1);
+        self.lost_holders |= old > 1;
         Ok(old - 1)
+    }
+
+    /// Whether a block with several holders has lost one in this transaction: then a count of 1 does not mean that the
+    /// last commit has a single holder too.
+    pub fn has_lost_holders(&self) -> bool {
+        self.lost_holders
     }
 
     fn set(&mut self, block: MetaBlock, old: u32, new: u32) {
@@ -203,6 +213,7 @@ impl MetaMap {
         self.blocked[0] |= 1;
         self.available = self.total() - self.allocated;
         self.cursor = 0;
+        self.lost_holders = false;
     }
 }
 

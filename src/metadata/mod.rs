@@ -38,7 +38,7 @@ use crate::units::{
 use budget::{Ask, Shape};
 use data_map::DataMap;
 use pending::Pending;
-use space::{Space, Span};
+use space::{References, Space, Span};
 use std::ops::{ControlFlow, Range};
 
 /// The sizes that a pool is made with.
@@ -237,6 +237,27 @@ impl<D: Disk> Metadata<D> {
         let mapping = record.mapping();
         space::require_data_block(mapping.block, self.data.total(), root)?;
         Ok(Some(mapping))
+    }
+
+    /// Whether a mapped block is the volume's alone, now and in the state that a crash leads back to: then it may be
+    /// overwritten in place whatever its time says. `false` means "not for sure": the counts are not asked while
+    /// the transaction may have taken holders away that the last commit still has.
+    pub fn is_exclusive(&mut self, volume: VolumeId, block: VirtualBlock) -> Result<bool> {
+        self.require_sound()?;
+        let References { metadata, data } = &self.space.references;
+        let is_unsure = metadata.has_lost_holders() || data.has_lost_holders() || data.shared() > 0;
+        if is_unsure || self.pending.get(volume, block).is_some() {
+            return Ok(false);
+        }
+        let Some(root) = self.space.lookup_unshared::<RootRecord>(self.mapping_root, volume.get())? else {
+            return Ok(false);
+        };
+        let Some(record) = self.space.lookup_unshared::<MappingRecord>(root.root(), block.0)? else {
+            return Ok(false);
+        };
+        let data_block = record.mapping().block;
+        space::require_data_block(data_block, self.data.total(), root.root())?;
+        Ok(self.data.count(&mut self.space, data_block)? == 1)
     }
 
     /// Calls `visit` for every mapping with a virtual block in `range`, in ascending order.

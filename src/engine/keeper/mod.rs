@@ -22,7 +22,7 @@ use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Metadata, Progress};
-use crate::units::{DataBlock, MetaBlock, VirtualBlock, VolumeId};
+use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -279,6 +279,21 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         // Somebody else may have done the work between the lane's look at the map and now.
         if current.is_some_and(|mapping| !volume.is_shared(mapping)) {
             return out.reply(from, Reply::Again);
+        }
+        if let Some(mapping) = current {
+            match self.metadata.is_exclusive(id, block) {
+                // Whoever shared it is gone. The disk keeps the old time, which is right for everybody: it says "perhaps".
+                Ok(true) => {
+                    let mapping = Mapping { time: self.metadata.time(), ..mapping };
+                    volume.table.set(block, Some(mapping));
+                    return out.reply(from, Reply::Again);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(volume = %id, block = block.0, "cannot read the map: {error}");
+                    return out.reply(from, Reply::Failed(IoError::Io));
+                }
+            }
         }
         let target = match self.metadata.reserve_block() {
             Ok(target) => target,

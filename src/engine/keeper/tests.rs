@@ -1,5 +1,6 @@
 //! The keeper alone, with a test in place of the lanes.
 
+use super::super::map_table::Lookup;
 use super::*;
 use crate::disk::MemoryDisk;
 use crate::engine::{LaneId, OpId};
@@ -107,4 +108,60 @@ fn a_volume_of_unknown_size_may_have_any_block_mapped() {
     metadata.map(id(0), VirtualBlock(u64::MAX - 1), target);
     let keeper = keeper(4, metadata);
     assert_eq!(keeper.volume(id(0)).unwrap().size_bytes(), SHOWN_BYTES_LIMIT);
+}
+
+/// Runs a command to its answer.
+fn run(keeper: &mut Tested, command: Command) -> Result<Answer> {
+    let mut out = Outbox::default();
+    keeper.command(7, command, &mut out);
+    while out.answers.is_empty() {
+        keeper.settle(&mut out);
+    }
+    let (number, answer) = out.answers.remove(0);
+    assert_eq!(number, 7);
+    answer
+}
+
+fn next_step(keeper: &Tested) -> IdStep {
+    let from = keeper.metadata.transaction_id();
+    IdStep { from, to: from.next() }
+}
+
+#[test]
+fn a_block_whose_snapshot_is_gone_is_not_copied() {
+    let mut keeper = pool(16);
+    let target = fill(&mut keeper, 1, 0);
+    ask(&mut keeper, 1, Ask::Publish(id(0), VirtualBlock(0), target));
+    ask(&mut keeper, 1, Ask::Load(id(0), VirtualBlock(0)));
+    let step = next_step(&keeper);
+    run(&mut keeper, Command::Snapshot { pairs: vec![(id(0), id(1))], step }).unwrap();
+    let wanted = Ask::Fill(id(0), VirtualBlock(0));
+    let copies = |keeper: &mut Tested| match ask(keeper, 1, wanted.clone())[..] {
+        [(_, Reply::Fill { target, source: FillSource::Block(_) })] => {
+            ask(keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), target));
+            true
+        }
+        [(_, Reply::Again)] => false,
+        ref other => panic!("{other:?}"),
+    };
+    assert!(copies(&mut keeper), "the snapshot has it");
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    settle(&mut keeper);
+    assert!(copies(&mut keeper), "a power cut now brings the snapshot's block back");
+    run(&mut keeper, Command::Commit).unwrap();
+    assert!(!copies(&mut keeper), "nobody else has it");
+    let volume = keeper.volume(id(0)).unwrap();
+    let Lookup::Mapped(mapping) = volume.table.get(VirtualBlock(0)) else { panic!("it is mapped") };
+    assert!(mapping.block == target && !volume.is_shared(mapping));
+    // The next snapshot shares it again.
+    let step = next_step(&keeper);
+    run(&mut keeper, Command::Snapshot { pairs: vec![(id(0), id(2))], step }).unwrap();
+    assert!(volume.is_shared(mapping) && copies(&mut keeper));
+    // So does a deletion that is not durable leave it shared, and one that is does not.
+    let step = next_step(&keeper);
+    let mut out = Outbox::default();
+    keeper.command(8, Command::Delete { volume: id(2), step: Some(step) }, &mut out);
+    assert!(out.answers.is_empty() && copies(&mut keeper));
+    settle(&mut keeper);
+    assert!(!copies(&mut keeper));
 }

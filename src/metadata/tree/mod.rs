@@ -17,7 +17,7 @@ pub(super) mod tests;
 
 pub(super) use insert::Inserter;
 
-use super::space::{Space, Span, TreeValue, require_depth};
+use super::space::{References, Space, Span, TreeValue, require_depth};
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::format::{Entries, Node};
@@ -30,9 +30,27 @@ pub(super) type LeafVisitor<'a, V> = &'a mut dyn FnMut(Entries<'_, V>) -> Contro
 impl<D: Disk> Space<D> {
     /// The value of `key`.
     pub fn lookup<V: TreeValue>(&mut self, root: MetaBlock, key: u64) -> Result<Option<V>> {
+        self.lookup_if(root, key, |_, _| true)
+    }
+
+    /// The value of `key`, if every node that leads to it has a single holder.
+    pub fn lookup_unshared<V: TreeValue>(&mut self, root: MetaBlock, key: u64) -> Result<Option<V>> {
+        self.lookup_if(root, key, |references, block| references.metadata.count(block.0) == 1)
+    }
+
+    /// The value of `key`, if the nodes that lead to it are as wanted.
+    fn lookup_if<V: TreeValue>(
+        &mut self,
+        root: MetaBlock,
+        key: u64,
+        wanted: impl Fn(&References, MetaBlock) -> bool,
+    ) -> Result<Option<V>> {
         let (mut block, mut span) = (root, Span::ALL);
         for depth in 0.. {
             require_depth(block, depth)?;
+            if !wanted(&self.references, block) {
+                return Ok(None);
+            }
             match self.node::<V>(block, span)? {
                 Node::Leaf(entries) => return Ok(entries.find(key).map(|index| entries.values[index])),
                 Node::Internal(entries) => {
