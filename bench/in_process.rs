@@ -36,7 +36,7 @@ fn main() -> Result<()> {
 }
 
 fn lookups() {
-    let table = MapTable::new(TABLE_BLOCKS);
+    let table = MapTable::default();
     for page in 0..TABLE_BLOCKS / 512 {
         let range = page * 512..(page + 1) * 512;
         let mapping = |block| (VirtualBlock(block), Mapping { block: DataBlock(block), time: SnapTime(0) });

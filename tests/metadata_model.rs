@@ -10,8 +10,14 @@ use uthin::disk::MemoryDisk;
 use uthin::metadata::{Geometry, Metadata};
 use uthin::units::BlockSize;
 
-const ORDINARY: Habits =
-    Habits { virtual_blocks: 20_000, volumes: 12, longest_run: 300, removes_one_in: 5, interrupts: true };
+const ORDINARY: Habits = Habits {
+    virtual_blocks: 20_000,
+    volumes: 12,
+    longest_run: 300,
+    removes_one_in: 5,
+    interrupts: true,
+    grows: false,
+};
 
 fn fresh(metadata_blocks: u64, data_blocks: u64) -> MemoryDisk {
     let disk = MemoryDisk::zeroed(metadata_blocks * 4096);
@@ -55,8 +61,14 @@ fn many_snapshots_agree_with_the_model() {
 
 #[test]
 fn small_trees_agree_with_the_model_at_every_step() {
-    let habits =
-        Habits { volumes: 3, virtual_blocks: 700, longest_run: 90, removes_one_in: 3, interrupts: true };
+    let habits = Habits {
+        volumes: 3,
+        virtual_blocks: 700,
+        longest_run: 90,
+        removes_one_in: 3,
+        interrupts: true,
+        grows: false,
+    };
     for seed in 20..30 {
         play(fresh(1000, 20_000), habits, seed, 150, 2);
     }
@@ -87,10 +99,21 @@ fn pools_at_the_brink_refuse_and_never_fail_half_way() {
             longest_run: 400,
             removes_one_in: [20, 6][(seed / 2) as usize % 2],
             interrupts: seed % 5 == 0,
+            grows: false,
         };
         let play = play(fresh(metadata_blocks, 100_000), habits, seed, 30, 60);
         refusals += play.refusals;
         operations += play.operations;
     }
     assert!(refusals > 1000 && operations > 50_000, "{refusals} refusals, {operations} operations");
+}
+
+#[test]
+fn growing_pools_agree_with_the_model() {
+    let habits = Habits { grows: true, removes_one_in: 20, ..ORDINARY };
+    for seed in 50..56 {
+        let play = play(fresh(150, 16_000), habits, seed, 60, 100);
+        let usage = play.metadata.usage();
+        assert!(usage.metadata_total > 150 && usage.data_total > 16_000, "seed {seed}: {usage:?}");
+    }
 }

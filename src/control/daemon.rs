@@ -208,15 +208,7 @@ struct PoolExecutor(Pool);
 
 impl Executor for PoolExecutor {
     fn run(&self, command: Command) -> Result<Answer> {
-        match command {
-            Command::Close => self.0.close().map(|()| Answer::Done),
-            Command::CreateVolume { .. }
-            | Command::Snapshot { .. }
-            | Command::Delete { .. }
-            | Command::Status
-            | Command::Volumes
-            | Command::Commit => self.0.command(command),
-        }
+        self.0.command(command)
     }
 }
 

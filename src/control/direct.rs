@@ -49,15 +49,7 @@ struct InlineKeeper<M: Disk, D: Disk>(Mutex<Blocking<M, D>>);
 impl<M: Disk, D: Disk> Executor for InlineKeeper<M, D> {
     fn run(&self, command: Command) -> Result<Answer> {
         let mut pool = self.0.lock().expect("nobody panics while holding the keeper");
-        let deleted = match &command {
-            Command::Delete { volume, .. } => Some(*volume),
-            Command::CreateVolume { .. }
-            | Command::Snapshot { .. }
-            | Command::Status
-            | Command::Volumes
-            | Command::Commit
-            | Command::Close => None,
-        };
+        let deleted = if let Command::Delete { volume, .. } = &command { Some(*volume) } else { None };
         let answer = pool.command(command)?;
         let (Some(deleted), Answer::Deleting { finished: false }) = (deleted, &answer) else {
             return Ok(answer);
@@ -85,6 +77,10 @@ impl Executor for Onlooker {
             Command::Volumes => self.volumes(&mut metadata).map(Answer::Volumes),
             Command::CreateVolume { .. }
             | Command::Snapshot { .. }
+            | Command::RollBack { .. }
+            | Command::Resize { .. }
+            | Command::Unmap { .. }
+            | Command::Grow { .. }
             | Command::Delete { .. }
             | Command::Commit
             | Command::Close => Err(Error::new(ErrorKind::WrongState, "the pool is open for reading only")),

@@ -121,6 +121,15 @@ impl Executor for Keeper {
                 }
                 Ok(Answer::Done)
             }),
+            Command::RollBack { volume, to, keep, step } => world.attempt(|disks| {
+                step_id(disks, Some(step))?;
+                assert!(disks.volumes.contains_key(&volume) && disks.volumes.contains_key(&to));
+                assert!(disks.volumes.insert(keep, disks.id).is_none());
+                Ok(Answer::Done)
+            }),
+            Command::Resize { .. } | Command::Unmap { .. } | Command::Grow { .. } => {
+                world.attempt(|_| Ok(Answer::Done))
+            }
             Command::Delete { volume, step } => world.attempt(|disks| {
                 if in_use.contains(&volume) {
                     return Err(Error::new(ErrorKind::Busy, "open"));

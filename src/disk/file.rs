@@ -1,6 +1,6 @@
 //! Files and block devices as disks: O_DIRECT where the filesystem has it, an exclusive lock, hole punching.
 //!
-//! - A file never grows: what lies past the size it had when it was opened is `UnexpectedEof`.
+//! - What lies past the size that a file had when it was opened, or was [grown](Disk::grow) to, is `UnexpectedEof`.
 //! - With direct I/O, offsets and lengths are multiples of 512 ([`FileDisk::SECTOR_BYTES`]); others are `InvalidInput`.
 //!   Memory may lie anywhere: what is not aligned goes through a buffer that is.
 //! - One process writes at a time, or several read ([`super::lock`]). A block device is opened exclusively as well,
@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most that one system call moves through a bounce buffer.
 const BOUNCE_BYTES: usize = 1 << 20;
@@ -32,7 +33,7 @@ pub enum OpenMode {
 pub struct FileDisk {
     file: File,
     path: PathBuf,
-    size_bytes: u64,
+    size_bytes: AtomicU64,
     is_device: bool,
     is_direct: bool,
 }
@@ -94,12 +95,8 @@ impl FileDisk {
         let context = |doing: &str| format!("{}: {doing}", path.display());
         let metadata = file.metadata().map_err(|error| Error::io(context("looking at it"), &error))?;
         let is_device = metadata.file_type().is_block_device();
-        let size_bytes = match is_device {
-            // A device's metadata says 0; its end is its size.
-            true => retry(|| rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)))
-                .map_err(|error| Error::io(context("finding its size"), &error.into()))?,
-            false => metadata.len(),
-        };
+        let size_bytes =
+            present_size(&file).map_err(|error| Error::io(context("finding its size"), &error))?;
         let is_direct = match set_direct(&file, true) {
             Ok(()) if can_read_sectors(&file, size_bytes) => true,
             // No direct I/O, or only in units larger than ours.
@@ -109,6 +106,7 @@ impl FileDisk {
                 false
             }
         };
+        let size_bytes = AtomicU64::new(size_bytes);
         Ok(FileDisk { file, path: path.to_owned(), size_bytes, is_device, is_direct })
     }
 
@@ -135,11 +133,10 @@ impl FileDisk {
 
     fn check(&self, offset_bytes: u64, length: usize) -> io::Result<()> {
         let end = offset_bytes.checked_add(length as u64);
-        if end.is_none_or(|end| end > self.size_bytes) {
-            let message = format!(
-                "bytes {offset_bytes} to {offset_bytes} + {length} lie past the end ({})",
-                self.size_bytes
-            );
+        let size_bytes = self.size_bytes();
+        if end.is_none_or(|end| end > size_bytes) {
+            let message =
+                format!("bytes {offset_bytes} to {offset_bytes} + {length} lie past the end ({size_bytes})");
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
         }
         let sector = Self::SECTOR_BYTES;
@@ -157,9 +154,28 @@ impl FileDisk {
     }
 }
 
+/// Where a file or device ends. (A device's metadata says 0.)
+fn present_size(file: &File) -> io::Result<u64> {
+    Ok(retry(|| rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)))?)
+}
+
 impl Disk for FileDisk {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        let mut present = present_size(&self.file)?;
+        if present < size_bytes && !self.is_device {
+            rustix::fs::ftruncate(&self.file, size_bytes)?;
+            present = size_bytes;
+        }
+        if present < size_bytes {
+            let message = format!("the device has {present} bytes, not {size_bytes}: it has not grown");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        self.size_bytes.fetch_max(present, Ordering::AcqRel);
+        Ok(())
     }
 
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {

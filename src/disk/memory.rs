@@ -45,6 +45,13 @@ impl Disk for MemoryDisk {
         self.lock().len() as u64
     }
 
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        let mut bytes = self.lock();
+        let size = usize::try_from(size_bytes).expect("a disk in memory fits into memory").max(bytes.len());
+        bytes.resize(size, 0);
+        Ok(())
+    }
+
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut bytes = self.lock();
         buffer.copy_from_slice(range_of(&mut bytes, offset_bytes, buffer.len())?);

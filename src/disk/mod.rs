@@ -17,8 +17,12 @@ use std::io;
 
 /// A place that keeps bytes. All faults of simulated disks hide behind this trait.
 pub trait Disk: Send + Sync {
-    /// The size in bytes, as of opening.
+    /// The size in bytes, as of opening or the last [`Disk::grow`].
     fn size_bytes(&self) -> u64;
+
+    /// Takes `size_bytes` at least into use: a file is extended (with zeros that take no space), a device must have grown
+    /// by itself. `UnexpectedEof` when it has not; then nothing has changed.
+    fn grow(&self, size_bytes: u64) -> io::Result<()>;
 
     /// Fills `buffer` from `offset_bytes` on. Reading past the end is `UnexpectedEof`.
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()>;
@@ -40,6 +44,9 @@ impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()
     }
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        (**self).grow(size_bytes)
+    }
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset_bytes, buffer)
     }
@@ -60,6 +67,9 @@ impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
 impl<T: Disk + ?Sized> Disk for &T {
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()
+    }
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        (**self).grow(size_bytes)
     }
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset_bytes, buffer)

@@ -127,15 +127,10 @@ impl Pool {
     /// Carries a command out and waits for its answer: on any thread but one that runs a lane's ring.
     /// `Failed` when the keeper has died, `WrongState` when the pool is closed.
     pub fn command(&self, command: Command) -> Result<Answer> {
-        match command {
-            Command::Close => self.close().map(|()| Answer::Done),
-            Command::CreateVolume { .. }
-            | Command::Snapshot { .. }
-            | Command::Delete { .. }
-            | Command::Status
-            | Command::Volumes
-            | Command::Commit => self.ask_keeper(|answer| Control::Command(command, answer)),
+        if command == Command::Close {
+            return self.close().map(|()| Answer::Done);
         }
+        self.ask_keeper(|answer| Control::Command(command, answer))
     }
 
     /// Opens a volume: until the lease is dropped, it cannot be deleted. `NotFound` when there is none or it is being

@@ -86,6 +86,9 @@ impl Disk for PanickingDisk {
     fn size_bytes(&self) -> u64 {
         self.inner.size_bytes()
     }
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        self.inner.grow(size_bytes)
+    }
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.inner.read_at(offset_bytes, buffer)
     }

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::metadata::{Usage, VolumeDetails};
 use crate::units::{BlockSize, SnapTime, TransactionId, VirtualBlock, VolumeId};
+use std::ops::Range;
 
 /// A step of the transaction id that is committed together with a command's change, or not at all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,12 +34,47 @@ pub enum Command {
         /// The id's step.
         step: IdStep,
     },
+    /// Give a volume the contents that another has at this moment, and what it held until then to a new volume: the way
+    /// there and back. Its changes wait meanwhile; the two share from then on. Answer: `Done`.
+    RollBack {
+        /// The volume that changes.
+        volume: VolumeId,
+        /// The volume, a snapshot mostly, whose contents it gets; no larger than it.
+        to: VolumeId,
+        /// A number not in use, for what it held.
+        keep: VolumeId,
+        /// The id's step.
+        step: IdStep,
+    },
+    /// Change a volume's size; nothing of it is in the metadata. Smaller only when no client has it open (`Busy`) and no
+    /// block past the new end is mapped (`WrongState`, with the end of what is). Answer: `Done`.
+    Resize {
+        /// The volume.
+        volume: VolumeId,
+        /// Its new size, a multiple of 512.
+        size_bytes: u64,
+    },
+    /// Unmap whole blocks of a volume, like a client's discard. Answer: `Done`.
+    Unmap {
+        /// The volume.
+        volume: VolumeId,
+        /// Virtual blocks.
+        blocks: Range<u64>,
+    },
     /// Delete a volume. `Busy` while a client has it open. Answer: `Deleting`.
     Delete {
         /// The volume.
         volume: VolumeId,
         /// The id's step; `None` to go on with a deletion that an earlier run began.
         step: Option<IdStep>,
+    },
+    /// Make the pool larger while it works: a file is extended, a device has grown already. `Invalid` for less than there
+    /// is, `Io` when the disk is not that large. Answer: `Done`.
+    Grow {
+        /// Data blocks in all; `None`: as many as now.
+        data_blocks: Option<u64>,
+        /// Bytes for metadata in all; `None`: as many as now.
+        metadata_bytes: Option<u64>,
     },
     /// Answer: `Status`.
     Status,

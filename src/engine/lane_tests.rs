@@ -1,5 +1,6 @@
 //! A lane alone, with the test in the place of driver and keeper.
 
+use super::super::map_table::page_of;
 use super::*;
 use crate::units::{Mapping, SnapTime, VolumeId};
 
@@ -15,11 +16,11 @@ struct Bench {
 fn bench(block_size: BlockSize, blocks: u64) -> Bench {
     let epochs = Arc::new(Epochs::new(1));
     let id = VolumeId::new(7).expect("a small number");
-    let volume = Volume::new(id, blocks * block_size.bytes() - 512, block_size, SnapTime(5));
+    let volume = Volume::new(id, blocks * block_size.bytes() - 512, SnapTime(5));
     // Block 0 is a hole, 1 exclusive, 2 shared; the pages of the rest are loaded as holes.
     let mapping = |block, time| Mapping { block: DataBlock(block), time: SnapTime(time) };
     let known = [(VirtualBlock(1), mapping(11, 5)), (VirtualBlock(2), mapping(12, 4))];
-    volume.table.load_page(volume.table.page_of(VirtualBlock(0)), &known);
+    volume.table.load_page(page_of(VirtualBlock(0)), &known);
     let lane = Lane::new(LaneId(0), epochs.clone(), block_size);
     Bench { lane, epochs, volume: Arc::new(volume), out: Vec::new() }
 }

@@ -1,12 +1,13 @@
 //! The map of one volume in memory: read by lanes without locks, written by the keeper.
 //!
-//! A radix tree of three levels over packed mappings (`block << 24 | time`, as on disk); pages of 512 blocks are loaded on
-//! first touch, so a table costs memory only for what is used: about 8 bytes a block. A page with nothing mapped costs a
-//! bit, so that who reads all of a huge empty volume does not fill the memory. A lookup is four acquire loads at most.
-//! Only the keeper calls [`MapTable::load_page`] and [`MapTable::set`].
+//! A radix tree over packed mappings (`block << 24 | time`, as on disk); pages of 512 blocks are loaded on first touch, so
+//! a table costs memory only for what is used: about 8 bytes a block. A page with nothing mapped costs a bit, so that who
+//! reads all of a huge empty volume does not fill the memory. The table has no end: shelf *n* has room for 2^*n*
+//! directories, and a volume that grows finds the next shelf empty. A lookup is six acquire loads at most.
+//! Only the keeper calls what changes it.
 
 use crate::units::{Mapping, VirtualBlock};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,25 +52,25 @@ pub enum Lookup {
     Mapped(Mapping),
 }
 
+type Shelf = Box<[OnceLock<Box<Directory>>]>;
+
+/// Shelves for all blocks that a `u64` can number.
+const SHELVES: usize = (u64::MAX / (PAGE_BLOCKS * DIRECTORY_PAGES)).ilog2() as usize + 2;
+
 /// The map of one volume.
 pub struct MapTable {
-    blocks: u64,
-    directories: Box<[OnceLock<Directory>]>,
+    shelves: [OnceLock<Shelf>; SHELVES],
+}
+
+impl Default for MapTable {
+    /// A table of which nothing is loaded.
+    fn default() -> Self {
+        MapTable { shelves: [const { OnceLock::new() }; SHELVES] }
+    }
 }
 
 impl MapTable {
-    /// A table of `blocks` blocks, of which nothing is loaded.
-    pub fn new(blocks: u64) -> Self {
-        let directories = blocks.div_ceil(PAGE_BLOCKS * DIRECTORY_PAGES);
-        MapTable { blocks, directories: (0..directories).map(|_| OnceLock::new()).collect() }
-    }
-
-    /// Number of blocks.
-    pub fn blocks(&self) -> u64 {
-        self.blocks
-    }
-
-    /// Looks `block` up, which must be inside the volume.
+    /// Looks `block` up.
     #[inline]
     pub fn get(&self, block: VirtualBlock) -> Lookup {
         match self.entry(block) {
@@ -87,7 +88,8 @@ impl MapTable {
     #[inline]
     fn directory(&self, block: VirtualBlock) -> Option<(&Directory, u64)> {
         let page = block.0 / PAGE_BLOCKS;
-        let directory = self.directories[(page / DIRECTORY_PAGES) as usize].get()?;
+        let (shelf, place) = place_of(page / DIRECTORY_PAGES);
+        let directory = self.shelves[shelf].get()?[place].get()?;
         Some((directory, page % DIRECTORY_PAGES))
     }
 
@@ -98,16 +100,13 @@ impl MapTable {
         Some(&page[(block.0 % PAGE_BLOCKS) as usize])
     }
 
-    /// The blocks of the page that holds `block`, cut at the volume's end.
-    pub fn page_of(&self, block: VirtualBlock) -> Range<u64> {
-        let begin = block.0 - block.0 % PAGE_BLOCKS;
-        begin..(begin + PAGE_BLOCKS).min(self.blocks)
-    }
-
-    /// Keeper only: installs the page that begins at `page.start`, unless it is there. `mappings` lie inside it.
+    /// Keeper only: installs a page, unless it is there. `mappings` lie inside it.
     pub fn load_page(&self, page: Range<u64>, mappings: &[(VirtualBlock, Mapping)]) {
         let number = page.start / PAGE_BLOCKS;
-        let directory = self.directories[(number / DIRECTORY_PAGES) as usize].get_or_init(Directory::new);
+        let (shelf, place) = place_of(number / DIRECTORY_PAGES);
+        let shelf =
+            self.shelves[shelf].get_or_init(|| (0..1_u64 << shelf).map(|_| OnceLock::new()).collect());
+        let directory = shelf[place].get_or_init(|| Box::new(Directory::new()));
         let number = number % DIRECTORY_PAGES;
         if mappings.is_empty() {
             directory.holes[(number / 64) as usize].fetch_or(1 << (number % 64), Ordering::Release);
@@ -136,17 +135,54 @@ impl MapTable {
 
     /// Keeper only: unmaps `range` wherever it is loaded.
     pub fn clear(&self, range: Range<u64>) {
-        let mut block = range.start;
-        while block < range.end {
-            let page = self.page_of(VirtualBlock(block));
-            if self.entry(VirtualBlock(block)).is_some() {
-                for block in block..page.end.min(range.end) {
-                    self.set(VirtualBlock(block), None);
-                }
+        for page in self.loaded_pages(range.clone()) {
+            for block in page.start.max(range.start)..page.end.min(range.end) {
+                self.set(VirtualBlock(block), None);
             }
-            block = page.end;
         }
     }
+
+    /// The pages that are loaded and have a block in `range`, in ascending order.
+    pub fn loaded_pages(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut loaded = Vec::new();
+        if range.is_empty() {
+            return loaded;
+        }
+        let (first, last) = (range.start / PAGE_BLOCKS, (range.end - 1) / PAGE_BLOCKS);
+        for (number, directory) in self.directories(first / DIRECTORY_PAGES..=last / DIRECTORY_PAGES) {
+            let begin = number * DIRECTORY_PAGES;
+            for page in first.max(begin)..=last.min(begin + DIRECTORY_PAGES - 1) {
+                let in_directory = page - begin;
+                if directory.pages[in_directory as usize].get().is_some() || directory.is_hole(in_directory) {
+                    loaded.push(page_of(VirtualBlock(page * PAGE_BLOCKS)));
+                }
+            }
+        }
+        loaded
+    }
+
+    fn directories(&self, numbers: RangeInclusive<u64>) -> impl Iterator<Item = (u64, &Directory)> {
+        let shelves = self.shelves.iter().enumerate().filter_map(|(at, shelf)| Some((at, shelf.get()?)));
+        let all = shelves.flat_map(|(at, shelf)| {
+            let first = (1_u64 << at) - 1;
+            shelf.iter().enumerate().map(move |(place, directory)| (first + place as u64, directory))
+        });
+        all.filter(move |(number, _)| numbers.contains(number))
+            .filter_map(|(number, directory)| Some((number, &**directory.get()?)))
+    }
+}
+
+/// The blocks of the page that holds `block`.
+pub fn page_of(block: VirtualBlock) -> Range<u64> {
+    let begin = block.0 - block.0 % PAGE_BLOCKS;
+    begin..begin.saturating_add(PAGE_BLOCKS)
+}
+
+/// Where the directory of that number is: on which shelf, and its place there.
+#[inline]
+fn place_of(directory: u64) -> (usize, usize) {
+    let shelf = (directory + 1).ilog2();
+    (shelf as usize, (directory + 1 - (1 << shelf)) as usize)
 }
 
 fn empty_page() -> Page {
@@ -170,29 +206,29 @@ mod tests {
 
     #[test]
     fn pages_are_unknown_until_loaded_and_then_follow_the_keeper() {
-        let table = MapTable::new(1300);
+        let table = MapTable::default();
         assert_eq!(table.get(VirtualBlock(600)), Lookup::NotLoaded);
         table.set(VirtualBlock(600), Some(mapping(1))); // not loaded: loading will bring it
         assert_eq!(table.get(VirtualBlock(600)), Lookup::NotLoaded);
-        table.load_page(table.page_of(VirtualBlock(600)), &[(VirtualBlock(600), mapping(1))]);
+        table.load_page(page_of(VirtualBlock(600)), &[(VirtualBlock(600), mapping(1))]);
         assert_eq!(table.get(VirtualBlock(600)), Lookup::Mapped(mapping(1)));
         assert_eq!(table.get(VirtualBlock(601)), Lookup::Hole);
         assert_eq!(table.get(VirtualBlock(0)), Lookup::NotLoaded);
         table.set(VirtualBlock(601), Some(mapping(2)));
         assert_eq!(table.get(VirtualBlock(601)), Lookup::Mapped(mapping(2)));
-        assert_eq!(table.page_of(VirtualBlock(1299)), 1024..1300);
+        assert_eq!(page_of(VirtualBlock(1299)), 1024..1536);
     }
 
     #[test]
     fn empty_pages_take_no_memory_until_something_is_mapped() {
-        let table = MapTable::new(PAGE_BLOCKS * DIRECTORY_PAGES * 2);
+        let table = MapTable::default();
         for page in 0..2 * DIRECTORY_PAGES {
-            table.load_page(table.page_of(VirtualBlock(page * PAGE_BLOCKS)), &[]);
+            table.load_page(page_of(VirtualBlock(page * PAGE_BLOCKS)), &[]);
         }
         let pages = || {
-            let directories = table.directories.iter().filter_map(OnceLock::get);
+            let directories = table.directories(0..=u64::MAX);
             directories
-                .flat_map(|directory| directory.pages.iter())
+                .flat_map(|(_, directory)| &directory.pages)
                 .filter(|page| page.get().is_some())
                 .count()
         };
@@ -201,7 +237,7 @@ mod tests {
         table.clear(0..PAGE_BLOCKS * 3);
         assert_eq!((table.get(VirtualBlock(6)), pages()), (Lookup::Hole, 0));
         table.set(VirtualBlock(70 * PAGE_BLOCKS + 5), Some(mapping(1)));
-        table.load_page(table.page_of(VirtualBlock(70 * PAGE_BLOCKS)), &[]);
+        table.load_page(page_of(VirtualBlock(70 * PAGE_BLOCKS)), &[]);
         assert_eq!(table.get(VirtualBlock(70 * PAGE_BLOCKS + 5)), Lookup::Mapped(mapping(1)));
         assert_eq!(table.get(VirtualBlock(70 * PAGE_BLOCKS + 6)), Lookup::Hole);
         assert_eq!(pages(), 1);
@@ -211,9 +247,9 @@ mod tests {
 
     #[test]
     fn clear_unmaps_loaded_pages_and_skips_the_rest() {
-        let table = MapTable::new(PAGE_BLOCKS * DIRECTORY_PAGES * 3);
+        let table = MapTable::default();
         for page in [0, 1, 3] {
-            let range = table.page_of(VirtualBlock(page * PAGE_BLOCKS));
+            let range = page_of(VirtualBlock(page * PAGE_BLOCKS));
             let all: Vec<_> = range.clone().map(|block| (VirtualBlock(block), mapping(block))).collect();
             table.load_page(range, &all);
         }
@@ -224,5 +260,23 @@ mod tests {
         }
         assert_eq!(table.get(VirtualBlock(1030)), Lookup::NotLoaded);
         assert_eq!(table.get(VirtualBlock(1540)), Lookup::Mapped(mapping(1540)));
+    }
+
+    #[test]
+    fn directories_have_places_of_their_own_up_to_the_last_block() {
+        let places: Vec<_> = (0..8).map(place_of).collect();
+        assert_eq!(places, [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0)]);
+        assert!(place_of(u64::MAX / (PAGE_BLOCKS * DIRECTORY_PAGES)).0 < SHELVES);
+        let table = MapTable::default();
+        assert_eq!(table.get(VirtualBlock(u64::MAX)), Lookup::NotLoaded);
+        let far = VirtualBlock(PAGE_BLOCKS * DIRECTORY_PAGES * 6 + 700);
+        for block in [far, VirtualBlock(3)] {
+            table.load_page(page_of(block), &[(block, mapping(1))]);
+            assert_eq!(table.get(block), Lookup::Mapped(mapping(1)));
+        }
+        assert_eq!(table.loaded_pages(0..u64::MAX), [0..512, page_of(far)]);
+        assert_eq!(table.loaded_pages(1..3), [0..512]);
+        assert_eq!(table.loaded_pages(512..far.0), [page_of(far)]);
+        assert_eq!(table.loaded_pages(5..5), []);
     }
 }

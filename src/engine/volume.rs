@@ -1,7 +1,7 @@
 //! A volume while its pool is open: the part that lanes share with the keeper.
 
 use super::map_table::MapTable;
-use crate::units::{BlockSize, Mapping, SnapTime, VolumeId};
+use crate::units::{Mapping, SnapTime, VolumeId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -20,11 +20,11 @@ pub struct Volume {
 }
 
 impl Volume {
-    pub(super) fn new(id: VolumeId, size_bytes: u64, block_size: BlockSize, snapshotted: SnapTime) -> Self {
+    pub(super) fn new(id: VolumeId, size_bytes: u64, snapshotted: SnapTime) -> Self {
         Volume {
             id,
             size_bytes: AtomicU64::new(size_bytes),
-            table: MapTable::new(block_size.blocks_to_hold(size_bytes)),
+            table: MapTable::default(),
             snapshotted: AtomicU32::new(snapshotted.0),
             frozen: AtomicBool::new(false),
             openers: AtomicU32::new(0),
@@ -39,6 +39,10 @@ impl Volume {
     /// Its size in bytes, a multiple of 512.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_size_bytes(&self, size_bytes: u64) {
+        self.size_bytes.store(size_bytes, Ordering::Release);
     }
 
     /// dm-thin's rule: what was mapped before the volume's last snapshot may be shared.
@@ -107,7 +111,7 @@ mod tests {
 
     #[test]
     fn an_open_volume_cannot_be_closed_and_a_closed_one_not_opened() {
-        let volume = Arc::new(Volume::new(VolumeId::MAX, 1 << 20, BlockSize::MIN, SnapTime(0)));
+        let volume = Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0)));
         let lease = volume.open().expect("nobody closed it");
         assert_eq!(volume.openers(), 1);
         assert!(!volume.close_if_unused());

@@ -56,10 +56,12 @@ pub(super) struct Ask {
     unmaps: u64,
     /// Volumes to be removed.
     deletes: u64,
+    /// Bitmaps to be added to the data space map.
+    bitmaps: u64,
 }
 
 impl Ask {
-    const NOTHING: Ask = Ask { mappings: 0, volumes: 0, unmaps: 0, deletes: 0 };
+    const NOTHING: Ask = Ask { mappings: 0, volumes: 0, unmaps: 0, deletes: 0, bitmaps: 0 };
 
     pub fn mappings(mappings: u64) -> Self {
         Ask { mappings, ..Self::NOTHING }
@@ -73,10 +75,13 @@ impl Ask {
     pub fn delete() -> Self {
         Ask { deletes: 1, ..Self::NOTHING }
     }
+    pub fn more_data(bitmaps: u64) -> Self {
+        Ask { bitmaps, ..Self::NOTHING }
+    }
 
     /// The operations for which this one must leave room.
     fn with_successors(self) -> Self {
-        if self.mappings + self.volumes > 0 {
+        if !self.may_use_reserve() {
             Ask { unmaps: self.unmaps + 1, deletes: self.deletes + 1, ..self }
         } else if self.unmaps > 0 {
             Ask { deletes: self.deletes + 1, ..self }
@@ -86,11 +91,11 @@ impl Ask {
     }
 
     fn adds_nodes(self) -> bool {
-        self.mappings + self.volumes + self.unmaps > 0
+        self.mappings + self.volumes + self.unmaps + self.bitmaps > 0
     }
 
     fn may_use_reserve(self) -> bool {
-        self.mappings + self.volumes == 0
+        self.mappings + self.volumes + self.bitmaps == 0
     }
 }
 
@@ -146,6 +151,7 @@ struct Outlook {
     outstanding: u64,
     data_blocks: u64,
     data_allocated: u64,
+    bitmaps: u64,
     unchanged_bitmaps: u64,
     index_nodes: u64,
     large_data_nodes: u64,
@@ -175,6 +181,7 @@ impl Outlook {
             outstanding,
             data_blocks: data.total(),
             data_allocated: data.allocated() + space.references.data.fresh(),
+            bitmaps: data.bitmaps(),
             unchanged_bitmaps: data.unchanged_bitmaps(),
             index_nodes: data.index_nodes(),
             large_data_nodes: data.large_nodes(),
@@ -283,8 +290,12 @@ impl Outlook {
     /// counts, and the metadata's own bitmaps with their index block.
     fn commit(&self, ask: &Ask, cost: Cost) -> u64 {
         let large_data_nodes = self.large_data_nodes_after(ask, cost.data_increments);
+        // New bitmaps, and an index as wide as it may have to be for them.
+        let added =
+            if ask.bitmaps == 0 { 0 } else { ask.bitmaps + index_nodes_for(self.bitmaps + ask.bitmaps) };
         let blocks = self.unchanged_bitmaps
             + self.index_nodes
+            + added
             + large_data_nodes.saturating_sub(self.tally.made(TreeKind::LargeCounts).all())
             + self.metadata_bitmaps
             + 1;

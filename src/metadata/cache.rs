@@ -73,6 +73,12 @@ impl Cache {
         }
     }
 
+    /// Makes room for the numbers of a device that has grown.
+    pub fn grow(&mut self, total_blocks: u64) {
+        let places = usize::try_from(total_blocks).expect("the format's limit is far below 2^32");
+        self.places.resize(places, NOWHERE);
+    }
+
     /// Sets what clean blocks may take.
     pub fn set_clean_bytes(&mut self, clean_bytes: usize) {
         self.clean_limit = limit_of(clean_bytes);

@@ -34,7 +34,7 @@ impl<D: Disk> Metadata<D> {
     /// Steps 3 to 5.
     pub(super) fn write_transaction(&mut self) -> Result<Freed> {
         let mut superblock = self.superblock.clone();
-        if self.space.cache.dirty_blocks() > 0 {
+        if self.space.cache.dirty_blocks() > 0 || self.has_grown {
             self.data.write_index(&mut self.space)?;
             superblock.metadata_space_map = write_metadata_map(&mut self.space)?;
             superblock.data_space_map = self.data.root();
@@ -52,6 +52,7 @@ impl<D: Disk> Metadata<D> {
         self.space.references.metadata.committed();
         self.space.references.data.committed();
         self.space.tally.commit();
+        self.has_grown = false;
         Ok(self.data.committed())
     }
 

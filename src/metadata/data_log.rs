@@ -33,6 +33,11 @@ impl DataLog {
         DataLog { data_blocks, entries: Vec::new(), fresh: 0, shared: 0, lost_holders: false }
     }
 
+    /// The data device has grown.
+    pub fn grow(&mut self, data_blocks: u64) {
+        self.data_blocks = data_blocks;
+    }
+
     /// Number of changes.
     pub fn len(&self) -> usize {
         self.entries.len()

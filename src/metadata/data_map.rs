@@ -52,16 +52,7 @@ pub(super) struct DataMap {
 impl DataMap {
     /// The map of a pool being formatted: all free, with bitmaps and trees newly made.
     pub fn format<D: Disk>(space: &mut Space<D>, total: u64) -> Result<Self> {
-        let mut index = Vec::new();
-        for _ in 0..bitmaps_for(total) {
-            let number = space.allocate()?;
-            BitmapMut::initialise(space.cache.create(number, BlockKind::Bitmap));
-            index.push(IndexEntry {
-                bitmap: U64::new(number.0),
-                free: U32::new(BITMAP_ENTRIES as u32),
-                none_free_before: U32::ZERO,
-            });
-        }
+        let index = (0..bitmaps_for(total)).map(|_| new_bitmap(space)).collect::<Result<Vec<_>>>()?;
         let before = space.references.metadata.allocated();
         let index_root = space.new_node::<IndexEntry>(NodeKind::Leaf)?;
         let mut inserter = Inserter::new(space, index_root);
@@ -128,6 +119,21 @@ impl DataMap {
         }
     }
 
+    /// Adds blocks to the end of the device; they can be handed out at once. A crash before the next commit leads back to the
+    /// old end, and to mappings that do not reach beyond it.
+    pub fn grow<D: Disk>(&mut self, space: &mut Space<D>, total: u64) -> Result<()> {
+        for bitmap in self.index.len()..bitmaps_for(total) as usize {
+            let entry = new_bitmap(space)?;
+            self.index.push(entry);
+            self.committed.push(entry);
+            self.changed.insert(bitmap);
+        }
+        self.committed_free += total - self.total;
+        self.total = total;
+        self.window = None;
+        Ok(())
+    }
+
     /// Blocks of the device.
     pub fn total(&self) -> u64 {
         self.total
@@ -146,6 +152,11 @@ impl DataMap {
     /// Nodes of the tree of large counts.
     pub fn large_nodes(&self) -> u64 {
         self.large_nodes
+    }
+
+    /// Bitmaps.
+    pub fn bitmaps(&self) -> u64 {
+        self.index.len() as u64
     }
 
     /// Nodes of the index tree.
@@ -342,11 +353,13 @@ impl DataMap {
 
     /// Brings the index of changed bitmaps into its tree, as the last step before the metadata's own space map.
     pub fn write_index<D: Disk>(&mut self, space: &mut Space<D>) -> Result<()> {
+        let before = space.references.metadata.allocated();
         let mut inserter = Inserter::new(space, self.index_root);
         for bitmap in &self.changed {
             inserter.insert(*bitmap as u64, self.index[*bitmap])?;
         }
         self.index_root = inserter.root();
+        self.index_nodes = self.index_nodes + space.references.metadata.allocated() - before;
         Ok(())
     }
 
@@ -366,6 +379,17 @@ impl DataMap {
         }
         freed.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[0] + run.len() as u64).collect()
     }
+}
+
+/// A bitmap of free blocks.
+fn new_bitmap<D: Disk>(space: &mut Space<D>) -> Result<IndexEntry> {
+    let number = space.allocate()?;
+    BitmapMut::initialise(space.cache.create(number, BlockKind::Bitmap));
+    Ok(IndexEntry {
+        bitmap: U64::new(number.0),
+        free: U32::new(BITMAP_ENTRIES as u32),
+        none_free_before: U32::ZERO,
+    })
 }
 
 /// Bitmaps that it takes to describe a device.

@@ -85,6 +85,24 @@ impl MetaMap {
         }
     }
 
+    /// Adds blocks to the end of the device, which can be allocated at once: nothing durable names them before the commit.
+    pub fn grow(&mut self, total_blocks: u64) {
+        let old = self.counts.len();
+        let new = usize::try_from(total_blocks).expect("the format's limit is far below 2^32");
+        self.counts.resize(new, 0);
+        let bitmaps = new.div_ceil(BITMAP_ENTRIES);
+        self.bitmaps.resize(bitmaps, None);
+        self.changed_bitmaps.resize(bitmaps, true);
+        for bits in [&mut self.committed, &mut self.blocked] {
+            bits.resize(bitmaps * WORDS_PER_BITMAP, u64::MAX);
+            for block in old..new {
+                bits[block / WORD_BITS] &= !(1 << (block % WORD_BITS));
+            }
+        }
+        self.available += (new - old) as u64;
+        self.cursor = self.cursor.min(old / WORD_BITS);
+    }
+
     /// Blocks of the device.
     pub fn total(&self) -> u64 {
         self.counts.len() as u64

@@ -33,10 +33,11 @@ use crate::disk::{DataFlushed, Disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
 use crate::units::{
-    BlockSize, DataBlock, Mapping, MetaBlock, SnapTime, TransactionId, VirtualBlock, VolumeId,
+    BlockSize, DataBlock, META_BLOCK_BYTES, META_BLOCKS_LIMIT, Mapping, MetaBlock, SnapTime, TransactionId,
+    VirtualBlock, VolumeId,
 };
 use budget::{Ask, Shape};
-use data_map::DataMap;
+use data_map::{DataMap, bitmaps_for};
 use pending::Pending;
 use space::{References, Space, Span};
 use std::ops::{ControlFlow, Range};
@@ -125,6 +126,8 @@ pub struct Metadata<D: Disk> {
     shape: Shape,
     /// Reservations that the last check of the budget allows without another one.
     checked_reservations: u64,
+    /// One of the space maps has grown in this transaction.
+    has_grown: bool,
     access: Access,
     state: State,
     cache_bytes: usize,
@@ -197,6 +200,7 @@ impl<D: Disk> Metadata<D> {
         self.pending.len() > 0
             || !self.space.references.data.is_empty()
             || self.space.cache.dirty_blocks() > 0
+            || self.has_grown
             || self.has_new_superblock_fields()
     }
 
@@ -368,6 +372,59 @@ impl<D: Disk> Metadata<D> {
         }
         self.transaction_id = new;
         Ok(())
+    }
+
+    /// Makes the pool that many data blocks large, of which the new ones can be reserved at once; the data disk has them
+    /// already. `Invalid` when it would shrink or the format has no number for the last one; `NoMetadataSpace`.
+    pub fn grow_data(&mut self, data_blocks: u64) -> Result<()> {
+        self.require_changeable()?;
+        let old = self.data.total();
+        if data_blocks < old || data_blocks >= DataBlock::LIMIT {
+            let what = format!(
+                "a pool of {old} data blocks cannot have {data_blocks}, only {old} to {}",
+                DataBlock::LIMIT - 1
+            );
+            return Err(Error::new(ErrorKind::Invalid, what).hint("a pool only grows"));
+        }
+        if data_blocks == old {
+            return Ok(());
+        }
+        self.afford(&Ask::more_data(bitmaps_for(data_blocks) - self.data.bitmaps()))?;
+        self.change(|this| {
+            this.data.grow(&mut this.space, data_blocks)?;
+            this.space.references.data.grow(data_blocks);
+            this.has_grown = true;
+            Ok(())
+        })
+    }
+
+    /// Makes the metadata disk that large, if it is not; for [`Metadata::grow_metadata`].
+    pub fn grow_disk(&self, size_bytes: u64) -> Result<()> {
+        let disk = &self.space.disk;
+        disk.grow(size_bytes).map_err(|error| {
+            Error::io(format_args!("{}: cannot have {size_bytes} bytes", disk.name()), &error)
+        })
+    }
+
+    /// Takes as much of the metadata disk into use as there is and the format allows; returns the number of blocks.
+    /// Works in a pool that is out of metadata space. `Invalid` when the disk is smaller than it was.
+    pub fn grow_metadata(&mut self) -> Result<u64> {
+        self.require_changeable()?;
+        let old = self.space.references.metadata.total();
+        let new = (self.space.disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT);
+        if new < old {
+            let what = format!("the metadata disk has room for {new} blocks, and the pool has {old}");
+            return Err(Error::new(ErrorKind::Invalid, what).hint("give it back its size"));
+        }
+        if new > old {
+            self.change(|this| {
+                this.space.cache.grow(new);
+                this.space.references.metadata.grow(new);
+                this.has_grown = true;
+                Ok(())
+            })?;
+        }
+        Ok(new)
     }
 
     /// Makes the state durable: pending mappings and details into the trees, space maps, every dirty block, flush,

@@ -51,6 +51,7 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         pending: Pending::default(),
         shape: Shape::default(),
         checked_reservations: 0,
+        has_grown: false,
         access: Access::ReadWrite,
         state: State::Sound,
         cache_bytes: DEFAULT_CLEAN_BYTES,
@@ -192,6 +193,7 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         pending: Pending::default(),
         shape,
         checked_reservations: 0,
+        has_grown: false,
         access,
         state: State::Sound,
         cache_bytes,
@@ -302,6 +304,7 @@ impl<D: Disk> Metadata<D> {
         (self.time, self.transaction_id) = (self.superblock.time, self.superblock.transaction_id);
         self.pending = Pending::default();
         self.checked_reservations = 0;
+        self.has_grown = false;
         self.state = State::Sound;
         Ok(())
     }

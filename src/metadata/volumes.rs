@@ -57,14 +57,7 @@ impl<D: Disk> Metadata<D> {
         self.require_changeable()?;
         self.require_absent(snapshot)?;
         self.root_of(origin)?;
-        // One more would spill into the data block's number (format §5.2).
-        if self.time >= SnapTime::MAX {
-            let what = format!(
-                "the pool has taken {} snapshots, the most that its clock can tell apart",
-                self.time.0
-            );
-            return Err(Error::new(ErrorKind::Unsupported, what).hint("copy the volumes to a new pool"));
-        }
+        self.require_clock()?;
         self.apply_pending_of(origin)?;
         self.afford(&Ask::new_volume())?;
         self.change(|this| {
@@ -80,6 +73,40 @@ impl<D: Disk> Metadata<D> {
             this.store_details(snapshot, &details)?;
             this.shape.volumes += 1;
             this.shape.mappings += details.mapped_blocks;
+            Ok(this.time)
+        })
+    }
+
+    /// Gives `volume` the mappings of `origin` in place of its own, shared from now on. Its own must be a snapshot's too
+    /// (`Invalid`): then this takes no longer than a snapshot does. Applies pending mappings first. Returns the new pool
+    /// time, which is both volumes' snapshotted time. `NotFound`, `Unsupported` when the clock is at its end.
+    pub fn replace_mappings(&mut self, volume: VolumeId, origin: VolumeId) -> Result<SnapTime> {
+        self.require_changeable()?;
+        self.require_clock()?;
+        self.apply_pending_of(volume)?;
+        self.apply_pending_of(origin)?;
+        self.root_of(origin)?;
+        let old = self.root_of(volume)?;
+        if self.space.references.metadata.referenced(old)? == 1 {
+            let what = format!("volume {volume} has mappings that no other volume has");
+            return Err(Error::new(ErrorKind::Invalid, what).hint("take a snapshot of it first"));
+        }
+        self.afford(&Ask::new_volume())?;
+        self.change(|this| {
+            let root = this.open_root(origin)?;
+            this.space.references.metadata.increment(root)?;
+            let old = this.open_root(volume)?;
+            this.store_root(volume, root)?;
+            this.space.release_node::<MappingRecord>(old)?;
+            this.time = SnapTime(this.time.0 + 1);
+            let mut source = this.details_in_tree(origin)?;
+            source.snapshotted_time = this.time;
+            this.store_details(origin, &source)?;
+            let mut details = this.details_in_tree(volume)?;
+            this.shape.mappings =
+                (this.shape.mappings + source.mapped_blocks).saturating_sub(details.mapped_blocks);
+            (details.mapped_blocks, details.snapshotted_time) = (source.mapped_blocks, this.time);
+            this.store_details(volume, &details)?;
             Ok(this.time)
         })
     }
@@ -250,6 +277,16 @@ impl<D: Disk> Metadata<D> {
             self.data.apply(&mut self.space)?;
         }
         Ok(())
+    }
+
+    /// Refuses what needs a new time when there is none: it would spill into the data block's number (format §5.2).
+    fn require_clock(&self) -> Result<()> {
+        if self.time < SnapTime::MAX {
+            return Ok(());
+        }
+        let what =
+            format!("the pool has taken {} snapshots, the most that its clock can tell apart", self.time.0);
+        Err(Error::new(ErrorKind::Unsupported, what).hint("copy the volumes to a new pool"))
     }
 
     fn require_absent(&mut self, volume: VolumeId) -> Result<()> {

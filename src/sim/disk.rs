@@ -20,6 +20,8 @@ pub struct SimDisk {
 
 struct Inner {
     durable: Vec<u8>,
+    /// As of the last flush: what came after may be gone with the power.
+    flushed_size: usize,
     /// What was written to each sector since the last flush, oldest first.
     cache: BTreeMap<u64, Vec<Sector>>,
     /// Writes and flushes until the power goes; `None`: it stays.
@@ -33,6 +35,7 @@ impl SimDisk {
     pub fn new(name: &'static str, size_bytes: usize) -> Self {
         let inner = Inner {
             durable: vec![0; size_bytes],
+            flushed_size: size_bytes,
             cache: BTreeMap::new(),
             operations_left: None,
             operations: 0,
@@ -69,6 +72,11 @@ impl SimDisk {
                 inner.durable[at..at + SECTOR].copy_from_slice(bytes);
             }
         }
+        if inner.durable.len() > inner.flushed_size && choose(2) == 0 {
+            let size = inner.flushed_size;
+            inner.durable.truncate(size);
+        }
+        inner.flushed_size = inner.durable.len();
         inner.operations_left = None;
     }
 
@@ -101,6 +109,14 @@ fn sectors(offset_bytes: u64, length: usize) -> io::Result<std::ops::Range<u64>>
 impl Disk for SimDisk {
     fn size_bytes(&self) -> u64 {
         self.lock().durable.len() as u64
+    }
+
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        let mut inner = self.lock();
+        Self::count_operation(&mut inner)?;
+        let size = inner.durable.len().max(size_bytes as usize);
+        inner.durable.resize(size, 0);
+        Ok(())
     }
 
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -139,6 +155,7 @@ impl Disk for SimDisk {
             inner.durable[at..at + SECTOR]
                 .copy_from_slice(versions.last().expect("a cached sector has a version"));
         }
+        inner.flushed_size = inner.durable.len();
         Ok(())
     }
 

@@ -78,6 +78,9 @@ impl Disk for TornDisk {
     fn size_bytes(&self) -> u64 {
         self.state.lock().unwrap().current.len() as u64
     }
+    fn grow(&self, _size_bytes: u64) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         let state = self.state.lock().unwrap();
         let begin = offset_bytes as usize;

@@ -2,8 +2,8 @@
 
 use super::check::{Pool, check};
 use super::{Random, oracle};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use uthin::disk::{MemoryDisk, flush_data};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use uthin::disk::{Disk, MemoryDisk, flush_data};
 use uthin::error::{Error, ErrorKind, Result};
 use uthin::metadata::{Access, Metadata, Progress, VolumeDetails};
 use uthin::units::{DataBlock, SnapTime, TransactionId, VirtualBlock, VolumeId};
@@ -59,6 +59,8 @@ pub struct Habits {
     pub removes_one_in: u64,
     /// Whether to cut the power and to abort at times.
     pub interrupts: bool,
+    /// Whether the disks grow at times.
+    pub grows: bool,
 }
 
 /// The real pool, the model, and what the user has in hand.
@@ -121,6 +123,8 @@ impl Play {
                 4 if self.habits.interrupts && self.random.one_in(10) => self.interrupt(),
                 5 => self.set_transaction_id(),
                 6 if self.random.one_in(4) => self.metadata.apply_pending(),
+                7 => self.replace(),
+                8 if self.habits.grows && self.random.one_in(10) => self.grow(),
                 _ => self.write(),
             }
         };
@@ -176,6 +180,73 @@ impl Play {
         let transaction_id = self.model.transaction_id;
         let copy = ModelVolume { transaction_id, creation_time: time.0, ..volume.clone() };
         self.model.volumes.insert(new, copy);
+        Ok(())
+    }
+
+    /// Gives a volume the mappings of another; its own go to a new one.
+    fn replace(&mut self) -> Result<()> {
+        let (Some(volume), Some(origin)) = (self.pick(), self.pick()) else { return Ok(()) };
+        if self.model.volumes.len() >= self.habits.volumes || volume == origin {
+            return Ok(());
+        }
+        let kept = self.fresh_id();
+        let before = self.metadata.snapshot(id(volume), id(kept))?;
+        self.model.time = before.0;
+        let model = self.model.volumes.get_mut(&volume).unwrap();
+        model.snapshotted_time = before.0;
+        let copy = ModelVolume {
+            transaction_id: self.model.transaction_id,
+            creation_time: before.0,
+            ..model.clone()
+        };
+        self.model.volumes.insert(kept, copy);
+        let time = self.metadata.replace_mappings(id(volume), id(origin))?;
+        self.model.time = time.0;
+        let source = self.model.volumes.get_mut(&origin).unwrap();
+        source.snapshotted_time = time.0;
+        let mappings = source.mappings.clone();
+        let model = self.model.volumes.get_mut(&volume).unwrap();
+        (model.mappings, model.snapshotted_time) = (mappings, time.0);
+        Ok(())
+    }
+
+    fn grow(&mut self) -> Result<()> {
+        let old = self.metadata.geometry().data_blocks;
+        if self.random.one_in(2) {
+            self.disk.grow(self.disk.size_bytes() + self.random.below(300) * 4096).unwrap();
+            let blocks = self.metadata.grow_metadata()?;
+            assert_eq!(self.metadata.usage().metadata_total, blocks);
+            assert_eq!(blocks, self.disk.size_bytes() / 4096);
+        } else {
+            let new = old + self.random.below(30_000);
+            self.metadata.grow_data(new)?;
+            assert_eq!(self.metadata.usage().data_total, new);
+            let smaller = self.metadata.grow_data(new - 1).unwrap_err();
+            assert_eq!(smaller.kind(), ErrorKind::Invalid);
+        }
+        Ok(())
+    }
+
+    /// Whether the one mapping of a block is not only alone now but was so at the commit.
+    fn check_exclusive(&mut self, volume: u64) -> Result<()> {
+        let holders = |model: &Model| {
+            let mut holders: HashMap<u64, usize> = HashMap::new();
+            let blocks = model.volumes.values().flat_map(|volume| volume.mappings.values());
+            blocks.for_each(|(block, _)| *holders.entry(*block).or_default() += 1);
+            holders
+        };
+        let (now, committed) = (holders(&self.model), holders(&self.committed));
+        let keys: Vec<(u64, u64)> =
+            self.model.volumes[&volume].mappings.iter().map(|(key, (block, _))| (*key, *block)).collect();
+        for (key, block) in keys {
+            let alone = |holders: &HashMap<u64, usize>| holders.get(&block).is_none_or(|count| *count == 1);
+            let is_alone = alone(&now) && alone(&committed) && !self.held.contains(&block);
+            let found = self.metadata.is_exclusive(id(volume), VirtualBlock(key))?;
+            assert!(is_alone || !found, "block {key} of volume {volume} is shared");
+            if !self.metadata.is_dirty() && self.held.is_empty() {
+                assert_eq!(found, is_alone, "block {key} of volume {volume}");
+            }
+        }
         Ok(())
     }
 
@@ -295,6 +366,9 @@ impl Play {
         };
         assert_eq!(details, expected);
         if self.random.one_in(10) {
+            self.check_exclusive(volume)?;
+        }
+        if self.random.one_in(10) {
             assert_eq!(self.mappings_of(volume), self.model.volumes[&volume].mappings);
         }
         Ok(())
@@ -357,6 +431,9 @@ impl Play {
         }
         self.taken.clear();
         self.committed = self.model.clone();
+        if let Some(volume) = self.pick().filter(|_| self.random.one_in(3)) {
+            self.check_exclusive(volume).unwrap();
+        }
     }
 
     /// Compares the disk with the model, and looks at its structure.

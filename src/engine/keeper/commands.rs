@@ -1,6 +1,7 @@
 //! The control plane's commands: volumes come and go, snapshots are taken of frozen volumes, the pool tells its state.
 
 use super::*;
+use crate::units::META_BLOCK_BYTES;
 
 impl<M: Disk, D: Disk> Keeper<M, D> {
     /// A command of the control plane; `number` comes back with its answer.
@@ -15,7 +16,18 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Command::CreateVolume { volume, size_bytes, step } => {
                 self.create_volume(volume, size_bytes, step, out)
             }
-            Command::Snapshot { pairs, step } => return self.begin_snapshot(number, pairs, step, out),
+            Command::Snapshot { pairs, step } => {
+                return self.freeze(number, Frozen::Snapshots(pairs), step, out);
+            }
+            Command::RollBack { volume, to, keep, step } => {
+                return self.freeze(number, Frozen::RollBack { volume, to, keep }, step, out);
+            }
+            Command::Grow { data_blocks, metadata_bytes } => self.grow(data_blocks, metadata_bytes, out),
+            Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
+            Command::Unmap { volume, blocks } => {
+                let asker = Asker::Command(number);
+                return self.unmap_step(Unmap { asker, volume, left: blocks }, out);
+            }
             Command::Delete { volume, step } => self.delete(volume, step, out),
             Command::Volumes => {
                 let volumes = self.volume_infos().map(Answer::Volumes);
@@ -45,7 +57,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.change(out, |metadata| metadata.create_volume(id))?;
         self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
         let time = self.metadata.time();
-        self.volumes.insert(id, Arc::new(Volume::new(id, size_bytes, self.block_size(), time)));
+        self.volumes.insert(id, Arc::new(Volume::new(id, size_bytes, time)));
         Ok(Answer::Done)
     }
 
@@ -62,46 +74,50 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         .hint("somebody else has changed the pool; read its state again"))
     }
 
-    pub(super) fn begin_snapshot(
-        &mut self,
-        number: u64,
-        pairs: Vec<(VolumeId, VolumeId)>,
-        step: IdStep,
-        out: &mut Outbox,
-    ) {
-        if let Err(error) = self.check_snapshot(&pairs, step) {
+    /// Freezes the volumes that `what` needs to be still, and waits.
+    pub(super) fn freeze(&mut self, number: u64, what: Frozen, step: IdStep, out: &mut Outbox) {
+        if let Err(error) = self.check_frozen(&what, step) {
             return out.answers.push((number, Err(error)));
         }
-        for (origin, _) in &pairs {
-            self.volumes[origin].set_frozen(true);
+        for volume in what.volumes() {
+            self.volumes[&volume].set_frozen(true);
         }
         let epoch = self.epochs.retire();
-        self.freezes.push_back(Freeze { number, pairs, step, epoch });
+        self.freezes.push_back(Freeze { number, what, step, epoch });
     }
 
-    pub(super) fn check_snapshot(&mut self, pairs: &[(VolumeId, VolumeId)], step: IdStep) -> Result<()> {
+    /// Whether it can be done, as far as can be told before.
+    fn check_frozen(&mut self, what: &Frozen, step: IdStep) -> Result<()> {
         self.check_step(step)?;
-        for (origin, snapshot) in pairs {
-            if !self.volumes.contains_key(origin) {
-                return Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("there is no volume {origin} to snapshot"),
-                ));
+        for id in what.volumes() {
+            self.open_volume(id)?;
+        }
+        for (_, new) in what.new_volumes() {
+            if self.metadata.details(new)?.is_some() {
+                return Err(Error::new(ErrorKind::Exists, format!("volume {new} exists already")));
             }
-            if self.metadata.details(*snapshot)?.is_some() {
-                return Err(Error::new(ErrorKind::Exists, format!("volume {snapshot} exists already")));
+        }
+        if let Frozen::RollBack { volume, to, .. } = what {
+            let (has, needs) = (self.open_volume(*volume)?.size_bytes(), self.open_volume(*to)?.size_bytes());
+            if needs > has {
+                let what = format!("volume {volume} has {has} bytes, fewer than the {needs} of volume {to}");
+                return Err(Error::new(ErrorKind::Invalid, what).hint("make it larger first"));
             }
         }
         Ok(())
     }
 
-    /// Takes the snapshots whose origins have drained. They are durable with the commit that follows.
-    pub(super) fn take_drained_snapshots(&mut self, out: &mut Outbox) -> Vec<Freeze> {
+    fn open_volume(&self, id: VolumeId) -> Result<&Arc<Volume>> {
+        self.volumes.get(&id).ok_or_else(|| no_such_volume(id))
+    }
+
+    /// Does what waited for volumes that have drained now. It is durable with the commit that follows.
+    pub(super) fn take_drained(&mut self, out: &mut Outbox) -> Vec<Freeze> {
         let mut taken = Vec::new();
-        // In order: the transaction ids of two snapshots follow each other.
+        // In order: the transaction ids of two commands follow each other.
         while self.freezes.front().is_some_and(|freeze| self.epochs.all_past(freeze.epoch)) {
             let freeze = self.freezes.pop_front().expect("there is a front");
-            match self.take_snapshot(&freeze, out) {
+            match self.take(&freeze, out) {
                 Ok(()) => {
                     self.committed_answers.push((freeze.number, Answer::Done));
                     taken.push(freeze);
@@ -115,9 +131,24 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         taken
     }
 
-    pub(super) fn take_snapshot(&mut self, freeze: &Freeze, out: &mut Outbox) -> Result<()> {
-        self.check_snapshot(&freeze.pairs, freeze.step)?;
-        for (taken, (origin, snapshot)) in freeze.pairs.iter().enumerate() {
+    fn take(&mut self, freeze: &Freeze, out: &mut Outbox) -> Result<()> {
+        self.check_frozen(&freeze.what, freeze.step)?;
+        self.take_snapshots(&freeze.what.new_volumes(), out)?;
+        if let Frozen::RollBack { volume, to, keep } = freeze.what
+            && let Err(error) = self.replace_contents(volume, to)
+        {
+            if is_refusal(&error) {
+                self.forget_snapshots(&[(volume, keep)], out);
+            } else {
+                self.fail(error.clone(), out);
+            }
+            return Err(error);
+        }
+        self.change(out, |metadata| metadata.set_transaction_id(freeze.step.from, freeze.step.to))
+    }
+
+    fn take_snapshots(&mut self, pairs: &[(VolumeId, VolumeId)], out: &mut Outbox) -> Result<()> {
+        for (taken, (origin, snapshot)) in pairs.iter().enumerate() {
             // Only the first may commit for space: the others belong into the same transaction.
             let result = match taken {
                 0 => self.change(out, |metadata| metadata.snapshot(*origin, *snapshot)),
@@ -126,20 +157,40 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             let time = match result {
                 Ok(time) => time,
                 Err(error) => {
-                    self.forget_snapshots(&freeze.pairs[..taken], out);
+                    self.forget_snapshots(&pairs[..taken], out);
                     return Err(error);
                 }
             };
             let origin = &self.volumes[origin];
             origin.set_snapshotted(time);
-            let volume = Volume::new(*snapshot, origin.size_bytes(), self.block_size(), time);
+            let volume = Volume::new(*snapshot, origin.size_bytes(), time);
             self.volumes.insert(*snapshot, Arc::new(volume));
         }
-        self.change(out, |metadata| metadata.set_transaction_id(freeze.step.from, freeze.step.to))
+        Ok(())
+    }
+
+    /// Points `volume`, of which a snapshot has just been taken, at what `to` holds. Lanes that read meanwhile see the old
+    /// or the new, and what they see stays where it is until they have passed by.
+    fn replace_contents(&mut self, volume: VolumeId, to: VolumeId) -> Result<()> {
+        let time = self.metadata.replace_mappings(volume, to)?;
+        let (volume, to) = (&self.volumes[&volume], &self.volumes[&to]);
+        // First: then nobody takes a new mapping for his own.
+        volume.set_snapshotted(time);
+        to.set_snapshotted(time);
+        for page in volume.table.loaded_pages(0..u64::MAX) {
+            let mut mapped = HashMap::new();
+            self.metadata.for_each_mapping(volume.id(), page.clone(), &mut |block, mapping| {
+                mapped.insert(block, mapping);
+            })?;
+            for block in page.map(VirtualBlock) {
+                volume.table.set(block, mapped.get(&block).copied());
+            }
+        }
+        Ok(())
     }
 
     /// All or none: takes back the first ones of a group. They only share their origins' roots, and go as easily.
-    pub(super) fn forget_snapshots(&mut self, pairs: &[(VolumeId, VolumeId)], out: &mut Outbox) {
+    fn forget_snapshots(&mut self, pairs: &[(VolumeId, VolumeId)], out: &mut Outbox) {
         for (_, snapshot) in pairs {
             self.volumes.remove(snapshot);
             if let Err(error) = self.metadata.delete_volume(*snapshot, usize::MAX) {
@@ -148,40 +199,93 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
     }
 
-    /// Lets an origin's changes go on, unless another snapshot of it still waits.
+    /// Lets volumes' changes go on, unless another command still waits for them.
     pub(super) fn thaw(&mut self, freeze: &Freeze, out: &mut Outbox) {
-        for (origin, _) in &freeze.pairs {
-            let origins = |other: &Freeze| other.pairs.iter().any(|(other, _)| other == origin);
-            if self.freezes.iter().any(origins) {
+        for id in freeze.what.volumes() {
+            if self.freezes.iter().any(|other| other.what.volumes().contains(&id)) {
                 continue;
             }
-            if let Some(volume) = self.volumes.get(origin) {
+            if let Some(volume) = self.volumes.get(&id) {
                 volume.set_frozen(false);
             }
             self.thaws.retain(|(volume, asker)| {
-                if volume == origin {
+                if *volume == id {
                     out.reply(*asker, Reply::Again);
                 }
-                volume != origin
+                *volume != id
             });
         }
+    }
+
+    /// More room; see [`Command::Grow`]. The disks first: metadata never names what is not there.
+    fn grow(
+        &mut self,
+        data_blocks: Option<u64>,
+        metadata_bytes: Option<u64>,
+        out: &mut Outbox,
+    ) -> Result<Answer> {
+        if let Some(bytes) = metadata_bytes {
+            let usage = self.metadata.usage();
+            let has = usage.metadata_total * META_BLOCK_BYTES as u64;
+            if bytes < has {
+                let what = format!("the metadata has {has} bytes and cannot have {bytes}");
+                return Err(Error::new(ErrorKind::Invalid, what).hint("a pool only grows"));
+            }
+            self.metadata.grow_disk(bytes)?;
+            self.change(out, Metadata::grow_metadata)?;
+        }
+        if let Some(blocks) = data_blocks {
+            let geometry = self.metadata.geometry();
+            if blocks > geometry.data_blocks {
+                let bytes = blocks.saturating_mul(geometry.block_size.bytes());
+                self.data.grow(bytes).map_err(|error| {
+                    Error::io(format_args!("{}: cannot have {bytes} bytes", self.data.name()), &error)
+                })?;
+            }
+            self.change(out, |metadata| metadata.grow_data(blocks))?;
+        }
+        self.starved = false;
+        self.out_of_data_space = false;
+        self.deletions_stalled = false;
+        Ok(Answer::Done)
+    }
+
+    /// A volume's new size; see [`Command::Resize`].
+    fn resize(&mut self, id: VolumeId, size_bytes: u64) -> Result<Answer> {
+        let volume = self.open_volume(id)?.clone();
+        if size_bytes < volume.size_bytes() {
+            let block_bytes = self.block_size().bytes();
+            let mapped = self
+                .metadata
+                .highest_mapped(id)?
+                .map_or(0, |block| (block.0 + 1).saturating_mul(block_bytes));
+            if mapped > size_bytes.next_multiple_of(block_bytes) {
+                let what =
+                    format!("volume {id} has data up to byte {mapped}, past its new end at {size_bytes}");
+                return Err(Error::new(ErrorKind::WrongState, what)
+                    .hint("shrink what is on it first, and discard what is past the new end"));
+            }
+            if !volume.close_if_unused() {
+                return Err(in_use(&volume));
+            }
+            volume.set_size_bytes(size_bytes);
+            volume.reopen();
+        }
+        volume.set_size_bytes(size_bytes);
+        Ok(Answer::Done)
     }
 
     pub(super) fn delete(&mut self, id: VolumeId, step: Option<IdStep>, out: &mut Outbox) -> Result<Answer> {
         if let Some(step) = step {
             self.check_step(step)?;
         }
-        let volume =
-            self.volumes.get(&id).cloned().ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("there is no volume {id} to delete"))
-            })?;
+        let volume = self.open_volume(id)?.clone();
         if volume.is_frozen() {
             return Err(Error::new(ErrorKind::Busy, format!("a snapshot of volume {id} is being taken"))
                 .hint("try again"));
         }
         if !volume.close_if_unused() {
-            let message = format!("volume {id} is in use by {} client(s)", volume.openers());
-            return Err(Error::new(ErrorKind::Busy, message).hint("disconnect them first"));
+            return Err(in_use(&volume));
         }
         match self.change(out, |metadata| metadata.delete_volume(id, DELETE_STEP_NODES)) {
             Ok(progress) => {
@@ -252,4 +356,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         Ok(infos)
     }
+}
+
+pub(super) fn no_such_volume(id: VolumeId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no volume {id}"))
+}
+
+fn in_use(volume: &Volume) -> Error {
+    let message = format!("volume {} is in use by {} client(s)", volume.id(), volume.openers());
+    Error::new(ErrorKind::Busy, message).hint("disconnect them first")
 }

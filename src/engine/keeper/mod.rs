@@ -17,6 +17,7 @@ mod settle;
 
 use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo};
 use super::epochs::{Epoch, Epochs};
+use super::map_table::page_of;
 use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
@@ -65,7 +66,16 @@ pub struct Outbox {
 
 impl Outbox {
     fn reply(&mut self, to: Asker, reply: Reply) {
+        debug_assert!(matches!(to, Asker::Lane(..)), "commands get answers, not replies");
         self.replies.push((to, reply));
+    }
+
+    /// A discard has failed; it may be a command's.
+    fn fail(&mut self, asker: Asker, why: IoError, error: &Error) {
+        match asker {
+            Asker::Lane(..) => self.reply(asker, Reply::Failed(why)),
+            Asker::Command(number) => self.answers.push((number, Err(error.clone()))),
+        }
     }
 }
 
@@ -94,10 +104,36 @@ struct Unmap {
     left: Range<u64>,
 }
 
-/// A snapshot that waits for its origins to drain.
+/// What is done with volumes while nothing changes them.
+enum Frozen {
+    /// Snapshots: origin and snapshot, each.
+    Snapshots(Vec<(VolumeId, VolumeId)>),
+    /// A volume gets the contents of another, and a new one what it held.
+    RollBack { volume: VolumeId, to: VolumeId, keep: VolumeId },
+}
+
+impl Frozen {
+    /// The volumes whose changes wait.
+    fn volumes(&self) -> Vec<VolumeId> {
+        match self {
+            Frozen::Snapshots(pairs) => pairs.iter().map(|(origin, _)| *origin).collect(),
+            Frozen::RollBack { volume, to, .. } => vec![*volume, *to],
+        }
+    }
+
+    /// The volumes that come into being: origin and snapshot, each.
+    fn new_volumes(&self) -> Vec<(VolumeId, VolumeId)> {
+        match self {
+            Frozen::Snapshots(pairs) => pairs.clone(),
+            Frozen::RollBack { volume, keep, .. } => vec![(*volume, *keep)],
+        }
+    }
+}
+
+/// A command that waits for its volumes to drain.
 struct Freeze {
     number: u64,
-    pairs: Vec<(VolumeId, VolumeId)>,
+    what: Frozen,
     step: IdStep,
     /// Changes that began in this epoch or before must have finished.
     epoch: Epoch,
@@ -170,7 +206,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                         .min(SHOWN_BYTES_LIMIT)
                 }),
             };
-            let volume = Volume::new(id, size_bytes, geometry.block_size, details.snapshotted_time);
+            let volume = Volume::new(id, size_bytes, details.snapshotted_time);
             volumes.insert(id, Arc::new(volume));
         }
         Ok(Keeper {
@@ -244,7 +280,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let Some(volume) = self.volumes.get(&id) else {
             return out.reply(from, Reply::Failed(IoError::Gone));
         };
-        let page = volume.table.page_of(block);
+        let page = page_of(block);
         let mut mappings = Vec::new();
         let read = self.metadata.for_each_mapping(id, page.clone(), &mut |block, mapping| {
             mappings.push((block, mapping));
@@ -351,7 +387,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     fn unmap_step(&mut self, mut unmap: Unmap, out: &mut Outbox) {
         let (id, left) = (unmap.volume, unmap.left.clone());
         let Some(volume) = self.volumes.get(&id).cloned() else {
-            return out.reply(unmap.asker, Reply::Failed(IoError::Gone));
+            return out.fail(unmap.asker, IoError::Gone, &commands::no_such_volume(id));
         };
         // A fill inside the range lands first: it has the old block in its hands. What is before it need not wait for it,
         // and must not: while others write to holes there is always a fill under way somewhere in a long range.
@@ -370,7 +406,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 volume.table.clear(left);
                 unmap.left.start = end;
                 if unmap.left.is_empty() {
-                    out.reply(unmap.asker, Reply::Done);
+                    match unmap.asker {
+                        Asker::Lane(..) => out.reply(unmap.asker, Reply::Done),
+                        Asker::Command(number) => self.committed_answers.push((number, Answer::Done)),
+                    }
                 } else {
                     self.unmaps.push_back(unmap);
                 }
@@ -380,8 +419,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 unmap.left.start = next;
                 self.unmaps.push_back(unmap);
             }
-            Err(error) if is_no_space(&error) => out.reply(unmap.asker, Reply::Failed(IoError::NoSpace)),
-            Err(_) => out.reply(unmap.asker, Reply::Failed(IoError::Io)),
+            Err(error) if is_no_space(&error) => out.fail(unmap.asker, IoError::NoSpace, &error),
+            Err(error) => out.fail(unmap.asker, IoError::Io, &error),
         }
     }
 

@@ -12,7 +12,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if let Some(unmap) = self.unmaps.pop_front() {
             self.unmap_step(unmap, out);
         }
-        let taken = self.take_drained_snapshots(out);
+        let taken = self.take_drained(out);
         let wanted = !self.flushes.is_empty() || !self.committed_answers.is_empty();
         // Freed blocks become usable with a commit: worth one when somebody waits for space.
         let frees = !self.space_waiters.is_empty() && self.metadata.is_dirty();
@@ -153,8 +153,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// Fail stop: on record, logged, and everybody who waits is told.
     pub(super) fn fail(&mut self, error: Error, out: &mut Outbox) {
         tracing::error!("the pool has failed and takes no more changes: {error}");
-        let failed = Reply::Failed(IoError::Io);
-        let mut tell = |asker: Asker| out.replies.push((asker, failed));
+        let stopped = failed_stop(&error);
+        let mut tell = |asker: Asker| out.fail(asker, IoError::Io, &stopped);
         self.flushes.drain(..).for_each(&mut tell);
         self.space_waiters.drain(..).for_each(&mut tell);
         self.thaws.drain(..).for_each(|(_, asker)| tell(asker));
@@ -165,7 +165,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         let numbers = self.committed_answers.drain(..).map(|(number, _)| number);
         let numbers = numbers.chain(self.freezes.drain(..).map(|freeze| freeze.number));
-        out.answers.extend(numbers.map(|number| (number, Err(failed_stop(&error)))));
+        out.answers.extend(numbers.map(|number| (number, Err(stopped.clone()))));
         for volume in self.volumes.values() {
             volume.set_frozen(false);
         }
