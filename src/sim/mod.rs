@@ -3,6 +3,8 @@
 //!
 //! The lanes, the keeper and the metadata code are those of production; only the disks and the scheduler are not.
 
+mod chance;
+mod commands;
 mod disk;
 mod model;
 mod world;
@@ -30,5 +32,6 @@ mod tests {
         }
         println!("{total:?}");
         assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
+        assert!(total.roll_backs > 0 && total.grown_blocks > 0);
     }
 }

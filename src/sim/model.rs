@@ -63,6 +63,8 @@ pub struct Model {
     clock: u64,
     creating: BTreeMap<VolumeId, u64>,
     taking: BTreeMap<VolumeId, Taking>,
+    /// The volume that is being rolled back, and what it will hold.
+    rolling: Option<(VolumeId, Taking)>,
     deleting: BTreeMap<VolumeId, ModelVolume>,
     moments: Vec<Moment>,
 }
@@ -136,7 +138,7 @@ impl Model {
             sector.in_flight.push((self.clock, stamp));
         }
         let candidate = Candidate { stamp, begun: self.clock, ended: u64::MAX, replaced: u64::MAX };
-        for taking in self.taking.values_mut().filter(|taking| taking.origin == id) {
+        for taking in self.takings_of(id) {
             for candidates in &mut taking.sectors[range.start as usize..range.end as usize] {
                 candidates.push(candidate);
             }
@@ -148,7 +150,7 @@ impl Model {
     pub fn write_ends(&mut self, id: VolumeId, range: Range<u64>, begun: u64, ok: bool) {
         self.clock += 1;
         let clock = self.clock;
-        for taking in self.taking.values_mut().filter(|taking| taking.origin == id) {
+        for taking in self.takings_of(id) {
             for candidate in taking.sectors[range.start as usize..range.end as usize].iter_mut().flatten() {
                 if candidate.begun == begun {
                     candidate.ended = clock;
@@ -172,6 +174,11 @@ impl Model {
             }
             sector.acknowledged.push((clock, values));
         }
+    }
+
+    fn takings_of(&mut self, origin: VolumeId) -> impl Iterator<Item = &mut Taking> {
+        let rolling = self.rolling.as_mut().map(|(_, taking)| taking);
+        self.taking.values_mut().chain(rolling).filter(move |taking| taking.origin == origin)
     }
 
     /// The moment that a flush beginning now covers.
@@ -209,6 +216,9 @@ impl Model {
         begun: u64,
         stamps: &[Stamp],
     ) -> Result<(), String> {
+        if self.rolling.as_ref().is_some_and(|(rolling, _)| *rolling == id) {
+            return Ok(()); // it may see the old or the new
+        }
         let first = range.start;
         let volume = self.volumes.get_mut(&id).expect("read volumes exist");
         let taken = volume.taken.take();
@@ -243,24 +253,35 @@ impl Model {
 
     /// Snapshots have been asked for, all of one moment: origin and snapshot, each.
     pub fn snapshots_begin(&mut self, pairs: &[(VolumeId, VolumeId)]) {
-        let moment = self.moments.len();
         self.moments.push(Moment(0, u64::MAX));
         for (origin, id) in pairs {
-            let candidates = |sector: &SectorHistory| {
-                let replaced = u64::MAX;
-                let there = |stamp: &Stamp| Candidate { stamp: *stamp, begun: 0, ended: 0, replaced };
-                let coming = |(begun, stamp): &(u64, Stamp)| Candidate {
-                    stamp: *stamp,
-                    begun: *begun,
-                    ended: u64::MAX,
-                    replaced,
-                };
-                let now = sector.now().iter().map(there);
-                now.chain(sector.in_flight.iter().map(coming)).collect()
-            };
-            let sectors = self.volumes[origin].sectors.iter().map(candidates).collect();
-            self.taking.insert(*id, Taking { origin: *origin, moment, sectors });
+            let taking = self.taking_of(*origin);
+            self.taking.insert(*id, taking);
         }
+    }
+
+    /// A roll-back has been asked for: `volume` gets what `to` holds, `keep` what it held, all of one moment.
+    pub fn roll_back_begins(&mut self, volume: VolumeId, to: VolumeId, keep: VolumeId) {
+        self.snapshots_begin(&[(volume, keep)]);
+        self.rolling = Some((volume, self.taking_of(to)));
+    }
+
+    /// What a snapshot of `origin` may come to hold, at the newest moment.
+    fn taking_of(&self, origin: VolumeId) -> Taking {
+        let candidates = |sector: &SectorHistory| {
+            let replaced = u64::MAX;
+            let there = |stamp: &Stamp| Candidate { stamp: *stamp, begun: 0, ended: 0, replaced };
+            let coming = |(begun, stamp): &(u64, Stamp)| Candidate {
+                stamp: *stamp,
+                begun: *begun,
+                ended: u64::MAX,
+                replaced,
+            };
+            let now = sector.now().iter().map(there);
+            now.chain(sector.in_flight.iter().map(coming)).collect()
+        };
+        let sectors = self.volumes[&origin].sectors.iter().map(candidates).collect();
+        Taking { origin, moment: self.moments.len() - 1, sectors }
     }
 
     /// A deletion has been asked for: nobody uses the volume any more.
@@ -285,7 +306,22 @@ impl Model {
             if let Some(volume) = self.deleting.remove(id).filter(|_| !ok) {
                 self.volumes.insert(*id, volume);
             }
+            if let Some((_, taking)) = self.rolling.take_if(|(volume, _)| volume == id).filter(|_| ok) {
+                self.roll_back(*id, taking);
+            }
         }
+    }
+
+    /// A volume holds something else, durably. What is being written lands before that, after it, or (in several blocks) partly.
+    fn roll_back(&mut self, id: VolumeId, taking: Taking) {
+        let volume = self.volumes.get_mut(&id).expect("volumes that are rolled back exist");
+        for (sector, values) in volume.sectors.iter_mut().zip(taking.values()) {
+            if !sector.in_flight.is_empty() {
+                sector.rivals.extend(&values);
+            }
+            sector.acknowledged = vec![(self.clock, values)];
+        }
+        volume.taken = Some((taking.moment, taking.sectors));
     }
 
     /// The power was cut before the command for `ids` was answered; the transaction id says whether it `happened`.
@@ -302,6 +338,7 @@ impl Model {
             } else {
                 self.creating.remove(id);
                 self.taking.remove(id);
+                self.rolling = None;
             }
         }
     }

@@ -1,22 +1,24 @@
 //! The world: lanes, keeper and disks stepped by a seed, power cuts included.
 
+use super::chance::Chance;
+use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::model::{Model, Stamp};
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::Disk;
 use crate::engine::{
-    Action, Answer, Ask, Asker, Command, IdStep, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
-    Outbox, Place, PoolStatus, Reply, Request, Settled, Tag,
+    Action, Answer, Ask, Asker, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId, Outbox,
+    Place, PoolStatus, Reply, Request, Settled, Tag,
 };
 use crate::error::Result;
 use crate::metadata::{Access, Geometry, Metadata};
-use crate::units::{BlockSize, TransactionId, VolumeId};
+use crate::units::{BlockSize, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-const SECTOR: u64 = 512;
-const BLOCK_SECTORS: u64 = 128;
+pub(super) const SECTOR: u64 = 512;
+pub(super) const BLOCK_SECTORS: u64 = 128;
 /// The command number of deletions that an earlier life of the pool began.
 const RESUMED_DELETION: u64 = 1;
 /// Steps by which a slow read or write may be late: enough for a commit, a snapshot and a reuse meanwhile.
@@ -72,6 +74,10 @@ pub struct Outcome {
     pub flushes: u64,
     /// Snapshots taken.
     pub snapshots: u64,
+    /// Volumes rolled back.
+    pub roll_backs: u64,
+    /// Data blocks added to pools.
+    pub grown_blocks: u64,
     /// Volumes deleted.
     pub deletions: u64,
     /// Power cuts survived.
@@ -89,33 +95,13 @@ impl Outcome {
         self.no_space += other.no_space;
         self.flushes += other.flushes;
         self.snapshots += other.snapshots;
+        self.roll_backs += other.roll_backs;
+        self.grown_blocks += other.grown_blocks;
         self.deletions += other.deletions;
         self.power_cuts += other.power_cuts;
         self.faults += other.faults;
         self.rests += other.rests;
     }
-}
-
-/// A small random number generator (xorshift64*): the world's only source of chance.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit
-    }
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
-
-/// A command that was not answered yet.
-struct UnderWay {
-    /// The volumes that it makes or deletes.
-    volumes: Vec<VolumeId>,
-    step: IdStep,
 }
 
 /// Something that will happen.
@@ -127,8 +113,8 @@ enum Event {
 }
 
 /// A request in flight.
-struct InFlight {
-    volume: VolumeId,
+pub(super) struct InFlight {
+    pub volume: VolumeId,
     /// Sectors it names.
     range: Range<u64>,
     /// Sectors it changes; empty for a read or flush.
@@ -140,26 +126,26 @@ struct InFlight {
 
 /// A running world.
 pub struct World {
-    options: WorldOptions,
-    chance: Chance,
+    pub(super) options: WorldOptions,
+    pub(super) chance: Chance,
     metadata_disk: SimDisk,
     data_disk: SimDisk,
-    keeper: Keeper<SimDisk, SimDisk>,
+    pub(super) keeper: Keeper<SimDisk, SimDisk>,
     lanes: Vec<Lane>,
-    model: Model,
+    pub(super) model: Model,
     /// What will happen, and the step before which it does not.
     events: Vec<(u64, Event)>,
     /// Steps so far.
     now: u64,
-    in_flight: BTreeMap<(usize, Tag), InFlight>,
+    pub(super) in_flight: BTreeMap<(usize, Tag), InFlight>,
     buffers: HashMap<(usize, Tag), Vec<u8>>,
     scratch: HashMap<(usize, OpId), Vec<u8>>,
-    command: Option<UnderWay>,
+    pub(super) command: Option<UnderWay>,
     /// Nothing else goes on and there is a free block: no request may be refused for lack of space.
     has_space: bool,
     next_tag: u64,
     next_stamp: Stamp,
-    outcome: Outcome,
+    pub(super) outcome: Outcome,
 }
 
 impl World {
@@ -171,7 +157,7 @@ impl World {
         let metadata = Metadata::format(metadata_disk.clone(), geometry)?;
         let keeper = Self::keeper(&options, metadata, data_disk.clone())?;
         let mut world = World {
-            chance: Chance(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            chance: Chance::new(options.seed),
             lanes: Vec::new(),
             keeper,
             metadata_disk,
@@ -483,7 +469,7 @@ impl World {
     }
 
     /// What the keeper says becomes events and answers.
-    fn deliver(&mut self, out: Outbox) -> Result<(), String> {
+    pub(super) fn deliver(&mut self, out: Outbox) -> Result<(), String> {
         for (asker, reply) in out.replies {
             let Asker::Lane(lane, op) = asker else { return Err("a reply to a command".to_owned()) };
             self.add_event(Event::Reply(usize::from(lane.0), op, reply));
@@ -610,61 +596,11 @@ impl World {
         self.act(lane, actions).expect("a request that has just begun");
     }
 
-    fn status(&mut self) -> PoolStatus {
+    pub(super) fn status(&mut self) -> PoolStatus {
         let mut out = Outbox::default();
         self.keeper.command(u64::MAX, Command::Status, &mut out);
         let Some((_, Ok(Answer::Status(status)))) = out.answers.pop() else { panic!("no status") };
         *status
-    }
-
-    fn id_step(&mut self) -> IdStep {
-        let status = self.status();
-        IdStep { from: status.transaction_id, to: TransactionId(status.transaction_id.0 + 1) }
-    }
-
-    fn begin_command(&mut self) {
-        if self.command.is_some() {
-            return;
-        }
-        let step = self.id_step();
-        let ids: Vec<VolumeId> = self.model.volumes().collect();
-        let some = |chance: &mut Chance| ids[chance.below(ids.len() as u64) as usize];
-        let free = |id: &VolumeId| !self.model.knows(*id) && self.keeper.volume(*id).is_none();
-        let fresh: Vec<VolumeId> = (0..).filter_map(VolumeId::new).filter(free).take(2).collect();
-        let sectors = self.options.volume_blocks * BLOCK_SECTORS;
-        let full = ids.len() >= self.options.volumes;
-        let command = match self.chance.below(4) {
-            0 if !full || ids.is_empty() => {
-                self.command = Some(UnderWay { volumes: vec![fresh[0]], step });
-                self.model.create_begins(fresh[0], sectors);
-                Command::CreateVolume { volume: fresh[0], size_bytes: sectors * SECTOR, step }
-            }
-            1 | 2 if !full && !ids.is_empty() => {
-                // One, or two at one moment: of two volumes, or of one twice.
-                let many = if self.chance.one_in(2) { 2 } else { 1 };
-                let pairs: Vec<_> =
-                    fresh.into_iter().take(many).map(|id| (some(&mut self.chance), id)).collect();
-                let volumes = pairs.iter().map(|(_, snapshot)| *snapshot).collect();
-                self.command = Some(UnderWay { volumes, step });
-                self.model.snapshots_begin(&pairs);
-                self.outcome.snapshots += pairs.len() as u64;
-                Command::Snapshot { pairs, step }
-            }
-            3 if ids.len() > 1 => {
-                let volume = some(&mut self.chance);
-                if self.in_flight.values().any(|request| request.volume == volume) {
-                    return;
-                }
-                self.command = Some(UnderWay { volumes: vec![volume], step });
-                self.model.delete_begins(volume);
-                self.outcome.deletions += 1;
-                Command::Delete { volume, step: Some(step) }
-            }
-            _ => return,
-        };
-        let mut out = Outbox::default();
-        self.keeper.command(0, command, &mut out);
-        self.deliver(out).expect("commands that the model allows are accepted");
     }
 
     fn forget_lanes(&mut self) {

@@ -1,0 +1,111 @@
+//! What the control plane of the world asks for.
+
+use super::world::{BLOCK_SECTORS, SECTOR, World};
+use crate::engine::{Command, IdStep, Outbox};
+use crate::metadata::Usage;
+use crate::units::{META_BLOCK_BYTES, TransactionId, VolumeId};
+
+/// Sizes that growing pools do not exceed: a world stays crowded.
+const DATA_BLOCKS_LIMIT: u64 = 40;
+const METADATA_BLOCKS_LIMIT: u64 = 400;
+
+/// A command that was not answered yet.
+pub(super) struct UnderWay {
+    /// The volumes that it makes, changes or deletes.
+    pub volumes: Vec<VolumeId>,
+    pub step: IdStep,
+}
+
+impl World {
+    /// Begins a command, if none is under way and the model allows what chance has chosen.
+    pub(super) fn begin_command(&mut self) {
+        if self.command.is_some() {
+            return;
+        }
+        let ids: Vec<VolumeId> = self.model.volumes().collect();
+        let has_room = ids.len() < self.options.volumes;
+        let command = match self.chance.below(9) {
+            0 | 1 if has_room || ids.is_empty() => Some(self.create()),
+            2..=4 if has_room && !ids.is_empty() => Some(self.snapshot(&ids)),
+            5 if has_room && ids.len() > 1 => Some(self.roll_back(&ids)),
+            6 | 7 if ids.len() > 1 => self.delete(&ids),
+            8 if self.chance.one_in(3) => Some(self.grow()),
+            _ => None,
+        };
+        if let Some(command) = command {
+            let mut out = Outbox::default();
+            self.keeper.command(0, command, &mut out);
+            self.deliver(out).expect("commands that the model allows are accepted");
+        }
+    }
+
+    fn under_way(&mut self, volumes: Vec<VolumeId>) -> IdStep {
+        let from = self.status().transaction_id;
+        let step = IdStep { from, to: TransactionId(from.0 + 1) };
+        self.command = Some(UnderWay { volumes, step });
+        step
+    }
+
+    fn one_of(&mut self, ids: &[VolumeId]) -> VolumeId {
+        ids[self.chance.below(ids.len() as u64) as usize]
+    }
+
+    /// Numbers of volumes to come.
+    fn fresh_ids(&self, count: usize) -> Vec<VolumeId> {
+        let free = |id: &VolumeId| !self.model.knows(*id) && self.keeper.volume(*id).is_none();
+        (0..).filter_map(VolumeId::new).filter(free).take(count).collect()
+    }
+
+    fn create(&mut self) -> Command {
+        let volume = self.fresh_ids(1)[0];
+        let sectors = self.options.volume_blocks * BLOCK_SECTORS;
+        let step = self.under_way(vec![volume]);
+        self.model.create_begins(volume, sectors);
+        Command::CreateVolume { volume, size_bytes: sectors * SECTOR, step }
+    }
+
+    /// One, or two at one moment: of two volumes, or of one twice.
+    fn snapshot(&mut self, ids: &[VolumeId]) -> Command {
+        let many = if self.chance.one_in(2) { 2 } else { 1 };
+        let pairs: Vec<_> = self.fresh_ids(many).into_iter().map(|id| (self.one_of(ids), id)).collect();
+        let step = self.under_way(pairs.iter().map(|(_, snapshot)| *snapshot).collect());
+        self.model.snapshots_begin(&pairs);
+        self.outcome.snapshots += pairs.len() as u64;
+        Command::Snapshot { pairs, step }
+    }
+
+    fn roll_back(&mut self, ids: &[VolumeId]) -> Command {
+        let volume = self.one_of(ids);
+        let others: Vec<VolumeId> = ids.iter().copied().filter(|id| *id != volume).collect();
+        let (to, keep) = (self.one_of(&others), self.fresh_ids(1)[0]);
+        let step = self.under_way(vec![keep, volume]);
+        self.model.roll_back_begins(volume, to, keep);
+        self.outcome.roll_backs += 1;
+        Command::RollBack { volume, to, keep, step }
+    }
+
+    fn delete(&mut self, ids: &[VolumeId]) -> Option<Command> {
+        let volume = self.one_of(ids);
+        if self.in_flight.values().any(|request| request.volume == volume) {
+            return None;
+        }
+        let step = self.under_way(vec![volume]);
+        self.model.delete_begins(volume);
+        self.outcome.deletions += 1;
+        Some(Command::Delete { volume, step: Some(step) })
+    }
+
+    fn grow(&mut self) -> Command {
+        let Usage { data_total, metadata_total, .. } = self.status().usage;
+        let from = self.status().transaction_id;
+        self.command = Some(UnderWay { volumes: vec![], step: IdStep { from, to: from } });
+        let data_blocks = (data_total + self.chance.below(3)).min(DATA_BLOCKS_LIMIT.max(data_total));
+        let metadata_blocks =
+            (metadata_total + self.chance.below(20)).min(METADATA_BLOCKS_LIMIT.max(metadata_total));
+        self.outcome.grown_blocks += data_blocks - data_total;
+        Command::Grow {
+            data_blocks: Some(data_blocks),
+            metadata_bytes: Some(metadata_blocks * META_BLOCK_BYTES as u64),
+        }
+    }
+}
