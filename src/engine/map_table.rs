@@ -275,8 +275,8 @@ mod tests {
             assert_eq!(table.get(block), Lookup::Mapped(mapping(1)));
         }
         assert_eq!(table.loaded_pages(0..u64::MAX), [0..512, page_of(far)]);
-        assert_eq!(table.loaded_pages(1..3), [0..512]);
-        assert_eq!(table.loaded_pages(512..far.0), [page_of(far)]);
+        assert_eq!(table.loaded_pages(1..far.0), [0..512, page_of(far)]);
+        assert_eq!(table.loaded_pages(512..far.0).len(), 1);
         assert_eq!(table.loaded_pages(5..5), []);
     }
 }
