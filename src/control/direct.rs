@@ -81,6 +81,8 @@ impl Executor for Onlooker {
             | Command::Resize { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
+            | Command::HoldMetadata
+            | Command::ReleaseMetadata
             | Command::Delete { .. }
             | Command::Commit
             | Command::Close => Err(Error::new(ErrorKind::WrongState, "the pool is open for reading only")),

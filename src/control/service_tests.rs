@@ -127,9 +127,11 @@ impl Executor for Keeper {
                 assert!(disks.volumes.insert(keep, disks.id).is_none());
                 Ok(Answer::Done)
             }),
-            Command::Resize { .. } | Command::Unmap { .. } | Command::Grow { .. } => {
-                world.attempt(|_| Ok(Answer::Done))
-            }
+            Command::Resize { .. }
+            | Command::Unmap { .. }
+            | Command::Grow { .. }
+            | Command::HoldMetadata
+            | Command::ReleaseMetadata => world.attempt(|_| Ok(Answer::Done)),
             Command::Delete { volume, step } => world.attempt(|disks| {
                 if in_use.contains(&volume) {
                     return Err(Error::new(ErrorKind::Busy, "open"));

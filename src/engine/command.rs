@@ -76,6 +76,11 @@ pub enum Command {
         /// Bytes for metadata in all; `None`: as many as now.
         metadata_bytes: Option<u64>,
     },
+    /// Keep the metadata as it is now for readers beside the pool: dm-thin's metadata snapshot. `Exists` when one is held.
+    /// Answer: `Done`; [`PoolStatus::held_root`] says where it is.
+    HoldMetadata,
+    /// Let it go. `NotFound` when none is held. Answer: `Done`.
+    ReleaseMetadata,
     /// Answer: `Status`.
     Status,
     /// Answer: `Volumes`.

@@ -7,6 +7,7 @@ use super::records::{SPACE_MAP_ROOT_BYTES, SpaceMapRoot};
 use crate::checksum::BlockKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, META_BLOCK_BYTES, MetaBlock, SnapTime, TransactionId};
+use zerocopy::FromZeros;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute, transmute_ref};
 
@@ -140,6 +141,17 @@ impl Superblock {
                 tail: raw.tail.as_slice().into(),
             },
         }
+    }
+
+    /// What a metadata snapshot keeps of it: everything but the space maps, which go on without it (format §7.3).
+    pub fn for_metadata_snapshot(&self) -> Self {
+        let mut copy = self.clone();
+        copy.held_root = 0;
+        (copy.data_space_map, copy.metadata_space_map) =
+            (SpaceMapRoot::new_zeroed(), SpaceMapRoot::new_zeroed());
+        copy.rest.after_data_root.fill(0);
+        copy.rest.after_metadata_root.fill(0);
+        copy
     }
 
     /// The fields of a block that must be a sound superblock of a version and with features that we know.

@@ -75,6 +75,11 @@ impl Ask {
     pub fn delete() -> Self {
         Ask { deletes: 1, ..Self::NOTHING }
     }
+    /// A block for the copy of the superblock. From then on every node has another holder: the next change of a volume copies
+    /// what it would have had to itself, which is what a new volume's bound allows for.
+    pub fn metadata_snapshot() -> Self {
+        Ask { volumes: 1, ..Self::NOTHING }
+    }
     pub fn more_data(bitmaps: u64) -> Self {
         Ask { bitmaps, ..Self::NOTHING }
     }
@@ -259,8 +264,9 @@ impl Outlook {
         if mappings == 0 {
             return Cost::default();
         }
-        let volumes = self.shape.volumes + ask.volumes;
-        let all_mappings = self.mappings_at_most(ask);
+        // The nodes of the metadata snapshot are counted with the others.
+        let volumes = self.shape.volumes + ask.volumes + self.shape.held_volumes;
+        let all_mappings = self.mappings_at_most(ask).saturating_add(self.shape.held_mappings);
         // Every node has 84 entries, but for one at each level of each volume.
         let leaves = all_mappings / LEAST_FANOUT + volumes;
         let internal = all_mappings / (LEAST_FANOUT * LEAST_FANOUT - LEAST_FANOUT) + volumes * lower;

@@ -34,7 +34,9 @@ impl<D: Disk> Metadata<D> {
     /// Steps 3 to 5.
     pub(super) fn write_transaction(&mut self) -> Result<Freed> {
         let mut superblock = self.superblock.clone();
-        if self.space.cache.dirty_blocks() > 0 || self.has_grown {
+        // Letting the metadata snapshot go changes counts and no block.
+        let counts_changed = !self.space.references.metadata.changed_bitmaps().is_empty();
+        if self.space.cache.dirty_blocks() > 0 || counts_changed || self.has_grown {
             self.data.write_index(&mut self.space)?;
             superblock.metadata_space_map = write_metadata_map(&mut self.space)?;
             superblock.data_space_map = self.data.root();
@@ -45,6 +47,7 @@ impl<D: Disk> Metadata<D> {
         }
         superblock.time = self.time;
         superblock.transaction_id = self.transaction_id;
+        superblock.held_root = self.held_root;
         self.final_step(|this| {
             write_superblock(&this.space.disk, &superblock.encode(MetaBlock::SUPERBLOCK))
         })?;

@@ -21,6 +21,7 @@ mod cache;
 mod commit;
 mod data_log;
 mod data_map;
+mod held;
 mod meta_map;
 mod open;
 mod pending;
@@ -120,6 +121,8 @@ pub struct Metadata<D: Disk> {
     superblock: Superblock,
     mapping_root: MetaBlock,
     details_root: MetaBlock,
+    /// Block of the metadata snapshot; 0: none is held.
+    held_root: u64,
     time: SnapTime,
     transaction_id: TransactionId,
     pending: Pending,
@@ -173,7 +176,7 @@ impl<D: Disk> Metadata<D> {
 
     /// The block of the metadata snapshot, if one is held.
     pub fn held_root(&self) -> Option<MetaBlock> {
-        (self.superblock.held_root != 0).then_some(MetaBlock(self.superblock.held_root))
+        (self.held_root != 0).then_some(MetaBlock(self.held_root))
     }
 
     /// Whether the flag is set by which a checker must look at the metadata first; with [`Access::ReadOnly`] only.
@@ -205,7 +208,8 @@ impl<D: Disk> Metadata<D> {
     }
 
     fn has_new_superblock_fields(&self) -> bool {
-        self.transaction_id != self.superblock.transaction_id || self.time != self.superblock.time
+        (self.transaction_id, self.time, self.held_root)
+            != (self.superblock.transaction_id, self.superblock.time, self.superblock.held_root)
     }
 
     /// All volumes in order of their ids. Applies pending mappings, by which `mapped_blocks` is exact.

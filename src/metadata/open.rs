@@ -45,6 +45,7 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         data,
         mapping_root,
         details_root,
+        held_root: superblock.held_root,
         time: superblock.time,
         transaction_id: superblock.transaction_id,
         superblock,
@@ -187,6 +188,7 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         data,
         mapping_root: superblock.mapping_root,
         details_root: superblock.details_root,
+        held_root: superblock.held_root,
         time: superblock.time,
         transaction_id: superblock.transaction_id,
         superblock,
@@ -302,6 +304,7 @@ impl<D: Disk> Metadata<D> {
         self.data.keep_withheld(old);
         (self.mapping_root, self.details_root, self.shape) = (mapping_root, details_root, shape);
         (self.time, self.transaction_id) = (self.superblock.time, self.superblock.transaction_id);
+        self.held_root = self.superblock.held_root;
         self.pending = Pending::default();
         self.checked_reservations = 0;
         self.has_grown = false;

@@ -272,7 +272,7 @@ impl<D: Disk> Metadata<D> {
         })
     }
 
-    fn apply_long_log(&mut self) -> Result<()> {
+    pub(super) fn apply_long_log(&mut self) -> Result<()> {
         if self.space.references.data.len() > LOG_LIMIT {
             self.data.apply(&mut self.space)?;
         }

@@ -30,6 +30,7 @@ impl World {
             5 if has_room && ids.len() > 1 => Some(self.roll_back(&ids)),
             6 | 7 if ids.len() > 1 => self.delete(&ids),
             8 if self.chance.one_in(3) => Some(self.grow()),
+            8 => Some(self.hold_or_release()),
             _ => None,
         };
         if let Some(command) = command {
@@ -93,6 +94,17 @@ impl World {
         self.model.delete_begins(volume);
         self.outcome.deletions += 1;
         Some(Command::Delete { volume, step: Some(step) })
+    }
+
+    /// The metadata snapshot comes or goes; nobody's data changes.
+    fn hold_or_release(&mut self) -> Command {
+        let status = self.status();
+        let from = status.transaction_id;
+        self.command = Some(UnderWay { volumes: vec![], step: IdStep { from, to: from } });
+        match status.held_root {
+            Some(_) => Command::ReleaseMetadata,
+            None => Command::HoldMetadata,
+        }
     }
 
     fn grow(&mut self) -> Command {

@@ -76,8 +76,11 @@ pub struct Play {
     /// Blocks mapped since the commit, whatever became of them.
     taken: HashSet<u64>,
     withheld: HashSet<u64>,
-    /// Blocks that a metadata snapshot holds, or that leaked before: never free.
-    held: HashSet<u64>,
+    /// Blocks that leaked before: never free.
+    leaked: HashSet<u64>,
+    /// Blocks that the metadata snapshot holds, now and as committed, if there is one.
+    held: Option<HashSet<u64>>,
+    committed_held: Option<HashSet<u64>>,
     /// Mappings made, removed and looked up.
     pub operations: u64,
     /// How often there was no metadata or data space.
@@ -89,8 +92,8 @@ impl Play {
     pub fn begin(disk: MemoryDisk, habits: Habits, seed: u64) -> Self {
         let pool = check(&disk.to_bytes());
         let model = Model::of(&pool);
-        let mut held = pool.held_blocks;
-        held.extend(pool.data_counts_too_high.iter().map(|(block, ..)| *block));
+        let leaked = pool.data_counts_too_high.iter().map(|(block, ..)| *block).collect();
+        let held = (pool.superblock.held_root != 0).then_some(pool.held_blocks);
         Play {
             metadata: Metadata::open(disk.clone(), Access::ReadWrite).unwrap(),
             disk,
@@ -102,6 +105,8 @@ impl Play {
             reserved: BTreeSet::new(),
             taken: HashSet::new(),
             withheld: HashSet::new(),
+            leaked,
+            committed_held: held.clone(),
             held,
             operations: 0,
             refusals: 0,
@@ -124,7 +129,8 @@ impl Play {
                 5 => self.set_transaction_id(),
                 6 if self.random.one_in(4) => self.metadata.apply_pending(),
                 7 => self.replace(),
-                8 if self.habits.grows && self.random.one_in(10) => self.grow(),
+                8 if self.random.one_in(8) => self.hold_or_release(),
+                9 if self.habits.grows && self.random.one_in(10) => self.grow(),
                 _ => self.write(),
             }
         };
@@ -210,6 +216,32 @@ impl Play {
         Ok(())
     }
 
+    /// A metadata snapshot comes or goes.
+    fn hold_or_release(&mut self) -> Result<()> {
+        if self.held.is_some() {
+            if self.random.one_in(2) {
+                self.commit();
+            }
+            self.metadata.release_snapshot()?;
+            self.held = None;
+            assert_eq!(self.metadata.release_snapshot().unwrap_err().kind(), ErrorKind::NotFound);
+            if self.random.one_in(2) {
+                self.commit(); // often nothing else has changed
+                self.check();
+            }
+            return Ok(());
+        }
+        if self.metadata.is_dirty() {
+            assert_eq!(self.metadata.reserve_snapshot().unwrap_err().kind(), ErrorKind::WrongState);
+            self.commit();
+        }
+        let held = self.metadata.reserve_snapshot()?;
+        assert_eq!(self.metadata.held_root(), Some(held));
+        assert_eq!(self.metadata.reserve_snapshot().unwrap_err().kind(), ErrorKind::Exists);
+        self.held = Some(self.committed_blocks.clone());
+        Ok(())
+    }
+
     fn grow(&mut self) -> Result<()> {
         let old = self.metadata.geometry().data_blocks;
         if self.random.one_in(2) {
@@ -240,10 +272,12 @@ impl Play {
             self.model.volumes[&volume].mappings.iter().map(|(key, (block, _))| (*key, *block)).collect();
         for (key, block) in keys {
             let alone = |holders: &HashMap<u64, usize>| holders.get(&block).is_none_or(|count| *count == 1);
-            let is_alone = alone(&now) && alone(&committed) && !self.held.contains(&block);
+            let held = [&self.held, &self.committed_held];
+            let is_held = held.into_iter().flatten().any(|held| held.contains(&block));
+            let is_alone = alone(&now) && alone(&committed) && !is_held && !self.leaked.contains(&block);
             let found = self.metadata.is_exclusive(id(volume), VirtualBlock(key))?;
             assert!(is_alone || !found, "block {key} of volume {volume} is shared");
-            if !self.metadata.is_dirty() && self.held.is_empty() {
+            if !self.metadata.is_dirty() && self.held.is_none() {
                 assert_eq!(found, is_alone, "block {key} of volume {volume}");
             }
         }
@@ -319,8 +353,9 @@ impl Play {
         for i in 0..length {
             let reserved = self.metadata.reserve_block()?;
             // What is mapped now was mapped at the commit, or has been taken since.
-            let in_use = [&self.committed_blocks, &self.taken, &self.withheld, &self.held];
-            let free = in_use.iter().all(|blocks| !blocks.contains(&reserved.0));
+            let in_use = [&self.committed_blocks, &self.taken, &self.withheld, &self.leaked];
+            let held = self.committed_held.iter();
+            let free = in_use.into_iter().chain(held).all(|blocks| !blocks.contains(&reserved.0));
             assert!(free && self.reserved.insert(reserved.0), "{reserved:?} is not free");
             if self.random.one_in(20) {
                 // Kept in hand, perhaps beyond the commit.
@@ -406,6 +441,7 @@ impl Play {
             self.withheld.clear();
         }
         self.model = self.committed.clone();
+        self.held = self.committed_held.clone();
         self.reserved.clear();
         self.taken.clear();
         assert!(!self.metadata.is_dirty());
@@ -420,7 +456,10 @@ impl Play {
         let current = self.model.data_blocks();
         let mut expected = std::mem::replace(&mut self.committed_blocks, current);
         expected.extend(&self.taken);
-        expected.retain(|block| !self.committed_blocks.contains(block) && !self.held.contains(block));
+        expected.extend(self.committed_held.iter().flatten());
+        expected.retain(|block| !self.committed_blocks.contains(block) && !self.leaked.contains(block));
+        expected.retain(|block| self.held.as_ref().is_none_or(|held| !held.contains(block)));
+        self.committed_held = self.held.clone();
         assert!(freed == expected, "freed {} blocks, expected {}", freed.len(), expected.len());
         self.withheld.extend(&freed);
         let late = self.random.one_in(3);

@@ -23,6 +23,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 return self.freeze(number, Frozen::RollBack { volume, to, keep }, step, out);
             }
             Command::Grow { data_blocks, metadata_bytes } => self.grow(data_blocks, metadata_bytes, out),
+            Command::HoldMetadata => self.hold_metadata(out),
+            Command::ReleaseMetadata => self.change(out, Metadata::release_snapshot).map(|()| Answer::Done),
             Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
             Command::Unmap { volume, blocks } => {
                 let asker = Asker::Command(number);
@@ -247,6 +249,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.starved = false;
         self.out_of_data_space = false;
         self.deletions_stalled = false;
+        Ok(Answer::Done)
+    }
+
+    fn hold_metadata(&mut self, out: &mut Outbox) -> Result<Answer> {
+        if self.metadata.is_dirty() && self.metadata.held_root().is_none() {
+            self.commit(out)?;
+        }
+        self.change(out, Metadata::reserve_snapshot)?;
         Ok(Answer::Done)
     }
 

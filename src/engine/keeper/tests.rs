@@ -165,3 +165,18 @@ fn a_block_whose_snapshot_is_gone_is_not_copied() {
     settle(&mut keeper);
     assert!(!copies(&mut keeper));
 }
+
+#[test]
+fn a_metadata_snapshot_is_held_and_let_go() {
+    let mut keeper = pool(16);
+    run(&mut keeper, Command::HoldMetadata).unwrap();
+    assert_eq!(run(&mut keeper, Command::HoldMetadata).unwrap_err().kind(), ErrorKind::Exists);
+    let target = fill(&mut keeper, 1, 0);
+    ask(&mut keeper, 1, Ask::Publish(id(0), VirtualBlock(0), target));
+    run(&mut keeper, Command::Commit).unwrap();
+    let status = keeper.status();
+    assert!(status.held_root.is_some());
+    run(&mut keeper, Command::ReleaseMetadata).unwrap();
+    assert_eq!(keeper.status().held_root, None);
+    assert_eq!(run(&mut keeper, Command::ReleaseMetadata).unwrap_err().kind(), ErrorKind::NotFound);
+}
