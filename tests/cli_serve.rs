@@ -54,14 +54,18 @@ fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
 
     assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p closed\n");
     assert_eq!(daemon.wait(), 0);
-    assert_eq!(place.files("p"), ["catalog.json", "data", "metadata"], "no socket is left");
+    assert_eq!(
+        place.files("p"),
+        ["catalog.json", "catalog.json.new", "data", "metadata"],
+        "no socket is left"
+    );
     assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p was not being served\n");
     assert_eq!(place.names(), ["s", "v"]);
     let daemon = place.serve(&[]);
     assert_eq!(place.connect("s").read(1 << 20, 512), Ok(vec![1; 512]));
     assert_eq!(place.connect("v").read(1 << 20, 512), Ok(vec![2; 512]));
     assert_eq!(daemon.signal(Signal::TERM), 0);
-    assert_eq!(place.files("p"), ["catalog.json", "data", "metadata"]);
+    assert_eq!(place.files("p"), ["catalog.json", "catalog.json.new", "data", "metadata"]);
     assert_eq!(place.serve(&[]).signal(Signal::INT), 0);
 }
 

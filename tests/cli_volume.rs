@@ -368,7 +368,8 @@ fn many_kernel_made_volumes_are_all_there() {
 fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
     let place = Place::with_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
-    // In the way of the temporary file.
+    // In the way of the new file.
+    fs::remove_file(place.path("p/catalog.json.new")).expect("removed");
     fs::create_dir(place.path("p/catalog.json.new")).expect("made");
     for arguments in [
         &["volume", "create", "./p/w", "--size", "1G"][..],

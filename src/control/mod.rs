@@ -17,6 +17,7 @@ pub mod open;
 pub mod options;
 pub mod pool_dir;
 pub mod reconcile;
+mod replace;
 pub mod service;
 mod signature;
 mod time;

@@ -219,6 +219,25 @@ impl Disk for FileDisk {
         }
     }
 
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        self.check(0, usize::try_from(length_bytes).map_err(|_| io::ErrorKind::InvalidInput)?)?;
+        if self.is_device || length_bytes == 0 {
+            return Ok(());
+        }
+        if copies_on_write(&self.file) {
+            let message =
+                "its filesystem writes every change to a new place, so that no space can be kept for it";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
+        match retry(|| rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, length_bytes)) {
+            Ok(()) => Ok(()),
+            Err(error @ (Errno::OPNOTSUPP | Errno::NOSYS)) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, io::Error::from(error)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn name(&self) -> String {
         self.path.display().to_string()
     }
@@ -260,6 +279,13 @@ fn set_size(file: &File, path: &Path, size_bytes: u64) -> Result<()> {
             _ => told,
         }
     })
+}
+
+/// Whether overwriting a file takes new space even where it has some. Who cannot say is taken at its word by fallocate.
+fn copies_on_write(file: &File) -> bool {
+    /// Magic numbers of btrfs, ZFS, bcachefs and NILFS.
+    const COPYING: [u32; 4] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e, 0x3434];
+    rustix::fs::fstatfs(file).is_ok_and(|found| COPYING.contains(&(found.f_type as u32)))
 }
 
 /// Makes a new file's name durable.

@@ -32,6 +32,14 @@ pub trait Disk: Send + Sync {
     /// Gives the range's space back; what it reads afterwards is undefined. `Unsupported` where the disk cannot.
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()>;
 
+    /// Sees to it that writing to the first `length_bytes` cannot fail for want of space; changes none of them.
+    /// `StorageFull` or `QuotaExceeded` when there is not enough, `Unsupported` where it cannot be promised. A disk whose
+    /// space is all its own has nothing to do.
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        let _ = length_bytes;
+        Ok(())
+    }
+
     /// What to call the disk in messages: a path, usually.
     fn name(&self) -> String;
 }
@@ -51,6 +59,9 @@ impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
     }
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         (**self).discard(offset_bytes, length_bytes)
+    }
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        (**self).set_aside(length_bytes)
     }
     fn name(&self) -> String {
         (**self).name()
@@ -72,6 +83,9 @@ impl<T: Disk + ?Sized> Disk for &T {
     }
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         (**self).discard(offset_bytes, length_bytes)
+    }
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        (**self).set_aside(length_bytes)
     }
     fn name(&self) -> String {
         (**self).name()

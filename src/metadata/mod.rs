@@ -13,8 +13,10 @@
 //! - After any other error in a changing method the in-core state is not to be trusted: only [`Metadata::abort`] leads on.
 //!
 //! The files, from the bottom: `cache` (blocks), `meta_map` (metadata counts), `data_log` and `data_map` (data counts),
-//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `budget` (worst cases), `open`, `commit`.
+//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `budget` (worst cases), `backing` (the disk's own space), `open`,
+//! `commit`.
 
+mod backing;
 mod block_set;
 mod budget;
 mod cache;
@@ -35,6 +37,7 @@ use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
 use crate::units::{
     BlockSize, DataBlock, Mapping, MetaBlock, SnapTime, TransactionId, VirtualBlock, VolumeId,
 };
+use backing::Backing;
 use budget::{Ask, Shape};
 use data_map::DataMap;
 use pending::Pending;
@@ -127,6 +130,7 @@ pub struct Metadata<D: Disk> {
     checked_reservations: u64,
     access: Access,
     state: State,
+    backing: Backing,
     cache_bytes: usize,
 }
 
