@@ -327,6 +327,35 @@ fn ask(place: &Place, method: &str, path: &str, body: &str) -> (u16, serde_json:
 }
 
 #[test]
+fn clients_that_say_nothing_keep_nobody_from_the_control_socket_and_not_the_daemon_from_its_end() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let connect = || UnixStream::connect(place.path("p/control.sock")).expect("it listens");
+    let silent: Vec<_> = (0..100).map(|_| connect()).collect();
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("there").count();
+    eventually("they are accepted", || files() > 60);
+    assert!(files() < 64 + 40, "{} files are open", files());
+    let begin = Instant::now();
+    assert_eq!(place.names(), ["v"]);
+    assert!(begin.elapsed() < Duration::from_secs(15), "it took {:?}", begin.elapsed());
+    let mut late: Vec<_> = (0..100).map(|_| connect()).collect();
+    late.iter_mut().for_each(|stream| stream.write_all(b"POST /v1/close HTTP/1.1\r\nHost").expect("sent"));
+    let begin = Instant::now();
+    assert_eq!(daemon.signal(Signal::TERM), 0);
+    assert!(begin.elapsed() < Duration::from_secs(10), "it took {:?}", begin.elapsed());
+    drop(silent);
+}
+
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for() {
+    let place = place_with_volume("1G");
+    let _daemon = place.serve(&[]);
+    let request = "POST /v1/volumes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100\r\n\r\n{";
+    let (status, body) = http(&place, request);
+    assert!(status == 408 && body.contains("has not come"), "{status} {body}");
+}
+
+#[test]
 fn the_control_socket_keeps_to_its_documentation() {
     let place = place_with_volume("1G");
     let daemon = place.serve(&[]);

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod direct;
 pub mod http;
 pub mod label;
+mod listen;
 pub mod name;
 pub mod open;
 pub mod options;
