@@ -156,6 +156,11 @@ impl<D: Disk> Metadata<D> {
         self.space.cache.set_clean_bytes(bytes);
     }
 
+    /// What the disk is called.
+    pub fn disk_name(&self) -> String {
+        self.space.disk.name()
+    }
+
     /// Block size and number of data blocks.
     pub fn geometry(&self) -> Geometry {
         let block_size = self.superblock.data_block_size().expect("checked when the superblock was read");

@@ -382,10 +382,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.commit(out)?;
             result = operation(&mut self.metadata);
         }
-        result.inspect_err(|error| {
-            if !is_refusal(error) {
-                self.fail(error.clone(), out);
+        result.map_err(|error| {
+            if is_refusal(&error) {
+                return error;
             }
+            self.fail(error, out);
+            self.failed.clone().expect("it has just failed")
         })
     }
 }
@@ -415,7 +417,7 @@ fn failed_stop(cause: &Error) -> Error {
         ErrorKind::Failed,
         format!("the pool has failed and takes no more changes: {}", cause.message()),
     )
-    .hint("close it, check its metadata, and open it again: everything flushed is safe")
+    .hint(cause.next_step().unwrap_or("close it, and open it again: everything flushed is safe"))
 }
 
 #[cfg(test)]

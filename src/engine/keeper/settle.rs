@@ -72,7 +72,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
             Err(error) => {
                 self.fail(error.clone(), out);
-                Err(failed_stop(&error))
+                Err(failed_stop(self.failed.as_ref().unwrap_or(&error)))
             }
         }
     }
@@ -152,6 +152,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// Fail stop: on record, logged, and everybody who waits is told.
     pub(super) fn fail(&mut self, error: Error, out: &mut Outbox) {
+        let error = match error.kind() == ErrorKind::Corrupt || error.next_step().is_none() {
+            true => error.hint(format!(
+                "close the pool, run `uthin-fsck check {}`, and open it again: everything flushed is safe",
+                self.metadata.disk_name()
+            )),
+            false => error,
+        };
         tracing::error!("the pool has failed and takes no more changes: {error}");
         let failed = Reply::Failed(IoError::Io);
         let mut tell = |asker: Asker| out.replies.push((asker, failed));

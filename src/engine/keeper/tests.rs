@@ -99,6 +99,63 @@ fn a_discard_does_what_it_can_before_it_waits_for_a_fill() {
     assert_eq!(mapped(&mut keeper), 0, "what the fills mapped went after they had landed");
 }
 
+/// A disk whose flush fails from some moment on.
+struct FailingDisk(MemoryDisk, Arc<std::sync::atomic::AtomicBool>);
+
+impl Disk for FailingDisk {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset_bytes, buffer)
+    }
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset_bytes, bytes)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        match self.1.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(std::io::Error::other("on fire")),
+            false => Ok(()),
+        }
+    }
+    fn discard(&self, offset_bytes: u64, length_bytes: u64) -> std::io::Result<()> {
+        self.0.discard(offset_bytes, length_bytes)
+    }
+    fn name(&self) -> String {
+        "/pools/p/metadata".to_owned()
+    }
+}
+
+#[test]
+fn a_failed_pool_says_by_which_command_to_look_at_it() {
+    let is_failing = Arc::default();
+    let disk = FailingDisk(MemoryDisk::zeroed(8 << 20), Arc::clone(&is_failing));
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
+    let metadata = Metadata::format(disk, geometry).unwrap();
+    let data = MemoryDisk::zeroed(16 * BlockSize::MIN.bytes());
+    let options = KeeperOptions {
+        zero_new_blocks: true,
+        discard_passdown: true,
+        lanes: 1,
+        volume_sizes: HashMap::new(),
+    };
+    let mut keeper = Keeper::new(metadata, data, options).unwrap();
+    is_failing.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut out = Outbox::default();
+    let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
+    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes: 512, step }, &mut out);
+    keeper.settle(&mut out);
+    keeper.command(1, Command::Commit, &mut out);
+    let hints: Vec<_> =
+        out.answers.iter().map(|(_, answer)| answer.as_ref().unwrap_err().next_step()).collect();
+    assert_eq!(hints.len(), 2);
+    for hint in hints {
+        assert!(hint.unwrap().contains("`uthin-fsck check /pools/p/metadata`"), "{hint:?}");
+    }
+    let Mode::Failed(error) = keeper.status().mode else { panic!("it has failed") };
+    assert!(error.next_step().unwrap().contains("uthin-fsck check"), "{error}");
+}
+
 #[test]
 fn a_volume_of_unknown_size_may_have_any_block_mapped() {
     let mut metadata = formatted(4);
