@@ -327,6 +327,41 @@ fn ask(place: &Place, method: &str, path: &str, body: &str) -> (u16, serde_json:
 }
 
 #[test]
+fn a_data_file_that_somebody_truncates_is_noticed_and_never_reads_as_zeros() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    (0..32).for_each(|step| client.write(step << 20, &[1; 1 << 20]).expect("there is space"));
+    client.flush().expect("flushed");
+    let data = std::fs::OpenOptions::new().write(true).open(place.path("p/data")).expect("there");
+    data.set_len(1 << 20).expect("truncated");
+    assert_eq!(client.read(20 << 20, 65_536), Err(nbd::IO));
+    assert_eq!(client.read((1 << 20) - 512, 1024), Err(nbd::IO), "half of it is there");
+    assert_eq!(client.read(0, 512), Ok(vec![1; 512]), "what is there can be read");
+    assert_eq!(client.flush(), Err(nbd::IO));
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(status["mode"], "fail");
+    assert!(status["failure"]["message"].to_string().contains("somebody has truncated it"), "{status}");
+    assert!(status["failure"]["hint"].is_string(), "{status}");
+    assert_eq!(place.names(), ["v"], "a failed pool has its volumes still");
+    let log = std::fs::read_to_string(place.path("serve.log")).expect("there");
+    assert!(log.contains("p/data") && log.contains("had 1073741824 when it was opened"), "{log}");
+    assert!(log.contains("the file ends before this place"), "{log}");
+    drop(client);
+    daemon.kill();
+    place.fails(&["serve", POOL], 5, "the pool was made with 1073741824").hint();
+}
+
+#[test]
+fn a_truncated_data_file_is_noticed_without_anybody_asking() {
+    let place = place_with_volume("1G");
+    let _daemon = place.serve(&[]);
+    let data = std::fs::OpenOptions::new().write(true).open(place.path("p/data")).expect("there");
+    data.set_len((1 << 30) - 512).expect("truncated");
+    eventually("the pool fails", || place.json(&["pool", "status", POOL])["mode"] == "fail");
+}
+
+#[test]
 fn clients_that_say_nothing_keep_nobody_from_the_control_socket_and_not_the_daemon_from_its_end() {
     let place = place_with_volume("1G");
     let daemon = place.serve(&[]);

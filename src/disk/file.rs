@@ -1,6 +1,7 @@
 //! Files and block devices as disks: O_DIRECT where the filesystem has it, an exclusive lock, hole punching.
 //!
-//! - A file never grows: what lies past the size it had when it was opened is `UnexpectedEof`.
+//! - A file never grows: what lies past the size it had when it was opened is `UnexpectedEof`. If somebody else truncates
+//!   it, so is what lies past its end for who reads (never zeros), and every flush fails from then on.
 //! - With direct I/O, offsets and lengths are multiples of 512 ([`FileDisk::SECTOR_BYTES`]); others are `InvalidInput`.
 //!   Memory may lie anywhere: what is not aligned goes through a buffer that is.
 //! - One process writes at a time, or several read ([`super::lock`]). A block device is opened exclusively as well,
@@ -194,7 +195,9 @@ impl Disk for FileDisk {
 
     fn flush(&self) -> io::Result<()> {
         // Not repeated after EINTR: whether a second call would still tell of a failed write is nobody's promise.
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        rustix::fs::fdatasync(&self.file)?;
+        // What was cut off is not durable, whatever the system says.
+        self.check_size()
     }
 
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
@@ -236,6 +239,21 @@ impl Disk for FileDisk {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn check_size(&self) -> io::Result<()> {
+        if self.is_device {
+            return Ok(());
+        }
+        let size_bytes = self.file.metadata()?.len();
+        if size_bytes >= self.size_bytes {
+            return Ok(());
+        }
+        let message = format!(
+            "the file has {size_bytes} bytes now and had {} when it was opened: somebody has truncated it",
+            self.size_bytes
+        );
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))
     }
 
     fn name(&self) -> String {

@@ -40,6 +40,11 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
+    /// Looks whether the disk is still as large as it was when it was opened; `UnexpectedEof` if it has shrunk.
+    fn check_size(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// What to call the disk in messages: a path, usually.
     fn name(&self) -> String;
 }
@@ -62,6 +67,9 @@ impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
     }
     fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
         (**self).set_aside(length_bytes)
+    }
+    fn check_size(&self) -> io::Result<()> {
+        (**self).check_size()
     }
     fn name(&self) -> String {
         (**self).name()
@@ -86,6 +94,9 @@ impl<T: Disk + ?Sized> Disk for &T {
     }
     fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
         (**self).set_aside(length_bytes)
+    }
+    fn check_size(&self) -> io::Result<()> {
+        (**self).check_size()
     }
     fn name(&self) -> String {
         (**self).name()

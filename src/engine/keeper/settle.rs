@@ -46,6 +46,15 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// To be called about once a second: commits what nobody asked to be flushed.
     pub fn tick(&mut self, out: &mut Outbox) {
         self.deletions_stalled = false;
+        if self.failed.is_none()
+            && let Err(source) = self.data.check_size()
+        {
+            // Going on would make the file larger again, with holes in place of what clients have written.
+            let error = Error::io(self.data.name(), &source).hint(
+                "close the pool, restore the file from a backup, and open it again: what was cut off is gone",
+            );
+            return self.fail(error, out);
+        }
         if self.failed.is_none() && self.metadata.is_dirty() {
             // A failure is on record, and everybody who waited has been told.
             let _ = self.commit(out);
