@@ -374,7 +374,10 @@ impl CatalogFile {
         match read_limited(&self.path) {
             Ok(bytes) => Catalog::parse(&bytes, &self.path).map(Some),
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(Error::io(format!("reading {}", self.path.display()), &source)),
+            Err(source) => Err(Error::io(format!("reading {}", self.path.display()), &source).hint(
+                "the file holds the volumes' names and sizes: restore it, or move what is there away, and the volumes \
+                 appear by their numbers",
+            )),
         }
     }
 
