@@ -54,14 +54,18 @@ fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
 
     assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p closed\n");
     assert_eq!(daemon.wait(), 0);
-    assert_eq!(place.files("p"), ["catalog.json", "data", "metadata"], "no socket is left");
+    assert_eq!(
+        place.files("p"),
+        ["catalog.json", "catalog.json.new", "data", "metadata"],
+        "no socket is left"
+    );
     assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p was not being served\n");
     assert_eq!(place.names(), ["s", "v"]);
     let daemon = place.serve(&[]);
     assert_eq!(place.connect("s").read(1 << 20, 512), Ok(vec![1; 512]));
     assert_eq!(place.connect("v").read(1 << 20, 512), Ok(vec![2; 512]));
     assert_eq!(daemon.signal(Signal::TERM), 0);
-    assert_eq!(place.files("p"), ["catalog.json", "data", "metadata"]);
+    assert_eq!(place.files("p"), ["catalog.json", "catalog.json.new", "data", "metadata"]);
     assert_eq!(place.serve(&[]).signal(Signal::INT), 0);
 }
 
@@ -292,6 +296,7 @@ fn listeners_are_where_they_were_asked_for() {
     assert_eq!(daemon.signal(Signal::TERM), 0);
     assert!(!elsewhere.exists());
     place.fails(&["serve", POOL, "--nbd", "tcp:0.0.0.0:0"], 2, "0.0.0.0");
+    place.fails(&["serve", POOL, "--nbd", "unix:/nodir/x"], 5, "the directory does not exist").hint();
     let long = format!("unix:{}", place.path(&"x".repeat(108)).display());
     place.fails(&["serve", POOL, "--nbd", &long], 2, "");
     let busy = place.serve(&["--nbd", &address]);
@@ -320,6 +325,70 @@ fn ask(place: &Place, method: &str, path: &str, body: &str) -> (u16, serde_json:
     );
     let (status, body) = http(place, &request);
     (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
+}
+
+#[test]
+fn a_data_file_that_somebody_truncates_is_noticed_and_never_reads_as_zeros() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    (0..32).for_each(|step| client.write(step << 20, &[1; 1 << 20]).expect("there is space"));
+    client.flush().expect("flushed");
+    let data = std::fs::OpenOptions::new().write(true).open(place.path("p/data")).expect("there");
+    data.set_len(1 << 20).expect("truncated");
+    assert_eq!(client.read(20 << 20, 65_536), Err(nbd::IO));
+    assert_eq!(client.read((1 << 20) - 512, 1024), Err(nbd::IO), "half of it is there");
+    assert_eq!(client.read(0, 512), Ok(vec![1; 512]), "what is there can be read");
+    assert_eq!(client.flush(), Err(nbd::IO));
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(status["mode"], "fail");
+    assert!(status["failure"]["message"].to_string().contains("somebody has truncated it"), "{status}");
+    assert!(status["failure"]["hint"].is_string(), "{status}");
+    assert_eq!(place.names(), ["v"], "a failed pool has its volumes still");
+    let log = std::fs::read_to_string(place.path("serve.log")).expect("there");
+    assert!(log.contains("p/data") && log.contains("had 1073741824 when it was opened"), "{log}");
+    assert!(log.contains("the file ends before this place"), "{log}");
+    drop(client);
+    daemon.kill();
+    place.fails(&["serve", POOL], 5, "the pool was made with 1073741824").hint();
+}
+
+#[test]
+fn a_truncated_data_file_is_noticed_without_anybody_asking() {
+    let place = place_with_volume("1G");
+    let _daemon = place.serve(&[]);
+    let data = std::fs::OpenOptions::new().write(true).open(place.path("p/data")).expect("there");
+    data.set_len((1 << 30) - 512).expect("truncated");
+    eventually("the pool fails", || place.json(&["pool", "status", POOL])["mode"] == "fail");
+}
+
+#[test]
+fn clients_that_say_nothing_keep_nobody_from_the_control_socket_and_not_the_daemon_from_its_end() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let connect = || UnixStream::connect(place.path("p/control.sock")).expect("it listens");
+    let silent: Vec<_> = (0..100).map(|_| connect()).collect();
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("there").count();
+    eventually("they are accepted", || files() > 60);
+    assert!(files() < 64 + 40, "{} files are open", files());
+    let begin = Instant::now();
+    assert_eq!(place.names(), ["v"]);
+    assert!(begin.elapsed() < Duration::from_secs(15), "it took {:?}", begin.elapsed());
+    let mut late: Vec<_> = (0..100).map(|_| connect()).collect();
+    late.iter_mut().for_each(|stream| stream.write_all(b"POST /v1/close HTTP/1.1\r\nHost").expect("sent"));
+    let begin = Instant::now();
+    assert_eq!(daemon.signal(Signal::TERM), 0);
+    assert!(begin.elapsed() < Duration::from_secs(10), "it took {:?}", begin.elapsed());
+    drop(silent);
+}
+
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for() {
+    let place = place_with_volume("1G");
+    let _daemon = place.serve(&[]);
+    let request = "POST /v1/volumes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100\r\n\r\n{";
+    let (status, body) = http(&place, request);
+    assert!(status == 408 && body.contains("has not come"), "{status} {body}");
 }
 
 #[test]

@@ -368,7 +368,8 @@ fn many_kernel_made_volumes_are_all_there() {
 fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
     let place = Place::with_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
-    // In the way of the temporary file.
+    // In the way of the new file.
+    fs::remove_file(place.path("p/catalog.json.new")).expect("removed");
     fs::create_dir(place.path("p/catalog.json.new")).expect("made");
     for arguments in [
         &["volume", "create", "./p/w", "--size", "1G"][..],
@@ -382,6 +383,31 @@ fn a_catalog_that_cannot_be_written_stops_the_operation_before_it_begins() {
     fs::remove_dir(place.path("p/catalog.json.new")).expect("removed");
     place.ok(&["volume", "snapshot", "./p/v", "s"]);
     assert_eq!(place.json(&["pool", "status", POOL])["transaction_id"], 2);
+}
+
+#[test]
+fn a_catalog_that_is_a_directory_is_told_of_with_a_way_on() {
+    let place = Place::with_pool("1G");
+    fs::remove_file(place.path("p/catalog.json")).expect("removed");
+    fs::create_dir(place.path("p/catalog.json")).expect("made");
+    let outcome = place.fails(&["volume", "list", POOL], 1, "it is not a regular file");
+    assert!(outcome.hint().contains("move"), "{outcome:?}");
+    fs::remove_dir(place.path("p/catalog.json")).expect("removed");
+    assert_eq!(place.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_catalog_that_makes_a_volume_smaller_than_what_is_mapped_is_told_of() {
+    let place = Place::with_fixture("02-seq");
+    let names = place.names();
+    place.ok(&["volume", "set", &format!("./p/{}", names[0]), "--label", "a=b"]);
+    let path = place.path("p/catalog.json");
+    let mut catalog: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON");
+    catalog["volumes"][0]["size_bytes"] = 65_536.into();
+    fs::write(&path, catalog.to_string()).expect("written");
+    assert!(place.notes().contains("has 65536 bytes, and"), "{}", place.notes());
+    assert_eq!(place.names(), names);
 }
 
 /// Commands killed at any moment: each has happened whole or not at all, and the names are those of the volumes.

@@ -146,7 +146,9 @@ fn start_log(is_daemon: bool) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
+        .with_target(false)
+        // It would report a log that cannot be written (a full filesystem) to stderr, which is the log, and panic.
+        .log_internal_errors(false);
     if is_daemon { log.init() } else { log.without_time().init() }
 }
 

@@ -18,8 +18,8 @@ use std::process::ExitCode;
 pub(super) enum Verb {
     /// Make a pool
     ///
-    /// Without --data and --metadata these are sparse files in the pool's directory, which need no space until they are
-    /// written.
+    /// Without --data and --metadata these are files in the pool's directory. Data need no space until they are
+    /// written; metadata of up to 64 MiB have theirs from the start, larger ones 64 MiB ahead of what is in use.
     Create(CreateArgs),
     /// Show how a pool is doing
     Status {

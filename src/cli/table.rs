@@ -41,6 +41,16 @@ impl Cell {
         Cell::Text(text.map(|text| text.to_string()).unwrap_or_default())
     }
 
+    /// A number, if it is known.
+    pub(super) fn maybe_number(number: Option<impl Into<u64>>) -> Cell {
+        number.map_or(Cell::Text(String::new()), |number| Cell::Number(number.into()))
+    }
+
+    /// A size, if it is known.
+    pub(super) fn maybe_bytes(bytes: Option<u64>) -> Cell {
+        bytes.map_or(Cell::Text(String::new()), Cell::Bytes)
+    }
+
     pub(super) fn show(&self, exact: bool) -> String {
         match self {
             Cell::Text(text) if text.is_empty() => "-".to_owned(),

@@ -243,18 +243,19 @@ pub struct VolumeInfo {
     pub id: u64,
     /// Its size.
     pub size_bytes: u64,
-    /// Bytes of data blocks that it maps, shared ones included.
-    pub mapped_bytes: u64,
+    /// Bytes of data blocks that it maps, shared ones included. This and what else is the pool's to know is `null` when
+    /// the pool has failed, or the metadata cannot be read.
+    pub mapped_bytes: Option<u64>,
     /// Name of the volume it is a snapshot of, if that still exists.
     pub origin: Option<VolumeName>,
     /// When it was made, RFC 3339; `null` for a volume that was found in the metadata.
     pub created: Option<String>,
     /// The pool's transaction id when it was made.
-    pub transaction_id: u64,
+    pub transaction_id: Option<u64>,
     /// The snapshot clock when it was made.
-    pub creation_time: u32,
+    pub creation_time: Option<u32>,
     /// The snapshot clock at its last snapshot.
-    pub snapshotted_time: u32,
+    pub snapshotted_time: Option<u32>,
     /// Its labels.
     #[serde(default)]
     pub labels: Labels,
@@ -262,7 +263,7 @@ pub struct VolumeInfo {
     #[serde(default)]
     pub read_only: bool,
     /// Number of clients that have it open.
-    pub open: u32,
+    pub open: Option<u32>,
     /// Where it is to be had: NBD URIs; none when the pool is not served.
     #[serde(default)]
     pub exports: Vec<String>,

@@ -1,7 +1,7 @@
 //! The catalog: names, sizes and origins of a pool's volumes, which dm-thin's metadata has no room for.
 //!
-//! Kept in the file `catalog.json`, replaced as a whole (temporary file, fsync, rename, fsync of the directory), so that a
-//! crash leaves the old one or the new one. It keeps step with the metadata by the metadata's transaction id T:
+//! Kept in the file `catalog.json`, replaced as a whole ([`super::replace`]), so that a crash leaves the old one or the new
+//! one, and without new space, so that volumes can be deleted on a full filesystem. It keeps step with the metadata by the metadata's transaction id T:
 //!
 //! 1. the catalog is written with `pending`: the operation, and the id T+1 that the metadata will then have;
 //! 2. the metadata does the operation and steps its id from T to T+1, in one commit;
@@ -17,13 +17,12 @@ use super::api::SnapshotPair;
 use super::label::{self, Labels};
 use super::name::VolumeName;
 use super::options::PoolOptions;
+use super::replace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, TransactionId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashSet};
-use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The version of the file's layout that this code reads and writes.
@@ -375,8 +374,16 @@ impl CatalogFile {
         match read_limited(&self.path) {
             Ok(bytes) => Catalog::parse(&bytes, &self.path).map(Some),
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(Error::io(format!("reading {}", self.path.display()), &source)),
+            Err(source) => Err(Error::io(format!("reading {}", self.path.display()), &source).hint(
+                "the file holds the volumes' names and sizes: restore it, or move what is there away, and the volumes \
+                 appear by their numbers",
+            )),
         }
+    }
+
+    /// Sees to it that the next [`CatalogStore::save`] finds its space, also on a filesystem that is full by then.
+    pub fn keep_reserve(&self) -> Result<()> {
+        replace::keep_reserve(&self.path)
     }
 
     /// Writes `catalog.json.bak`: the catalog that is about to be replaced, with the volumes that are dropped from it and
@@ -390,7 +397,7 @@ impl CatalogFile {
         all_lost.extend(lost.iter().filter(|entry| !all_lost.contains(entry)).cloned().collect::<Vec<_>>());
         let backup = Backup { replaced: replaced.clone(), lost: all_lost };
         let bytes = serde_json::to_vec_pretty(&backup).expect("a catalog has nothing that JSON cannot hold");
-        replace_file(&path, &bytes)
+        replace::replace_plainly(&path, &bytes)
     }
 }
 
@@ -403,7 +410,7 @@ struct Backup {
 
 impl CatalogStore for CatalogFile {
     fn save(&self, catalog: &Catalog) -> Result<()> {
-        replace_file(&self.path, &catalog.to_bytes())
+        replace::replace(&self.path, &catalog.to_bytes())
     }
 }
 
@@ -418,29 +425,6 @@ fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
         return Err(std::io::ErrorKind::FileTooLarge.into());
     }
     Ok(bytes)
-}
-
-/// The order that a crash cannot break: the new bytes are durable before the name points at them, and the name before
-/// anybody is told. A failed fsync is never retried: the temporary file goes, the old file stays.
-fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let replace = || -> std::io::Result<()> {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(directory)?.sync_all()
-    };
-    replace().map_err(|source| {
-        // It may be renamed already; what matters is that no half-written file is left.
-        let _ = fs::remove_file(&temporary);
-        Error::io(format!("replacing {}", path.display()), &source)
-            .hint("see to room and permissions there, then try again: the old catalog or the new one is in place, and the pool can be opened with either")
-    })
 }
 
 mod volume_id {

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::fs;
 
 fn entry(name: &str, id: u64) -> VolumeEntry {
     VolumeEntry {
@@ -116,11 +117,6 @@ fn a_file_is_replaced_as_a_whole() {
     file.save(&Catalog::empty(TransactionId(1))).expect("saved");
     file.save(&sample()).expect("saved over");
     assert_eq!(file.load(), Ok(Some(sample())));
-    let names: Vec<_> = fs::read_dir(directory.path())
-        .expect("a directory")
-        .map(|entry| entry.expect("an entry").file_name())
-        .collect();
-    assert_eq!(names, ["catalog.json"], "no temporary file is left");
 }
 
 #[test]
@@ -128,7 +124,8 @@ fn a_replacement_that_fails_leaves_the_old_file() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = CatalogFile::at(directory.path().join("catalog.json"));
     file.save(&sample()).expect("saved");
-    fs::create_dir(directory.path().join("catalog.json.new")).expect("in the way of the temporary file");
+    fs::remove_file(directory.path().join("catalog.json.new")).expect("there is a reserve");
+    fs::create_dir(directory.path().join("catalog.json.new")).expect("in the way of the new file");
     let error = file.save(&Catalog::empty(TransactionId(1))).expect_err("in the way");
     assert_eq!(error.kind(), ErrorKind::Io);
     assert_eq!(file.load(), Ok(Some(sample())));

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// Metadata bytes that `auto` plans for each data block. A mapping takes about 20; snapshots that diverge need more.
 const AUTO_METADATA_BYTES_PER_BLOCK: u64 = 64;
-/// The least that `auto` chooses. A file of this size costs next to nothing, because it is sparse, and leaves room for
-/// the mappings of many snapshots of a small pool.
+/// The least that `auto` chooses: room for the mappings of many snapshots of a small pool. It is also the most of which
+/// all space is set aside at once.
 const AUTO_METADATA_BYTES_MIN: u64 = 64 << 20;
 /// `auto` chooses a multiple of this.
 const AUTO_METADATA_STEP_BYTES: u64 = 1 << 20;
@@ -92,6 +92,7 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
         make_metadata(wanted, Geometry { block_size, data_blocks }, &mut staging, &mut notes)
             .map_err(|error| staging.under_final_name(&error, &dir))?;
     let catalog = staging.at("catalog.json");
+    staging.at("catalog.json.new");
     let mut empty = Catalog::empty(TransactionId(0));
     empty.options = wanted.options;
     super::catalog::CatalogFile::at(catalog).save(&empty)?;

@@ -7,6 +7,7 @@
 
 use super::api::{Discard, ServedBy};
 use super::http::{self, CloseRequest};
+use super::listen;
 use super::name::PoolRef;
 use super::open::{OpenPool, open};
 use super::options::PoolOptions;
@@ -79,12 +80,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     service.serve_as(ServedBy { pid, since }, server.addresses().iter().map(absolute).collect());
     let (stop, stopped) = watch::channel(());
     let router = http::router(service.clone(), close);
-    let control = tokio::spawn(async move {
-        let mut stopped = stopped;
-        axum::serve(control, router)
-            .with_graceful_shutdown(async move { drop(stopped.changed().await) })
-            .await
-    });
+    let control = tokio::spawn(listen::serve(control, router, listen::Limits::default(), stopped));
     tracing::info!("pool {} is ready", dir.shown());
     ready();
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;

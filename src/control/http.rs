@@ -13,18 +13,22 @@ use super::service::Service;
 use crate::error::{Error, ErrorKind, Result};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// No request needs more.
 const BODY_BYTES_LIMIT: usize = 64 * 1024;
+
+/// How long a request's body may take to come.
+const BODY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Somebody asks the daemon to end, and waits for how that went.
 pub type CloseRequest = oneshot::Sender<Result<()>>;
@@ -156,8 +160,29 @@ async fn no_method() -> Response {
     Refusal(StatusCode::METHOD_NOT_ALLOWED, error).into_response()
 }
 
-/// A body, or why it could not be taken: too long, or cut off.
-type RawBody = std::result::Result<Bytes, BytesRejection>;
+/// A body, or why it could not be taken: too long, cut off, or too slow.
+struct RawBody(std::result::Result<Bytes, Refusal>);
+
+impl<S: Send + Sync> FromRequest<S> for RawBody {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request(request: Request, state: &S) -> std::result::Result<Self, Self::Rejection> {
+        let taken = tokio::time::timeout(BODY_PATIENCE, Bytes::from_request(request, state)).await;
+        Ok(RawBody(match taken {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(rejection)) => Err(Refusal(rejection.status(), invalid_body(&rejection.body_text()))),
+            Err(_) => {
+                let what = format!("it has not come within {} s", BODY_PATIENCE.as_secs());
+                Err(Refusal(StatusCode::REQUEST_TIMEOUT, invalid_body(&what)))
+            }
+        }))
+    }
+}
+
+fn invalid_body(what: &str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("request body: {what}"))
+}
+
 /// The name in a path, or why it is none: no UTF-8.
 type RawName = std::result::Result<Path<String>, PathRejection>;
 
@@ -177,9 +202,7 @@ impl IntoResponse for Refusal {
 }
 
 fn parse<T: DeserializeOwned>(body: RawBody) -> std::result::Result<T, Refusal> {
-    let invalid = |what: String| Error::new(ErrorKind::Invalid, format!("request body: {what}"));
-    let bytes = body.map_err(|rejection| Refusal(rejection.status(), invalid(rejection.body_text())))?;
-    serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()).into())
+    serde_json::from_slice(&body.0?).map_err(|error| invalid_body(&error.to_string()).into())
 }
 
 fn volume_name(name: RawName) -> std::result::Result<VolumeName, Refusal> {

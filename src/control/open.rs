@@ -70,6 +70,8 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
             }
             if loaded.as_ref() != Some(&catalog) {
                 store.save(&catalog)?;
+            } else if let Err(error) = store.keep_reserve() {
+                tracing::warn!("{error}");
             }
         }
     }

@@ -2,9 +2,10 @@
 //!
 //! | name | what it is |
 //! | --- | --- |
-//! | `metadata` | dm-thin metadata: a sparse file, or a symbolic link to a device |
-//! | `data` | the data blocks: likewise |
+//! | `metadata` | dm-thin metadata: a file with its space set aside, or a symbolic link to a device |
+//! | `data` | the data blocks: a sparse file, or a symbolic link to a device |
 //! | `catalog.json` | names and sizes ([`super::catalog`]); `catalog.json.bak` keeps what a stale one was replaced by |
+//! | `catalog.json.new` | the space for the next catalog ([`super::replace`]) |
 //! | `control.sock` | the daemon's control socket, while one runs |
 //! | `nbd.sock` | where it serves NBD unless told otherwise |
 //!

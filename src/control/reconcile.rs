@@ -51,7 +51,7 @@ pub struct Reconciled {
     pub keep_copy: bool,
 }
 
-/// Decides. `highest_mapped` is asked only for volumes that the catalog does not know, and under rule 3.
+/// Decides. Under rules 1 and 2 the sizes are the catalog's, however much is mapped; one that is too small is told of.
 pub fn reconcile(
     loaded: Option<Catalog>,
     metadata_id: TransactionId,
@@ -82,13 +82,21 @@ pub fn reconcile(
         notes.push(format!("volume `{}` (number {}) is not in the metadata any more", entry.name, entry.id));
     }
     catalog.volumes = kept;
-    if !in_step {
-        for entry in &mut catalog.volumes {
-            let size_bytes = size_to_show(entry.id, block_size, highest_mapped)?;
-            if size_bytes > entry.size_bytes {
-                notes.push(format!("volume `{}` has grown to {size_bytes} bytes", entry.name));
-                entry.size_bytes = size_bytes;
+    for entry in &mut catalog.volumes {
+        match size_to_show(entry.id, block_size, highest_mapped) {
+            // The last block may be longer than what the volume has of it.
+            Ok(mapped_bytes) if mapped_bytes <= whole_blocks(entry.size_bytes, block_size) => {}
+            Ok(mapped_bytes) if in_step => notes.push(format!(
+                "volume `{}` has {} bytes, and {mapped_bytes} are mapped: what is beyond takes space and cannot be reached; if the \
+                 size is wrong, correct its `size_bytes` in catalog.json while nobody has the pool",
+                entry.name, entry.size_bytes
+            )),
+            Ok(mapped_bytes) => {
+                notes.push(format!("volume `{}` has grown to {mapped_bytes} bytes", entry.name));
+                entry.size_bytes = mapped_bytes;
             }
+            // Of that volume alone: whoever reads it is told.
+            Err(error) => notes.push(format!("the map of volume `{}` cannot be read: {error}", entry.name)),
         }
     }
     let keep_copy = !missing && (!in_step || !lost.is_empty() || !unknown.is_empty());
@@ -141,6 +149,10 @@ fn is_same(entry: &VolumeEntry, volume: &FoundVolume) -> bool {
     entry
         .created_in_transaction
         .is_none_or(|made| volume.created.0 == made || volume.created == TransactionId(made).next())
+}
+
+fn whole_blocks(size_bytes: u64, block_size: BlockSize) -> u64 {
+    block_size.blocks_to_hold(size_bytes).saturating_mul(block_size.bytes())
 }
 
 fn size_to_show(
@@ -273,8 +285,48 @@ mod tests {
     #[test]
     fn a_volume_that_grew_behind_our_back_shows_all_its_blocks() {
         let small = VolumeEntry { size_bytes: 512, ..entry("a", 0, 2) };
-        let result = run(Some(catalog_at(4, vec![small])), 8, &[(0, 2)]);
+        let result = run(Some(catalog_at(4, vec![small.clone()])), 8, &[(0, 2)]);
         assert_eq!(result.catalog.volumes[0].size_bytes, 10 * 65_536);
+        // In step it is what somebody wants or has mistyped: not ours to change, and not to hide.
+        let result = run(Some(catalog_at(4, vec![small])), 4, &[(0, 2)]);
+        assert_eq!(result.catalog.volumes[0].size_bytes, 512);
+        assert!(
+            result.notes[0].contains("volume `a` has 512 bytes, and 655360 are mapped"),
+            "{:?}",
+            result.notes
+        );
+        assert!(!result.keep_copy);
+    }
+
+    #[test]
+    fn a_volume_that_ends_within_a_block_has_not_grown() {
+        let odd = VolumeEntry { size_bytes: 10 * 65_536 - 512, ..entry("a", 0, 2) };
+        for metadata_id in [4, 8] {
+            let result = run(Some(catalog_at(4, vec![odd.clone()])), metadata_id, &[(0, 2)]);
+            assert_eq!(result.catalog.volumes[0].size_bytes, odd.size_bytes);
+            assert!(!result.notes.iter().any(|note| note.contains("volume `a`")), "{:?}", result.notes);
+        }
+    }
+
+    #[test]
+    fn one_damaged_volume_is_told_of_and_hides_no_other() {
+        let loaded = catalog_at(4, vec![entry("a", 0, 2), entry("b", 1, 2)]);
+        let found = [0, 1].map(|number| FoundVolume { id: id(number), created: TransactionId(2) });
+        for metadata_id in [4, 8] {
+            let result = reconcile(
+                Some(loaded.clone()),
+                TransactionId(metadata_id),
+                &found,
+                BlockSize::MIN,
+                &mut |volume| match volume.get() {
+                    0 => Err(crate::error::Error::corrupt(crate::units::MetaBlock(7), "damaged")),
+                    _ => Ok(Some(VirtualBlock(9))),
+                },
+            )
+            .expect("the volumes are there");
+            assert_eq!(names(&result), ["a", "b"]);
+            assert!(result.notes.iter().any(|note| note.contains("the map of volume `a` cannot be read")));
+        }
     }
 
     #[test]

@@ -278,6 +278,33 @@ impl Service {
         })
     }
 
+    /// What the catalog knows of a volume, and the pool, if that can be asked (then with the size of its blocks).
+    fn volume_info(
+        &self,
+        catalog: &Catalog,
+        entry: &VolumeEntry,
+        found: Option<(u64, engine::VolumeInfo)>,
+    ) -> VolumeInfo {
+        let details = found.as_ref().map(|(_, info)| info.details);
+        VolumeInfo {
+            name: entry.name.clone(),
+            id: entry.id.get(),
+            size_bytes: entry.size_bytes,
+            mapped_bytes: found
+                .as_ref()
+                .map(|(block_size, info)| info.details.mapped_blocks.saturating_mul(*block_size)),
+            origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
+            created: entry.created_unix_seconds.map(time::rfc3339),
+            transaction_id: details.map(|details| details.transaction_id.0),
+            creation_time: details.map(|details| details.creation_time.0),
+            snapshotted_time: details.map(|details| details.snapshotted_time.0),
+            labels: entry.labels.clone(),
+            read_only: entry.read_only,
+            open: found.map(|(_, info)| info.openers),
+            exports: self.uris(entry.name.as_str()),
+        }
+    }
+
     fn new_volume(&self, entry: &VolumeEntry) -> NewVolume {
         let catalog = self.catalog.read().expect(NO_PANIC);
         NewVolume {
@@ -370,31 +397,25 @@ impl PoolApi for Service {
     }
 
     fn volumes(&self) -> Result<VolumeList> {
-        let block_size = self.pool_status()?.block_size.bytes();
-        let volumes = self.engine_volumes()?;
+        let volumes = self.pool_status().and_then(|status| {
+            let volumes = self.engine_volumes()?;
+            Ok((status.block_size.bytes(), volumes))
+        });
         let catalog = self.catalog.read().expect(NO_PANIC);
-        let mut list: Vec<_> = volumes
-            .into_iter()
-            .filter_map(|info| {
-                // One that is not in the catalog is just being made or deleted: its operation is not through.
-                let entry = catalog.by_id(info.id)?;
-                Some(VolumeInfo {
-                    name: entry.name.clone(),
-                    id: info.id.get(),
-                    size_bytes: entry.size_bytes,
-                    mapped_bytes: info.details.mapped_blocks.saturating_mul(block_size),
-                    origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
-                    created: entry.created_unix_seconds.map(time::rfc3339),
-                    transaction_id: info.details.transaction_id.0,
-                    creation_time: info.details.creation_time.0,
-                    snapshotted_time: info.details.snapshotted_time.0,
-                    labels: entry.labels.clone(),
-                    read_only: entry.read_only,
-                    open: info.openers,
-                    exports: self.uris(entry.name.as_str()),
-                })
-            })
-            .collect();
+        let mut list: Vec<_> = match volumes {
+            // One that is not in the catalog is just being made or deleted: its operation is not through.
+            Ok((block_size, volumes)) => volumes
+                .into_iter()
+                .filter_map(|info| Some((catalog.by_id(info.id)?, Some((block_size, info)))))
+                .map(|(entry, info)| self.volume_info(&catalog, entry, info))
+                .collect(),
+            // The catalog goes on knowing what it knows; the pool's status says what is wrong.
+            Err(error) if knows_no_volumes(&error) => {
+                tracing::warn!("the list of volumes is the catalog's alone: {error}");
+                catalog.volumes.iter().map(|entry| self.volume_info(&catalog, entry, None)).collect()
+            }
+            Err(error) => return Err(error),
+        };
         list.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(VolumeList { schema: SCHEMA.to_owned(), volumes: list })
     }
@@ -503,6 +524,22 @@ impl PoolApi for Service {
             })?;
         let finished = answer == Answer::Deleting { finished: true };
         Ok(Deleted { schema: SCHEMA.to_owned(), name: name.clone(), finished })
+    }
+}
+
+/// Whether an error of the pool's is one by which it cannot tell of its volumes, now or ever.
+fn knows_no_volumes(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Failed | ErrorKind::Corrupt | ErrorKind::Io => true,
+        ErrorKind::Unsupported
+        | ErrorKind::NeedsCheck
+        | ErrorKind::Busy
+        | ErrorKind::NotFound
+        | ErrorKind::Exists
+        | ErrorKind::NoDataSpace
+        | ErrorKind::NoMetadataSpace
+        | ErrorKind::Invalid
+        | ErrorKind::WrongState => false,
     }
 }
 

@@ -148,6 +148,7 @@ impl Executor for Keeper {
                 Ok(Answer::Deleting { finished })
             }),
             Command::Status => Ok(Answer::Status(Box::new(status_of(&world)))),
+            Command::Volumes if world.failed => Err(Error::new(ErrorKind::Failed, "failed stop")),
             Command::Volumes => Ok(Answer::Volumes(
                 world
                     .disks
@@ -468,7 +469,7 @@ fn status_and_list_say_what_the_catalog_knows() {
     assert_eq!((made.origin, made.id, made.size_bytes), (Some(name("b")), 1, 1 << 20));
     let list = service.volumes().expect("a list").volumes;
     assert_eq!(list[0].name, name("a"), "in order of names");
-    assert_eq!((list[0].origin.clone(), list[0].mapped_bytes), (Some(name("b")), 3 * 65_536));
+    assert_eq!((list[0].origin.clone(), list[0].mapped_bytes), (Some(name("b")), Some(3 * 65_536)));
     let status = service.status().expect("a status");
     assert_eq!((status.pool.as_str(), status.path.as_str()), ("p", "/pools/p"));
     assert_eq!((status.transaction_id, status.volumes, status.virtual_bytes), (2, 2, 2 << 20));
@@ -480,6 +481,20 @@ fn status_and_list_say_what_the_catalog_knows() {
         None,
         "an origin that is gone has no name"
     );
+}
+
+#[test]
+fn a_failed_pool_still_tells_what_the_catalog_knows() {
+    let (world, service) = open(&Disks::default(), None);
+    service.create(&create("b")).expect("no fault");
+    service.snapshot(&pair("b", "a")).expect("no fault");
+    world.lock().expect("whole").failed = true;
+    let list = service.volumes().expect("a list").volumes;
+    let known: Vec<_> = list.iter().map(|volume| (volume.name.as_str(), volume.size_bytes)).collect();
+    assert_eq!(known, [("a", 1 << 20), ("b", 1 << 20)]);
+    assert_eq!(list[0].origin, Some(name("b")));
+    assert_eq!((list[0].mapped_bytes, list[0].open, list[0].transaction_id), (None, None, None));
+    assert_eq!(service.status().expect("a status").mode, Mode::Fail);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Files and block devices as disks: O_DIRECT where the filesystem has it, an exclusive lock, hole punching.
 //!
-//! - What lies past the size that a file had when it was opened, or was [grown](Disk::grow) to, is `UnexpectedEof`.
+//! - What lies past the size that a file had when it was opened, or was [grown](Disk::grow) to, is `UnexpectedEof`. If
+//!   somebody else truncates it, so is what lies past its end for who reads (never zeros), and every flush fails from then on.
 //! - With direct I/O, offsets and lengths are multiples of 512 ([`FileDisk::SECTOR_BYTES`]); others are `InvalidInput`.
 //!   Memory may lie anywhere: what is not aligned goes through a buffer that is.
 //! - One process writes at a time, or several read ([`super::lock`]). A block device is opened exclusively as well,
@@ -210,7 +211,9 @@ impl Disk for FileDisk {
 
     fn flush(&self) -> io::Result<()> {
         // Not repeated after EINTR: whether a second call would still tell of a failed write is nobody's promise.
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        rustix::fs::fdatasync(&self.file)?;
+        // What was cut off is not durable, whatever the system says.
+        self.check_size()
     }
 
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
@@ -233,6 +236,38 @@ impl Disk for FileDisk {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        self.check(0, usize::try_from(length_bytes).map_err(|_| io::ErrorKind::InvalidInput)?)?;
+        if self.is_device || length_bytes == 0 {
+            return Ok(());
+        }
+        if copies_on_write(&self.file) {
+            let message =
+                "its filesystem writes every change to a new place, so that no space can be kept for it";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
+        match retry(|| rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, length_bytes)) {
+            Ok(()) => Ok(()),
+            Err(error @ (Errno::OPNOTSUPP | Errno::NOSYS)) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, io::Error::from(error)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn check_size(&self) -> io::Result<()> {
+        if self.is_device {
+            return Ok(());
+        }
+        let (size_bytes, expected) = (self.file.metadata()?.len(), self.size_bytes());
+        if size_bytes >= expected {
+            return Ok(());
+        }
+        let message =
+            format!("the file has {size_bytes} bytes now and had {expected}: somebody has truncated it");
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))
     }
 
     fn name(&self) -> String {
@@ -276,6 +311,13 @@ fn set_size(file: &File, path: &Path, size_bytes: u64) -> Result<()> {
             _ => told,
         }
     })
+}
+
+/// Whether overwriting a file takes new space even where it has some. Who cannot say is taken at its word by fallocate.
+fn copies_on_write(file: &File) -> bool {
+    /// Magic numbers of btrfs, ZFS, bcachefs and NILFS.
+    const COPYING: [u32; 4] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e, 0x3434];
+    rustix::fs::fstatfs(file).is_ok_and(|found| COPYING.contains(&(found.f_type as u32)))
 }
 
 /// Makes a new file's name durable.

@@ -103,6 +103,33 @@ fn discard_gives_space_back_and_keeps_the_size() {
 }
 
 #[test]
+fn what_is_set_aside_takes_space_and_keeps_its_bytes() {
+    use std::os::unix::fs::MetadataExt;
+    for directory in directories() {
+        let path = directory.path().join("disk");
+        let disk = FileDisk::create(&path, 1 << 20).unwrap();
+        let bytes = pattern(8 << 10, 5);
+        disk.write_at(64 << 10, &bytes).unwrap();
+        match disk.set_aside(1 << 19) {
+            Ok(()) => {
+                let blocks = std::fs::metadata(&path).unwrap().blocks();
+                assert!(
+                    ((1 << 10)..(3 << 9)).contains(&blocks),
+                    "{blocks} in {}",
+                    directory.path().display()
+                );
+            }
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+        }
+        let mut read = vec![1; 80 << 10];
+        disk.read_at(0, &mut read).unwrap();
+        assert!(read[64 << 10..72 << 10] == bytes && read[..64 << 10].iter().all(|byte| *byte == 0));
+        assert_eq!(disk.set_aside((1 << 20) + 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+    }
+}
+
+#[test]
 fn a_new_file_is_sparse_and_must_not_exist() {
     use std::os::unix::fs::MetadataExt;
     let directory = TempDir::new().unwrap();

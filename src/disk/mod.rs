@@ -36,6 +36,19 @@ pub trait Disk: Send + Sync {
     /// Gives the range's space back; what it reads afterwards is undefined. `Unsupported` where the disk cannot.
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()>;
 
+    /// Sees to it that writing to the first `length_bytes` cannot fail for want of space; changes none of them.
+    /// `StorageFull` or `QuotaExceeded` when there is not enough, `Unsupported` where it cannot be promised. A disk whose
+    /// space is all its own has nothing to do.
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        let _ = length_bytes;
+        Ok(())
+    }
+
+    /// Looks whether the disk is still as large as it was when it was opened; `UnexpectedEof` if it has shrunk.
+    fn check_size(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// What to call the disk in messages: a path, usually.
     fn name(&self) -> String;
 }
@@ -58,6 +71,12 @@ impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
     }
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         (**self).discard(offset_bytes, length_bytes)
+    }
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        (**self).set_aside(length_bytes)
+    }
+    fn check_size(&self) -> io::Result<()> {
+        (**self).check_size()
     }
     fn name(&self) -> String {
         (**self).name()
@@ -82,6 +101,12 @@ impl<T: Disk + ?Sized> Disk for &T {
     }
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         (**self).discard(offset_bytes, length_bytes)
+    }
+    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
+        (**self).set_aside(length_bytes)
+    }
+    fn check_size(&self) -> io::Result<()> {
+        (**self).check_size()
     }
     fn name(&self) -> String {
         (**self).name()

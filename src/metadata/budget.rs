@@ -99,7 +99,7 @@ impl Ask {
         self.mappings + self.volumes + self.unmaps + self.bitmaps > 0
     }
 
-    fn may_use_reserve(self) -> bool {
+    pub fn may_use_reserve(self) -> bool {
         self.mappings + self.volumes + self.bitmaps == 0
     }
 }
@@ -108,7 +108,8 @@ impl<D: Disk> Metadata<D> {
     /// Makes sure that an operation can be carried through. Brings pending work into the trees if it helps: what it takes
     /// is then known, and mostly far less than the worst case. `NoMetadataSpace`.
     pub(super) fn afford(&mut self, ask: &Ask) -> Result<()> {
-        if self.can_afford(ask) {
+        self.require_backing(ask)?;
+        if self.can_afford(ask) || self.back_until(|this| this.can_afford(ask)) {
             return Ok(());
         }
         if self.pending.len() > 0 || !self.space.references.data.is_empty() {
@@ -117,6 +118,9 @@ impl<D: Disk> Metadata<D> {
             if self.can_afford(ask) {
                 return Ok(());
             }
+        }
+        if let Some(error) = self.lacks_backing() {
+            return Err(error);
         }
         let metadata = &self.space.references.metadata;
         let what = format!(
@@ -132,6 +136,9 @@ impl<D: Disk> Metadata<D> {
 
     /// Whether the operation can be carried through from the present state.
     pub(super) fn can_afford(&self, ask: &Ask) -> bool {
+        if self.is_bare() && !ask.may_use_reserve() {
+            return false;
+        }
         let state = self.outlook();
         let available = self.space.references.metadata.available();
         let kept = if ask.may_use_reserve() { 0 } else { reserve(self.space.references.metadata.total()) };

@@ -23,6 +23,8 @@ pub(super) struct MetaMap {
     /// One bit a block: its count was not 0 at the last commit.
     committed: Vec<u64>,
     available: u64,
+    /// Blocks at the end of the device, all free, that operations must not count on ([`super::backing`]).
+    withheld: u64,
     allocated: u64,
     /// No word of `blocked` below this one has a clear bit.
     cursor: usize,
@@ -72,6 +74,7 @@ impl MetaMap {
             blocked: committed.clone(),
             available: committed.iter().map(|word| u64::from(word.count_zeros())).sum(),
             committed,
+            withheld: 0,
             allocated,
             cursor: 0,
             changed_bitmaps: vec![false; bitmaps.len()],
@@ -113,9 +116,25 @@ impl MetaMap {
         self.allocated
     }
 
-    /// Blocks that this transaction can still allocate.
+    /// Blocks that this transaction can still allocate and count on.
     pub fn available(&self) -> u64 {
-        self.available
+        self.available.saturating_sub(self.withheld)
+    }
+
+    /// Up to where blocks are counted on: from the first that is free on, they are allocated in order.
+    pub fn counted_on(&self) -> u64 {
+        self.total() - self.withheld
+    }
+
+    /// Counts on blocks below `end` only; all from there on are free.
+    pub fn count_on(&mut self, end: u64) {
+        debug_assert!(end > self.last_allocated(), "blocks in use are counted on");
+        self.withheld = self.total().saturating_sub(end);
+    }
+
+    /// The last block with a count above 0.
+    pub fn last_allocated(&self) -> u64 {
+        self.counts.iter().rposition(|count| *count > 0).unwrap_or(0) as u64
     }
 
     /// How many entries the tree of large counts has at most, before and after the next commit: those now, and those that

@@ -13,8 +13,10 @@
 //! - After any other error in a changing method the in-core state is not to be trusted: only [`Metadata::abort`] leads on.
 //!
 //! The files, from the bottom: `cache` (blocks), `meta_map` (metadata counts), `data_log` and `data_map` (data counts),
-//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `budget` (worst cases), `open`, `commit`.
+//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `budget` (worst cases), `backing` (the disk's own space), `open`,
+//! `commit`.
 
+mod backing;
 mod block_set;
 mod budget;
 mod cache;
@@ -37,6 +39,7 @@ use crate::units::{
     BlockSize, DataBlock, META_BLOCK_BYTES, META_BLOCKS_LIMIT, Mapping, MetaBlock, SnapTime, TransactionId,
     VirtualBlock, VolumeId,
 };
+use backing::Backing;
 use budget::{Ask, Shape};
 use data_map::{DataMap, bitmaps_for};
 use pending::Pending;
@@ -133,6 +136,7 @@ pub struct Metadata<D: Disk> {
     has_grown: bool,
     access: Access,
     state: State,
+    backing: Backing,
     cache_bytes: usize,
 }
 
@@ -156,6 +160,11 @@ impl<D: Disk> Metadata<D> {
     pub fn set_cache_bytes(&mut self, bytes: usize) {
         self.cache_bytes = bytes;
         self.space.cache.set_clean_bytes(bytes);
+    }
+
+    /// What the disk is called.
+    pub fn disk_name(&self) -> String {
+        self.space.disk.name()
     }
 
     /// Block size and number of data blocks.
@@ -421,12 +430,8 @@ impl<D: Disk> Metadata<D> {
             return Err(Error::new(ErrorKind::Invalid, what).hint("give it back its size"));
         }
         if new > old {
-            self.change(|this| {
-                this.space.cache.grow(new);
-                this.space.references.metadata.grow(new);
-                this.has_grown = true;
-                Ok(())
-            })?;
+            self.take_grown(new)?;
+            self.has_grown = true;
         }
         Ok(new)
     }

@@ -1,5 +1,6 @@
 //! Formatting, opening, rolling back.
 
+use super::backing::Backing;
 use super::budget::{Shape, index_nodes_for, reserve};
 use super::cache::{Cache, DEFAULT_CLEAN_BYTES};
 use super::data_log::DataLog;
@@ -55,8 +56,10 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         has_grown: false,
         access: Access::ReadWrite,
         state: State::Sound,
+        backing: Backing::default(),
         cache_bytes: DEFAULT_CLEAN_BYTES,
     };
+    metadata.back_new()?;
     metadata.write_transaction()?;
     Ok(metadata)
 }
@@ -183,7 +186,7 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
     space.references.metadata = load_metadata_map(&mut space, &superblock.metadata_space_map)?;
     let data = DataMap::open(&mut space, &superblock.data_space_map)?;
     let shape = load_shape(&mut space, &superblock, access)?;
-    Ok(Metadata {
+    let mut metadata = Metadata {
         space,
         data,
         mapping_root: superblock.mapping_root,
@@ -198,8 +201,13 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         has_grown: false,
         access,
         state: State::Sound,
+        backing: Backing::default(),
         cache_bytes,
-    })
+    };
+    if access == Access::ReadWrite {
+        metadata.back();
+    }
+    Ok(metadata)
 }
 
 fn load_metadata_map<D: Disk>(space: &mut Space<D>, root: &SpaceMapRoot) -> Result<MetaMap> {
@@ -296,8 +304,15 @@ impl<D: Disk> Metadata<D> {
             load(disk, superblock, self.access, self.cache_bytes)?
         };
         let Metadata {
-            space: Space { cache, references, .. }, data, mapping_root, details_root, shape, ..
+            space: Space { cache, references, .. },
+            data,
+            mapping_root,
+            details_root,
+            shape,
+            backing,
+            ..
         } = fresh;
+        self.backing = backing;
         (self.space.cache, self.space.references) = (cache, references);
         self.space.tally = Tally::default();
         let old = std::mem::replace(&mut self.data, data);

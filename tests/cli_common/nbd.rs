@@ -8,6 +8,9 @@ use std::time::Duration;
 /// ENOSPC as the protocol writes it.
 pub const NO_SPACE: u32 = 28;
 
+/// EIO likewise.
+pub const IO: u32 = 5;
+
 /// EPERM likewise.
 pub const NOT_PERMITTED: u32 = 1;
 

@@ -171,6 +171,8 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// Out of everybody's reach; the data disk has not been told yet.
     discards: VecDeque<Range<u64>>,
 
+    /// How often a lane was told that the map cannot be read.
+    unreadable: u64,
     /// Why the pool has failed stop.
     failed: Option<Error>,
 }
@@ -229,6 +231,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             out_of_data_space: false,
             limbo: VecDeque::new(),
             discards: VecDeque::new(),
+            unreadable: 0,
             failed: None,
         })
     }
@@ -291,11 +294,25 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 out.reply(from, Reply::Again);
             }
             // Nothing was changed: the rest of the pool goes on.
-            Err(error) => {
-                tracing::error!(volume = %id, block = block.0, "cannot read the map: {error}");
-                out.reply(from, Reply::Failed(IoError::Io));
-            }
+            Err(error) => self.map_is_unreadable(from, id, block, &error, out),
         }
+    }
+
+    /// Tells the lane, and the log of the first time, and then ever fewer: clients ask for every block.
+    fn map_is_unreadable(
+        &mut self,
+        from: Asker,
+        id: VolumeId,
+        block: VirtualBlock,
+        error: &Error,
+        out: &mut Outbox,
+    ) {
+        self.unreadable += 1;
+        if self.unreadable.is_power_of_two() {
+            let times = self.unreadable;
+            tracing::error!(volume = %id, block = block.0, times, "cannot read the map: {error}");
+        }
+        out.reply(from, Reply::Failed(IoError::Io));
     }
 
     fn on_fill(&mut self, from: Asker, id: VolumeId, block: VirtualBlock, out: &mut Outbox) {
@@ -307,10 +324,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         };
         let current = match self.metadata.lookup(id, block) {
             Ok(current) => current,
-            Err(error) => {
-                tracing::error!(volume = %id, block = block.0, "cannot read the map: {error}");
-                return out.reply(from, Reply::Failed(IoError::Io));
-            }
+            Err(error) => return self.map_is_unreadable(from, id, block, &error, out),
         };
         // Somebody else may have done the work between the lane's look at the map and now.
         if current.is_some_and(|mapping| !volume.is_shared(mapping)) {
@@ -325,10 +339,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                     return out.reply(from, Reply::Again);
                 }
                 Ok(false) => {}
-                Err(error) => {
-                    tracing::error!(volume = %id, block = block.0, "cannot read the map: {error}");
-                    return out.reply(from, Reply::Failed(IoError::Io));
-                }
+                Err(error) => return self.map_is_unreadable(from, id, block, &error, out),
             }
         }
         let target = match self.metadata.reserve_block() {
@@ -436,10 +447,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.commit(out)?;
             result = operation(&mut self.metadata);
         }
-        result.inspect_err(|error| {
-            if !is_refusal(error) {
-                self.fail(error.clone(), out);
+        result.map_err(|error| {
+            if is_refusal(&error) {
+                return error;
             }
+            self.fail(error, out);
+            self.failed.clone().expect("it has just failed")
         })
     }
 }
@@ -469,7 +482,7 @@ fn failed_stop(cause: &Error) -> Error {
         ErrorKind::Failed,
         format!("the pool has failed and takes no more changes: {}", cause.message()),
     )
-    .hint("close it, check its metadata, and open it again: everything flushed is safe")
+    .hint(cause.next_step().unwrap_or("close it, and open it again: everything flushed is safe"))
 }
 
 #[cfg(test)]

@@ -46,6 +46,15 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// To be called about once a second: commits what nobody asked to be flushed.
     pub fn tick(&mut self, out: &mut Outbox) {
         self.deletions_stalled = false;
+        if self.failed.is_none()
+            && let Err(source) = self.data.check_size()
+        {
+            // Going on would make the file larger again, with holes in place of what clients have written.
+            let error = Error::io(self.data.name(), &source).hint(
+                "close the pool, restore the file from a backup, and open it again: what was cut off is gone",
+            );
+            return self.fail(error, out);
+        }
         if self.failed.is_none() && self.metadata.is_dirty() {
             // A failure is on record, and everybody who waited has been told.
             let _ = self.commit(out);
@@ -72,7 +81,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
             Err(error) => {
                 self.fail(error.clone(), out);
-                Err(failed_stop(&error))
+                Err(failed_stop(self.failed.as_ref().unwrap_or(&error)))
             }
         }
     }
@@ -152,6 +161,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// Fail stop: on record, logged, and everybody who waits is told.
     pub(super) fn fail(&mut self, error: Error, out: &mut Outbox) {
+        let error = match error.kind() == ErrorKind::Corrupt || error.next_step().is_none() {
+            true => error.hint(format!(
+                "close the pool, run `uthin-fsck check {}`, and open it again: everything flushed is safe",
+                self.metadata.disk_name()
+            )),
+            false => error,
+        };
         tracing::error!("the pool has failed and takes no more changes: {error}");
         let stopped = failed_stop(&error);
         let mut tell = |asker: Asker| out.fail(asker, IoError::Io, &stopped);

@@ -100,6 +100,122 @@ fn a_discard_does_what_it_can_before_it_waits_for_a_fill() {
     assert_eq!(mapped(&mut keeper), 0, "what the fills mapped went after they had landed");
 }
 
+/// What is logged meanwhile.
+fn log_of(work: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, work);
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}
+
+/// A pool whose volume 0 cannot be looked into, because one of its metadata blocks is damaged.
+fn pool_with_damaged_map() -> Tested {
+    let disk = MemoryDisk::zeroed(8 << 20);
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
+    let mut metadata = Metadata::format(disk.clone(), geometry).unwrap();
+    metadata.create_volume(id(0)).unwrap();
+    let target = metadata.reserve_block().unwrap();
+    metadata.map(id(0), VirtualBlock(3), target);
+    metadata.commit(flush_data(&MemoryDisk::default()).unwrap()).unwrap();
+    let damaged = (1..64_u64).find_map(|block| {
+        let copy = MemoryDisk::from_bytes(disk.to_bytes());
+        copy.write_at(block * 4096 + 100, &[0xee; 8]).unwrap();
+        let mut metadata = Metadata::open(copy, crate::metadata::Access::ReadWrite).ok()?;
+        metadata.volumes().ok()?;
+        metadata.lookup(id(0), VirtualBlock(3)).is_err().then_some(metadata)
+    });
+    let data = MemoryDisk::zeroed(16 * BlockSize::MIN.bytes());
+    let volume_sizes = HashMap::from([(id(0), 512 * BlockSize::MIN.bytes())]);
+    let options = KeeperOptions { zero_new_blocks: true, discard_passdown: true, lanes: 1, volume_sizes };
+    Keeper::new(damaged.unwrap(), data, options).unwrap()
+}
+
+#[test]
+fn a_damaged_map_does_not_fill_the_log() {
+    let mut keeper = pool_with_damaged_map();
+    let log = log_of(|| {
+        for op in 0..1000 {
+            let block = VirtualBlock(op % 512);
+            let question = if op % 2 == 0 { Ask::Load(id(0), block) } else { Ask::Fill(id(0), block) };
+            assert_eq!(ask(&mut keeper, op, question), [(asker(op), Reply::Failed(IoError::Io))]);
+        }
+    });
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(lines.len(), 10, "1, 2, 4 up to 512: {log}");
+    assert!(lines[9].contains("times=512") && lines[9].contains("metadata block"), "{log}");
+}
+
+/// A disk whose flush fails from some moment on.
+struct FailingDisk(MemoryDisk, Arc<std::sync::atomic::AtomicBool>);
+
+impl Disk for FailingDisk {
+    fn grow(&self, size_bytes: u64) -> std::io::Result<()> {
+        self.0.grow(size_bytes)
+    }
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset_bytes, buffer)
+    }
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset_bytes, bytes)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        match self.1.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(std::io::Error::other("on fire")),
+            false => Ok(()),
+        }
+    }
+    fn discard(&self, offset_bytes: u64, length_bytes: u64) -> std::io::Result<()> {
+        self.0.discard(offset_bytes, length_bytes)
+    }
+    fn name(&self) -> String {
+        "/pools/p/metadata".to_owned()
+    }
+}
+
+#[test]
+fn a_failed_pool_says_by_which_command_to_look_at_it() {
+    let is_failing = Arc::default();
+    let disk = FailingDisk(MemoryDisk::zeroed(8 << 20), Arc::clone(&is_failing));
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
+    let metadata = Metadata::format(disk, geometry).unwrap();
+    let data = MemoryDisk::zeroed(16 * BlockSize::MIN.bytes());
+    let options = KeeperOptions {
+        zero_new_blocks: true,
+        discard_passdown: true,
+        lanes: 1,
+        volume_sizes: HashMap::new(),
+    };
+    let mut keeper = Keeper::new(metadata, data, options).unwrap();
+    is_failing.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut out = Outbox::default();
+    let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
+    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes: 512, step }, &mut out);
+    keeper.settle(&mut out);
+    keeper.command(1, Command::Commit, &mut out);
+    let hints: Vec<_> =
+        out.answers.iter().map(|(_, answer)| answer.as_ref().unwrap_err().next_step()).collect();
+    assert_eq!(hints.len(), 2);
+    for hint in hints {
+        assert!(hint.unwrap().contains("`uthin-fsck check /pools/p/metadata`"), "{hint:?}");
+    }
+    let Mode::Failed(error) = keeper.status().mode else { panic!("it has failed") };
+    assert!(error.next_step().unwrap().contains("uthin-fsck check"), "{error}");
+}
+
 #[test]
 fn a_volume_of_unknown_size_may_have_any_block_mapped() {
     let mut metadata = formatted(4);

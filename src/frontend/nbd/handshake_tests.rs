@@ -254,6 +254,8 @@ fn refusals_name_the_error_and_the_session_goes_on() {
     refused(&TWO, 7, &[], ReplyKind::ErrorInvalid);
     refused(&TWO, 7, &[0xff; 6], ReplyKind::ErrorInvalid);
     refused(&TWO, 6, &vec![0; 100_000], ReplyKind::ErrorTooBig);
+    // What nobody knows is not too big for anybody.
+    refused(&TWO, 77, &vec![0; 100_000], ReplyKind::ErrorUnsupported);
     refused(&TWO, 7, &choice(&"x".repeat(4097), &[]), ReplyKind::ErrorTooBig);
     refused(&TWO, 9, &contexts("v1", &["noname"]), ReplyKind::ErrorInvalid);
     assert_eq!(refused(&TWO, 7, &choice("v3", &[]), ReplyKind::ErrorUnknown), "no volume `v3`");

@@ -100,7 +100,10 @@ impl Drop for Listener {
 fn bind_unix(path: &Path) -> Result<UnixListener> {
     remove_stale(path)?;
     let failed = |errno: rustix::io::Errno| match errno {
-        rustix::io::Errno::NOENT => Error::new(ErrorKind::NotFound, "the directory does not exist"),
+        rustix::io::Errno::NOENT => Error::new(ErrorKind::NotFound, "the directory does not exist")
+            .hint("make it first, or choose another path: --nbd unix:PATH"),
+        rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS => Error::io("socket", &errno.into())
+            .hint("choose a path where this user can make files: --nbd unix:PATH"),
         errno => Error::io("socket", &errno.into()),
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
