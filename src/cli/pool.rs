@@ -2,7 +2,7 @@
 
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, docker, look, print, print_json, refuse_table_options, size};
-use crate::control::api::{Discard, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
+use crate::control::api::{Discard, GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
 use crate::control::client::Client;
 use crate::control::create::{self, CreatePool};
 use crate::control::name::{PoolRef, base_directory};
@@ -45,6 +45,29 @@ pub(super) enum Verb {
         options: OptionArgs,
         #[command(flatten)]
         attention: AttentionArgs,
+    },
+    /// Make a pool larger, in use or not
+    ///
+    /// Files are extended; for devices that have grown, no size need be given.
+    Grow {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        /// Space for data in all [default: all of its file or device]
+        #[arg(long, value_parser = size::parse)]
+        size: Option<u64>,
+        /// Space for metadata in all [default: all of its file or device]
+        #[arg(long, value_parser = size::parse)]
+        metadata_size: Option<u64>,
+    },
+    /// Keep the metadata as it is now, for tools that read it beside the running pool
+    MetadataSnapshot {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        /// Let it go
+        #[arg(long)]
+        release: bool,
     },
     /// End the daemon that serves a pool, and wait until it is gone
     Close {
@@ -185,10 +208,41 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
             };
         }
         Verb::Set { pool, options, attention } => set(&pool, options, attention, json),
+        Verb::Grow { pool, size, metadata_size } => {
+            grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)
+        }
+        Verb::MetadataSnapshot { pool, release } => metadata_snapshot(&pool, release, json),
         Verb::Close { pool } => close(&pool, json),
         Verb::List { table } => list(json, &table),
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+fn grow(pool: &PoolRef, request: &GrowPool, json: bool) -> Result<()> {
+    let grown = change(pool, |pool| pool.grow(request))?;
+    if json {
+        return print_json(&grown);
+    }
+    let line = |what: &str, old: u64, new: u64| match old == new {
+        true => format!("{what}: {} as before\n", size::human(new)),
+        false => format!("{what}: {} -> {}\n", size::human(old), size::human(new)),
+    };
+    let data = line("data", grown.old_data_bytes, grown.data_bytes);
+    print(&(data + &line("metadata", grown.old_metadata_bytes, grown.metadata_bytes)))
+}
+
+fn metadata_snapshot(pool: &PoolRef, release: bool, json: bool) -> Result<()> {
+    let done = change(pool, |pool| match release {
+        true => pool.release_metadata_snapshot(),
+        false => pool.reserve_metadata_snapshot(),
+    })?;
+    if json {
+        return print_json(&done);
+    }
+    print(&match done.held_root {
+        Some(block) => format!("metadata snapshot held at block {block}\n"),
+        None => "metadata snapshot released\n".to_owned(),
+    })
 }
 
 fn health_code(health: Health) -> ExitCode {

@@ -3,7 +3,8 @@
 use super::table::{Cell, Column, TableArgs, render, select};
 use super::{change, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
-    CreateVolume, NewSnapshots, RenameVolume, SetVolume, SnapshotGroup, SnapshotPair, VolumeInfo,
+    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SetVolume, SnapshotGroup,
+    SnapshotPair, VolumeInfo,
 };
 use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
@@ -67,6 +68,37 @@ pub(super) enum Verb {
         /// Let clients that come from now on write it
         #[arg(long, group = "setting")]
         read_write: bool,
+    },
+    /// Give a volume the contents of a snapshot; what it holds now is kept as a new volume, the way back
+    #[command(visible_alias = "roll-back")]
+    Rollback {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// The snapshot, in the same pool
+        #[arg(value_name = "SNAPSHOT", value_parser = VolumeName::parse)]
+        to: VolumeName,
+        /// The name for what the volume holds now [default: VOLUME.before-rollback-N]
+        #[arg(long, value_name = "NAME", value_parser = parse_name_alone)]
+        keep: Option<VolumeName>,
+        /// Do it though clients have the volume open; what is mounted from it breaks
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a volume larger, in use or not, or smaller
+    ///
+    /// Clients see the new size when they connect again. Smaller only when no client has it open and it holds
+    /// nothing past the new end.
+    Resize {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// The size that it is to have, a multiple of 512 bytes
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+        /// Drop what it holds past the new end
+        #[arg(long)]
+        discard_rest: bool,
     },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
@@ -166,6 +198,27 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             let labels = label_changes(label, unlabel)?;
             let read_only = (read_only || read_write).then_some(read_only);
             set(&volume, &SetVolume { labels, read_only }, json)
+        }
+        Verb::Rollback { volume, to, keep, force } => {
+            let request = RollBackVolume { to, keep, force };
+            let done = change(&volume.pool, |pool| pool.roll_back(&volume.volume, &request))?;
+            if json {
+                return print_json(&done);
+            }
+            let (name, kept) = (&done.name, &done.kept.name);
+            print(&format!(
+                "volume {name} holds what {} holds; what it held before is kept as {kept}\n",
+                done.to
+            ))
+        }
+        Verb::Resize { volume, size, discard_rest } => {
+            let request = ResizeVolume { size_bytes: size, discard_rest };
+            let done = change(&volume.pool, |pool| pool.resize(&volume.volume, &request))?;
+            if json {
+                return print_json(&done);
+            }
+            let (old, new) = (size::human(done.old_size_bytes), size::human(done.size_bytes));
+            print(&format!("volume {}: {old} -> {new}\n", done.name))
         }
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;

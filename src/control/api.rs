@@ -408,6 +408,93 @@ pub struct VolumeSettings {
     pub read_only: bool,
 }
 
+/// The body of `POST /v1/volumes/{name}/roll-back`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollBackVolume {
+    /// The snapshot whose contents the volume gets.
+    pub to: VolumeName,
+    /// The name of the new volume that keeps what it held; without one it is `NAME.before-rollback-N`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<VolumeName>,
+    /// Do it though clients have the volume open, which see its contents change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// The answer to `POST /v1/volumes/{name}/roll-back`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume.
+    pub name: VolumeName,
+    /// The snapshot that it equals now.
+    pub to: VolumeName,
+    /// What it held before: the way back.
+    pub kept: NewVolume,
+}
+
+/// The body of `POST /v1/volumes/{name}/resize`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// The size that it is to have, a multiple of 512, not 0.
+    pub size_bytes: u64,
+    /// Drop what it holds past a smaller end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub discard_rest: bool,
+}
+
+/// The answer to `POST /v1/volumes/{name}/resize`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resized {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume.
+    pub name: VolumeName,
+    /// Its size from now on; clients that have it open see it when they connect again.
+    pub size_bytes: u64,
+    /// Its size until now.
+    pub old_size_bytes: u64,
+}
+
+/// The body of `POST /v1/pool/grow`: what is not mentioned becomes as large as its file or device is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrowPool {
+    /// Space for data in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_bytes: Option<u64>,
+    /// Space for metadata in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata_bytes: Option<u64>,
+}
+
+/// The answer to `POST /v1/pool/grow`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Grown {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Space for data from now on.
+    pub data_bytes: u64,
+    /// Space for data until now.
+    pub old_data_bytes: u64,
+    /// Space for metadata from now on.
+    pub metadata_bytes: u64,
+    /// Space for metadata until now.
+    pub old_metadata_bytes: u64,
+}
+
+/// The answer to `POST` and `DELETE` of `/v1/pool/metadata-snapshot`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MetadataSnapshot {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The metadata block to read it by; `null`: none is held.
+    pub held_root: Option<u64>,
+}
+
 /// The answer to `DELETE /v1/volumes/{name}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
@@ -453,6 +540,16 @@ pub trait PoolApi {
     fn rename(&self, name: &VolumeName, request: &RenameVolume) -> Result<Renamed>;
     /// Changes a volume's settings: all that the request mentions, or nothing.
     fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings>;
+    /// Gives a volume the contents of one of its snapshots (or of any other volume); what it held goes to a new volume.
+    fn roll_back(&self, name: &VolumeName, request: &RollBackVolume) -> Result<RolledBack>;
+    /// Changes a volume's size: larger at any time, smaller only when nobody has it open and nothing is behind the new end.
+    fn resize(&self, name: &VolumeName, request: &ResizeVolume) -> Result<Resized>;
+    /// Makes the pool larger, in use or not.
+    fn grow(&self, request: &GrowPool) -> Result<Grown>;
+    /// Keeps the metadata as it is, for tools that read it beside the running pool.
+    fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
+    /// Lets that go.
+    fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }

@@ -1,9 +1,9 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, Failure, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
-    RenameVolume, Renamed, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
-    VolumeSettings,
+    Closed, CreateVolume, Deleted, Failure, GrowPool, Grown, MetadataSnapshot, NewSnapshots, NewVolume,
+    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume,
+    RolledBack, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList, VolumeSettings,
 };
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -209,6 +209,26 @@ impl PoolApi for Client {
 
     fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
         self.ask(Method::PATCH, &format!("/v1/volumes/{name}"), request)
+    }
+
+    fn roll_back(&self, name: &VolumeName, request: &RollBackVolume) -> Result<RolledBack> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/roll-back"), request)
+    }
+
+    fn resize(&self, name: &VolumeName, request: &ResizeVolume) -> Result<Resized> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/resize"), request)
+    }
+
+    fn grow(&self, request: &GrowPool) -> Result<Grown> {
+        self.ask(Method::POST, "/v1/pool/grow", request)
+    }
+
+    fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot> {
+        self.ask(Method::POST, "/v1/pool/metadata-snapshot", &())
+    }
+
+    fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot> {
+        self.ask(Method::DELETE, "/v1/pool/metadata-snapshot", &())
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

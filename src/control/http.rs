@@ -5,8 +5,8 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, Failure, PoolApi, RenameVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup,
-    SnapshotPair, SnapshotVolume,
+    Closed, CreateVolume, Failure, GrowPool, PoolApi, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA,
+    SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
 };
 use super::name::VolumeName;
 use super::service::Service;
@@ -46,10 +46,14 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
     let shared = Shared { service, close, one_change_at_a_time: Arc::new(Semaphore::new(1)) };
     Router::new()
         .route("/v1/pool", get(pool).patch(set_pool))
+        .route("/v1/pool/grow", post(grow))
+        .route("/v1/pool/metadata-snapshot", post(reserve_snapshot).delete(release_snapshot))
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", delete(remove).patch(set))
         .route("/v1/volumes/{name}/snapshot", post(snapshot))
         .route("/v1/volumes/{name}/rename", post(rename))
+        .route("/v1/volumes/{name}/roll-back", post(roll_back))
+        .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/snapshots", post(snapshot_group))
         .route("/v1/close", post(close_pool))
         .fallback(no_resource)
@@ -122,6 +126,39 @@ async fn set(State(shared): State<Shared>, name: RawName, body: RawBody) -> Resp
         }
         Err(refusal) => refusal.into_response(),
     }
+}
+
+async fn roll_back(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<RollBackVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, change(shared, move |service| service.roll_back(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn resize(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<ResizeVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, change(shared, move |service| service.resize(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn grow(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<GrowPool>(body) {
+        Ok(request) => answer(StatusCode::OK, change(shared, move |service| service.grow(&request)).await),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn reserve_snapshot(State(shared): State<Shared>) -> Response {
+    answer(StatusCode::CREATED, change(shared, |service| service.reserve_metadata_snapshot()).await)
+}
+
+async fn release_snapshot(State(shared): State<Shared>) -> Response {
+    answer(StatusCode::OK, change(shared, |service| service.release_metadata_snapshot()).await)
 }
 
 async fn remove(State(shared): State<Shared>, name: RawName) -> Response {

@@ -19,6 +19,7 @@ pub mod options;
 pub mod pool_dir;
 pub mod reconcile;
 mod replace;
+mod reshape;
 pub mod service;
 mod signature;
 mod time;

@@ -5,9 +5,10 @@
 //! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
 
 use super::api::{
-    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, Health, MetadataSpace, Mode, NewSnapshots,
-    NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, SCHEMA, ServedBy, SetPool, SetVolume,
-    SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
+    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, GrowPool, Grown, Health, MetadataSnapshot,
+    MetadataSpace, Mode, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed,
+    ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, SnapshotGroup,
+    SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::label;
@@ -53,9 +54,9 @@ pub struct Parts {
 /// An open pool with its catalog.
 pub struct Service {
     path: PathBuf,
-    executor: Box<dyn Executor>,
+    pub(super) executor: Box<dyn Executor>,
     store: Box<dyn CatalogStore>,
-    catalog: RwLock<Catalog>,
+    pub(super) catalog: RwLock<Catalog>,
     change: Mutex<Changes>,
     notes: Vec<String>,
     needs_check: bool,
@@ -63,7 +64,7 @@ pub struct Service {
 }
 
 /// Whether changes are possible; locked for the length of one.
-enum Changes {
+pub(super) enum Changes {
     Allowed,
     /// Catalog and metadata may be one step apart, because of this; opening the pool again puts it right.
     Uncertain(Error),
@@ -142,7 +143,7 @@ impl Service {
         self.executor.run(Command::Close).map(drop)
     }
 
-    fn pool_status(&self) -> Result<Box<PoolStatus>> {
+    pub(super) fn pool_status(&self) -> Result<Box<PoolStatus>> {
         match self.executor.run(Command::Status)? {
             Answer::Status(status) => Ok(status),
             Answer::Done | Answer::Deleting { .. } | Answer::Volumes(_) => {
@@ -152,7 +153,7 @@ impl Service {
     }
 
     /// Begins a change: nobody else changes anything until the guard is dropped.
-    fn begin_change(&self) -> Result<MutexGuard<'_, Changes>> {
+    pub(super) fn begin_change(&self) -> Result<MutexGuard<'_, Changes>> {
         let guard = self.change.lock().expect(NO_PANIC);
         match &*guard {
             Changes::Allowed => Ok(guard),
@@ -181,7 +182,7 @@ impl Service {
     }
 
     /// The three steps of a change; the page of [`super::catalog`] says why they are safe.
-    fn carry_out(
+    pub(super) fn carry_out(
         &self,
         changes: &mut Changes,
         operation: Operation,
@@ -226,7 +227,11 @@ impl Service {
 
     /// A change of what the metadata knows nothing of: one replacing of the catalog, at the transaction id that it has.
     /// After an error the old catalog is in force here; what is on disk, old or new, fits the metadata as well.
-    fn amend<T>(&self, _changes: &mut Changes, edit: impl FnOnce(&mut Catalog) -> Result<T>) -> Result<T> {
+    pub(super) fn amend<T>(
+        &self,
+        _changes: &mut Changes,
+        edit: impl FnOnce(&mut Catalog) -> Result<T>,
+    ) -> Result<T> {
         let mut catalog = self.catalog.read().expect(NO_PANIC).clone();
         let value = edit(&mut catalog)?;
         self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
@@ -262,7 +267,7 @@ impl Service {
         }
     }
 
-    fn engine_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
+    pub(super) fn engine_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
         match self.executor.run(Command::Volumes)? {
             Answer::Volumes(volumes) => Ok(volumes),
             Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
@@ -305,7 +310,7 @@ impl Service {
         }
     }
 
-    fn new_volume(&self, entry: &VolumeEntry) -> NewVolume {
+    pub(super) fn new_volume(&self, entry: &VolumeEntry) -> NewVolume {
         let catalog = self.catalog.read().expect(NO_PANIC);
         NewVolume {
             schema: SCHEMA.to_owned(),
@@ -321,7 +326,7 @@ impl Service {
 }
 
 /// Nothing that can panic runs under the locks here.
-const NO_PANIC: &str = "nobody panics while holding this lock";
+pub(super) const NO_PANIC: &str = "nobody panics while holding this lock";
 
 impl PoolApi for Service {
     fn status(&self) -> Result<PoolInfo> {
@@ -507,6 +512,26 @@ impl PoolApi for Service {
         })
     }
 
+    fn roll_back(&self, name: &VolumeName, request: &RollBackVolume) -> Result<RolledBack> {
+        self.roll_back_volume(name, request)
+    }
+
+    fn resize(&self, name: &VolumeName, request: &ResizeVolume) -> Result<Resized> {
+        self.resize_volume(name, request)
+    }
+
+    fn grow(&self, request: &GrowPool) -> Result<Grown> {
+        self.grow_pool(request)
+    }
+
+    fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot> {
+        self.reserve_snapshot()
+    }
+
+    fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot> {
+        self.release_snapshot()
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
         let mut changes = self.begin_change()?;
         let volume = self.catalog.read().expect(NO_PANIC).require(name)?.id;
@@ -565,7 +590,7 @@ fn check_group(request: &SnapshotGroup) -> Result<()> {
     Ok(())
 }
 
-fn check_volume_size(size_bytes: u64, limit_bytes: u64) -> Result<()> {
+pub(super) fn check_volume_size(size_bytes: u64, limit_bytes: u64) -> Result<()> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         let message =
             format!("a volume cannot have {size_bytes} bytes: sizes are multiples of {SECTOR_BYTES}, not 0");

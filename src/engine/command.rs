@@ -68,12 +68,12 @@ pub enum Command {
         /// The id's step; `None` to go on with a deletion that an earlier run began.
         step: Option<IdStep>,
     },
-    /// Make the pool larger while it works: a file is extended, a device has grown already. `Invalid` for less than there
+    /// Make the pool larger while it works. A file is extended, a device has grown already. `Invalid` for less than there
     /// is, `Io` when the disk is not that large. Answer: `Done`.
     Grow {
-        /// Data blocks in all; `None`: as many as now.
-        data_blocks: Option<u64>,
-        /// Bytes for metadata in all; `None`: as many as now.
+        /// Bytes for data in all (what is no whole block at the end stays unused); `None`: all that the disk has.
+        data_bytes: Option<u64>,
+        /// Bytes for metadata in all; `None`: all that the disk has.
         metadata_bytes: Option<u64>,
     },
     /// Keep the metadata as it is now for readers beside the pool: dm-thin's metadata snapshot. `Exists` when one is held.

@@ -116,7 +116,7 @@ impl World {
             (metadata_total + self.chance.below(20)).min(METADATA_BLOCKS_LIMIT.max(metadata_total));
         self.outcome.grown_blocks += data_blocks - data_total;
         Command::Grow {
-            data_blocks: Some(data_blocks),
+            data_bytes: Some(data_blocks * BLOCK_SECTORS * SECTOR),
             metadata_bytes: Some(metadata_blocks * META_BLOCK_BYTES as u64),
         }
     }

@@ -22,7 +22,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Command::RollBack { volume, to, keep, step } => {
                 return self.freeze(number, Frozen::RollBack { volume, to, keep }, step, out);
             }
-            Command::Grow { data_blocks, metadata_bytes } => self.grow(data_blocks, metadata_bytes, out),
+            Command::Grow { data_bytes, metadata_bytes } => self.grow(data_bytes, metadata_bytes, out),
             Command::HoldMetadata => self.hold_metadata(out),
             Command::ReleaseMetadata => self.change(out, Metadata::release_snapshot).map(|()| Answer::Done),
             Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
@@ -222,30 +222,25 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// More room; see [`Command::Grow`]. The disks first: metadata never names what is not there.
     fn grow(
         &mut self,
-        data_blocks: Option<u64>,
+        data_bytes: Option<u64>,
         metadata_bytes: Option<u64>,
         out: &mut Outbox,
     ) -> Result<Answer> {
-        if let Some(bytes) = metadata_bytes {
-            let usage = self.metadata.usage();
-            let has = usage.metadata_total * META_BLOCK_BYTES as u64;
-            if bytes < has {
-                let what = format!("the metadata has {has} bytes and cannot have {bytes}");
-                return Err(Error::new(ErrorKind::Invalid, what).hint("a pool only grows"));
-            }
-            self.metadata.grow_disk(bytes)?;
-            self.change(out, Metadata::grow_metadata)?;
+        let has = self.metadata.usage().metadata_total * META_BLOCK_BYTES as u64;
+        if let Some(bytes) = metadata_bytes.filter(|bytes| *bytes < has) {
+            let what = format!("the metadata has {has} bytes and cannot have {bytes}");
+            return Err(Error::new(ErrorKind::Invalid, what).hint("a pool only grows"));
         }
-        if let Some(blocks) = data_blocks {
-            let geometry = self.metadata.geometry();
-            if blocks > geometry.data_blocks {
-                let bytes = blocks.saturating_mul(geometry.block_size.bytes());
-                self.data.grow(bytes).map_err(|error| {
-                    Error::io(format_args!("{}: cannot have {bytes} bytes", self.data.name()), &error)
-                })?;
-            }
-            self.change(out, |metadata| metadata.grow_data(blocks))?;
-        }
+        self.metadata.grow_disk(metadata_bytes.unwrap_or(0))?;
+        self.change(out, Metadata::grow_metadata)?;
+
+        let bytes = data_bytes.unwrap_or(0);
+        self.data.grow(bytes).map_err(|error| {
+            Error::io(format_args!("{}: cannot have {bytes} bytes", self.data.name()), &error)
+        })?;
+        let block_bytes = self.block_size().bytes();
+        let blocks = data_bytes.unwrap_or(self.data.size_bytes()) / block_bytes;
+        self.change(out, |metadata| metadata.grow_data(blocks))?;
         self.starved = false;
         self.out_of_data_space = false;
         self.deletions_stalled = false;
