@@ -13,7 +13,7 @@ mod pool;
 mod testing;
 pub mod uring;
 
-pub use buffers::BufferPool;
+pub use buffers::{BufferBudget, BufferPool};
 pub use pool::Pool;
 
 use crate::engine::IoError;

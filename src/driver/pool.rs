@@ -4,6 +4,7 @@
 //!   When that thread panics, whoever waits for it is told: nobody hangs.
 //! - A pool closes only when no lane holds a seat: then nobody reads a block any more that closing gives back.
 
+use super::buffers::BufferBudget;
 use super::inbox::{Control, Ended, KeeperInbox, LaneInbox};
 use super::uring::UringLane;
 use crate::disk::{Disk, FileDisk};
@@ -26,6 +27,8 @@ const LANES_WAIT_LEAST: Duration = Duration::from_micros(100);
 const LANES_WAIT_MOST: Duration = Duration::from_millis(5);
 /// Batches in a row after which the keeper settles although more has come: flushes must not starve.
 const BATCHES_LIMIT: u32 = 32;
+/// What the buffers of all lanes take together, beyond what each may in any case.
+const BUFFERS_BYTES: usize = 512 << 20;
 /// How long closing waits for a command that is under way.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,6 +50,8 @@ struct Handle {
 /// What the keeper's thread, the handles and the lanes have in common.
 pub(super) struct Shared {
     pub(super) keeper: KeeperInbox,
+    /// What the lanes' buffers take together.
+    pub(super) buffers: Arc<BufferBudget>,
     lanes: Box<[LaneInbox]>,
     seats: Mutex<Seats>,
 }
@@ -91,6 +96,7 @@ impl Shared {
         let seats = Seats { free: (0..count).rev().map(LaneId).collect(), taken: 0, lost: 0, closing: false };
         Shared {
             keeper: KeeperInbox::new(),
+            buffers: Arc::new(BufferBudget::new(BUFFERS_BYTES)),
             lanes: (0..lanes).map(|_| LaneInbox::new()).collect(),
             seats: Mutex::new(seats),
         }
@@ -169,7 +175,7 @@ impl Pool {
         };
         let seat = Seat { lane, shared: shared.clone(), is_lost: false };
         seat.inbox().bell()?;
-        Ok(UringLane::new(Lane::new(lane, epochs.clone(), *block_size), seat, data.clone()))
+        Ok(UringLane::new(Lane::new(lane, epochs.clone(), *block_size), *block_size, seat, data.clone()))
     }
 
     /// Commits, stops the keeper and waits for it to end. `Busy` while a lane holds a seat: end the clients' connections

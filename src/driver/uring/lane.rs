@@ -18,6 +18,7 @@ use crate::engine::{
     Action, Ask, CHUNK_BYTES, Extent, IoError, Lane, LaneId, OpId, Place, Reply, Request, Tag,
 };
 use crate::error::Result;
+use crate::units::BlockSize;
 use io_uring::{opcode, types};
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
@@ -28,8 +29,8 @@ const LANE_BIT: u64 = 1 << 63;
 const NUMBER_SHIFT: u32 = 47;
 /// The number, in place of a transfer's, of the eventfd's read.
 const BELL: u64 = (1 << NUMBER_SHIFT) - 1;
-/// Free buffers that a lane keeps.
-const BUFFERS_BYTES: usize = 32 << 20;
+/// What a lane's buffers take at most, free ones included, unless one turn needs more.
+const BUFFERS_BYTES: usize = 64 << 20;
 
 /// A finished request.
 pub struct Finished {
@@ -84,6 +85,8 @@ pub struct UringLane {
     running: usize,
     requests: NumberMap<Tag, Held>,
     scratch: NumberMap<OpId, Held>,
+    /// The length of a scratch buffer: no fill moves more than a block at a time.
+    scratch_bytes: usize,
     transfers: Transfers,
     buffers: BufferPool,
 
@@ -104,7 +107,9 @@ pub struct UringLane {
 }
 
 impl UringLane {
-    pub(in crate::driver) fn new(lane: Lane, seat: Seat, data: Arc<FileDisk>) -> Self {
+    pub(in crate::driver) fn new(lane: Lane, block_size: BlockSize, seat: Seat, data: Arc<FileDisk>) -> Self {
+        let buffers = BufferPool::new(BUFFERS_BYTES, seat.shared.buffers.clone());
+        let scratch_bytes = CHUNK_BYTES.min(block_size.bytes()) as usize;
         UringLane {
             lane,
             seat,
@@ -113,8 +118,9 @@ impl UringLane {
             running: 0,
             requests: NumberMap::default(),
             scratch: NumberMap::default(),
+            scratch_bytes,
             transfers: Transfers::default(),
-            buffers: BufferPool::new(BUFFERS_BYTES),
+            buffers,
             actions: Vec::new(),
             replies: Vec::new(),
             asks: Vec::new(),
@@ -187,6 +193,16 @@ impl UringLane {
     /// A buffer for a request: at least `length_bytes` long, with any content.
     pub fn take_buffer(&mut self, length_bytes: usize) -> AlignedBuffer {
         self.buffers.take(length_bytes)
+    }
+
+    /// Whether buffers of so many bytes more can be had within what all lanes may take.
+    pub fn has_room(&self, more_bytes: usize) -> bool {
+        self.buffers.has_room(more_bytes)
+    }
+
+    /// To be called before the wait for a client that has nothing under way: buffers are for others meanwhile.
+    pub fn rest(&mut self) {
+        self.buffers.rest();
     }
 
     /// The lane's buffers, to give back what a finished request or the stream returned.
@@ -415,10 +431,8 @@ impl UringLane {
     }
 
     fn make_scratch(&mut self, op: OpId) {
-        let buffers = &mut self.buffers;
-        self.scratch
-            .entry(op)
-            .or_insert_with(|| Held { buffer: buffers.take(CHUNK_BYTES as usize), transfers: 0 });
+        let (buffers, length) = (&mut self.buffers, self.scratch_bytes);
+        self.scratch.entry(op).or_insert_with(|| Held { buffer: buffers.take(length), transfers: 0 });
     }
 
     /// Where `length_bytes` from `at_bytes` of a place on are in memory. They lie inside their buffer.

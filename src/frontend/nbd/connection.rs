@@ -60,6 +60,9 @@ impl Backend for Channel {
     fn take_buffer(&mut self, length_bytes: usize) -> AlignedBuffer {
         self.lane.take_buffer(length_bytes)
     }
+    fn has_room(&self, more_bytes: usize) -> bool {
+        self.lane.has_room(more_bytes)
+    }
     fn give_buffer(&mut self, buffer: AlignedBuffer) {
         self.lane.buffers().give(buffer);
     }
@@ -90,6 +93,9 @@ pub fn serve(
         move_on(&mut session, &mut stream, &mut channel);
         if is_over(&session, &stream) {
             break;
+        }
+        if session.is_idle() && stream.unsent_bytes() == 0 {
+            channel.lane.rest();
         }
         stream.pause_receiving(session.closing().is_some());
         stream.before_wait(&mut channel.ring);

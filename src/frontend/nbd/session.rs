@@ -3,8 +3,9 @@
 //! A request lives in a slot from its header to its reply; the slot's index is its tag, and the client's cookie, which
 //! may be anything, stays in the slot. What must hold:
 //!
-//! - At most [`REQUESTS_LIMIT`] requests run, and their buffers (those of replies not yet sent included) hold at most
-//!   [`MEMORY_LIMIT_BYTES`] or are a single request's. What does not fit stays in the socket.
+//! - At most [`REQUESTS_LIMIT`] requests run, and what they take (buffers of replies not yet sent, and the lane's for parts of
+//!   blocks, included) is at most [`MEMORY_LIMIT_BYTES`] and what the backend has room for, or a single request's. What
+//!   does not fit stays in the socket.
 //! - No request is begun while more than [`UNSENT_LIMIT_BYTES`] of replies wait for the client to read them.
 //! - Every request that was begun gets one reply; nothing is allocated for a read or write.
 //! - A request may take several steps (a TRIM with FUA: discard, then flush), one after the other in its slot.
@@ -17,7 +18,7 @@ use super::protocol::{
 use super::validate::{Operation, Refusal, Terms, check};
 use crate::disk::AlignedBuffer;
 use crate::driver::uring::Finished;
-use crate::engine::{Extent, ExtentState, IoError, Kind, Tag};
+use crate::engine::{CHUNK_BYTES, Extent, ExtentState, IoError, Kind, Tag};
 use std::ops::Range;
 
 /// Requests that run at a time on one connection.
@@ -63,6 +64,8 @@ pub trait Wire {
 pub trait Backend {
     /// A buffer of at least this length.
     fn take_buffer(&mut self, length_bytes: usize) -> AlignedBuffer;
+    /// Whether so many bytes more can be had without taking from others.
+    fn has_room(&self, more_bytes: usize) -> bool;
     /// Gives one back.
     fn give_buffer(&mut self, buffer: AlignedBuffer);
     /// Begins a step of a request on the session's volume; its end comes to [`Session::finished`].
@@ -97,6 +100,8 @@ enum Intake {
 struct Slot {
     cookie: u64,
     work: Work,
+    /// What its fills may take in the lane.
+    scratch_bytes: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -158,7 +163,7 @@ impl Session {
         Session {
             terms,
             intake: Intake::Header,
-            slots: vec![Slot { cookie: 0, work: Work::Free }; REQUESTS_LIMIT],
+            slots: vec![Slot { cookie: 0, work: Work::Free, scratch_bytes: 0 }; REQUESTS_LIMIT],
             free: (0..REQUESTS_LIMIT).rev().collect(),
             memory_bytes: 0,
             starved: false,
@@ -170,6 +175,11 @@ impl Session {
     /// Requests that run.
     pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// Whether nothing runs, and no payload is on its way.
+    pub fn is_idle(&self) -> bool {
+        self.memory_bytes == 0 && self.in_flight() == 0
     }
 
     /// Why it reads no more, if so. When then nothing is in flight and all is sent, the session is over.
@@ -246,7 +256,8 @@ impl Session {
             Err(refusal) => return self.refuse(&header, refusal, wire),
         };
         let length = header.length_bytes as usize;
-        if !self.has_room(self.cost_bytes(operation, &header)) {
+        let cost_bytes = self.cost_bytes(operation, &header) + self.scratch_bytes(operation, &header);
+        if !self.has_room(cost_bytes, backend) {
             self.starved = true;
             return false;
         }
@@ -299,9 +310,29 @@ impl Session {
         }
     }
 
-    fn has_room(&self, cost_bytes: usize) -> bool {
-        let fits = self.memory_bytes == 0 || self.memory_bytes + cost_bytes <= MEMORY_LIMIT_BYTES;
-        !self.free.is_empty() && fits
+    /// What the lane takes besides, for the blocks at either end that the request covers in part only.
+    fn scratch_bytes(&self, operation: Operation, header: &RequestHeader) -> usize {
+        match operation {
+            Operation::Write { .. } | Operation::WriteZeroes { .. } => {
+                let block_bytes = self.terms.block_size.bytes();
+                let end = header.offset_bytes + u64::from(header.length_bytes);
+                let ends =
+                    [header.offset_bytes, end].map(|edge| usize::from(!edge.is_multiple_of(block_bytes)));
+                (ends[0] + ends[1]) * block_bytes.min(CHUNK_BYTES).next_power_of_two() as usize
+            }
+            Operation::Read
+            | Operation::BlockStatus { .. }
+            | Operation::Flush
+            | Operation::Trim { .. }
+            | Operation::Disconnect => 0,
+        }
+    }
+
+    fn has_room(&self, cost_bytes: usize, backend: &impl Backend) -> bool {
+        let fits = cost_bytes == 0
+            || (self.memory_bytes + cost_bytes <= MEMORY_LIMIT_BYTES && backend.has_room(cost_bytes));
+        // A single request is always taken, or it never would be.
+        !self.free.is_empty() && (fits || self.is_idle())
     }
 
     fn take_buffer(&mut self, length: usize, backend: &mut impl Backend) -> AlignedBuffer {
@@ -329,6 +360,7 @@ impl Session {
     ) {
         let end = header.offset_bytes + u64::from(header.length_bytes);
         let slot = self.take_slot(header.cookie, Work::Last);
+        self.reckon_scratch(slot, Operation::Write { fua }, header);
         self.step(slot, Kind::Write { fua }, header.offset_bytes..end, Some(buffer), backend);
     }
 
@@ -355,10 +387,12 @@ impl Session {
             }
             Operation::WriteZeroes { fua, may_unmap: true } => {
                 let slot = self.take_slot(cookie, Work::Last);
+                self.reckon_scratch(slot, operation, header);
                 self.step(slot, Kind::WriteZeroes { fua, may_unmap: true }, range, None, backend);
             }
             Operation::WriteZeroes { fua, may_unmap: false } => {
                 let slot = self.take_slot(cookie, Work::Last);
+                self.reckon_scratch(slot, operation, header);
                 self.write_zeroes(slot, range, fua, backend);
             }
             Operation::BlockStatus { one } => self.begin_status(header, one, backend),
@@ -400,8 +434,14 @@ impl Session {
 
     fn take_slot(&mut self, cookie: u64, work: Work) -> usize {
         let slot = self.free.pop().expect("has_room saw a free slot, and nothing took it since");
-        self.slots[slot] = Slot { cookie, work };
+        self.slots[slot] = Slot { cookie, work, scratch_bytes: 0 };
         slot
+    }
+
+    fn reckon_scratch(&mut self, slot: usize, operation: Operation, header: &RequestHeader) {
+        let scratch_bytes = self.scratch_bytes(operation, header);
+        self.slots[slot].scratch_bytes = scratch_bytes;
+        self.memory_bytes += scratch_bytes;
     }
 
     fn step(
@@ -420,7 +460,7 @@ impl Session {
     pub fn finished(&mut self, finished: Finished, wire: &mut impl Wire, backend: &mut impl Backend) {
         let Finished { tag, result, buffer, extents } = finished;
         let index = tag.0 as usize;
-        let Slot { cookie, work } = self.slots[index];
+        let Slot { cookie, work, .. } = self.slots[index];
         if let Err(error) = result {
             if let Some(buffer) = buffer {
                 self.give_buffer(buffer, backend);
@@ -463,6 +503,7 @@ impl Session {
     }
 
     fn release(&mut self, slot: usize) {
+        self.memory_bytes -= std::mem::take(&mut self.slots[slot].scratch_bytes);
         match std::mem::replace(&mut self.slots[slot].work, Work::Free) {
             Work::Status { cost_bytes } | Work::FirstExtent(FirstExtent { cost_bytes, .. }) => {
                 self.memory_bytes -= cost_bytes;

@@ -105,6 +105,8 @@ struct Volume {
     steps: Vec<Step>,
     begun: Vec<(Kind, Range<u64>)>,
     buffers_out: usize,
+    /// What others leave, `None` for enough.
+    room_bytes: Option<usize>,
     fail: Option<IoError>,
 }
 
@@ -116,6 +118,7 @@ impl Volume {
             steps: Vec::new(),
             begun: Vec::new(),
             buffers_out: 0,
+            room_bytes: None,
             fail: None,
         }
     }
@@ -186,6 +189,9 @@ impl Backend for Volume {
         let mut buffer = AlignedBuffer::zeroed(length_bytes.next_power_of_two());
         buffer.fill(0xee);
         buffer
+    }
+    fn has_room(&self, more_bytes: usize) -> bool {
+        self.room_bytes.is_none_or(|room_bytes| more_bytes <= room_bytes)
     }
     fn give_buffer(&mut self, _: AlignedBuffer) {
         self.buffers_out -= 1;
@@ -479,6 +485,43 @@ fn requests_are_limited_in_number_and_memory() {
     bench.receive();
     assert_eq!(bench.volume.begun.split_off(300).len(), 2, "64 MiB");
     assert_eq!(bench.run().len(), 6);
+}
+
+#[test]
+fn when_others_leave_no_room_requests_go_one_by_one() {
+    let mut bench = Bench::new(2048, true);
+    bench.volume.room_bytes = Some(0);
+    for cookie in 0..5 {
+        bench.request(Command::Read, 0, 0..1 << 20, cookie);
+    }
+    bench.request(Command::Flush, 0, 0..0, 5);
+    bench.receive();
+    assert_eq!((bench.session.in_flight(), bench.session.is_starved()), (1, true));
+    assert_eq!(bench.run().len(), 6);
+    bench.volume.room_bytes = None;
+    for cookie in 0..5 {
+        bench.request(Command::Read, 0, 0..1 << 20, cookie);
+    }
+    bench.receive();
+    assert_eq!(bench.session.in_flight(), 5);
+    assert_eq!(bench.run().len(), 5);
+}
+
+#[test]
+fn parts_of_blocks_count_for_the_memory_that_their_fills_take() {
+    let mut bench = Bench::new(2048, true);
+    let scratch = BLOCK.min(crate::engine::CHUNK_BYTES) as usize;
+    for (cookie, (range, parts)) in
+        [(0..BLOCK, 0), (512..BLOCK, 1), (0..512, 1), (512..1024, 2), (512..4 * BLOCK + 512, 2)]
+            .into_iter()
+            .enumerate()
+    {
+        bench.request(Command::WriteZeroes, 0, range.clone(), cookie as u64);
+        bench.receive();
+        assert_eq!(bench.session.memory_bytes, parts * scratch, "{range:?}");
+        assert_eq!(bench.run().len(), 1);
+        assert_eq!(bench.session.memory_bytes, 0);
+    }
 }
 
 #[test]
