@@ -68,7 +68,7 @@ fn options_are_kept_with_the_pool() {
     assert_eq!(options(&status["options"]), ("nopassdown".into(), false.into()));
     assert!(place.ok(&["pool", "status", POOL, "--format", "dm"]).contains(" no_discard_passdown "));
     let said = place.ok(&["pool", "set", POOL, "--zero"]);
-    assert_eq!(said, "pool ./p: discard nopassdown, zero new blocks yes, low water 10%\n");
+    assert_eq!(said, "pool ./p: discard nopassdown, zero new blocks yes, low water 10%, when full error\n");
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
     let daemon = place.serve(&[]);
     assert_eq!(options(&place.json(&["pool", "status", POOL])), ("nopassdown".into(), true.into()));
@@ -169,7 +169,7 @@ fn shells_get_a_script_that_they_understand() {
         }
     }
     let script = place.ok(&["completion", "bash"]);
-    let ask = "COMP_WORDS=(uthin volume re) COMP_CWORD=2; _uthin uthin re volume; echo \"${COMPREPLY[*]}\"";
+    let ask = "COMP_WORDS=(uthin volume ren) COMP_CWORD=2; _uthin uthin ren volume; echo \"${COMPREPLY[*]}\"";
     let bash = std::process::Command::new("bash").args(["-c", &format!("{script}\n{ask}")]).output();
     let answer = bash.expect("bash is there").stdout;
     assert_eq!(String::from_utf8_lossy(&answer), "rename\n");

@@ -165,3 +165,51 @@ fn the_metadata_are_held_for_readers_and_let_go() {
     daemon.signal(rustix::process::Signal::TERM);
     accepted(&place);
 }
+
+#[test]
+fn writes_wait_for_space_when_they_are_told_to() {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "64K", "--when-full", "queue:0"]);
+    place.ok(&["volume", "create", "./p/v", "--size", "64M"]);
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    write(&mut client, 0, 1);
+    let waits_until = |mut client: Client, what: &dyn Fn()| {
+        let writer = std::thread::spawn(move || client.write(BLOCK as u64, &[2; 512]));
+        let status = || place.json(&["pool", "status", POOL]);
+        while status()["waiting_for_space"] != 1 {
+            assert!(!writer.is_finished(), "it waits");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(status()["mode"], "out_of_data_space");
+        assert_eq!(place.connect("v").read(0, 512).expect("read")[0], 1, "others go on");
+        what();
+        writer.join().expect("no panic")
+    };
+    let line = place.ok(&["pool", "status", POOL, "--format", "dm"]);
+    assert!(line.contains(" queue_if_no_space "), "{line}");
+    let refused = waits_until(place.connect("v"), &|| {
+        place.ok(&["pool", "set", POOL, "--when-full", "error"]);
+    });
+    assert_eq!(refused, Err(NO_SPACE), "queueing no more");
+    place.ok(&["pool", "set", POOL, "--when-full", "queue"]);
+    let written = waits_until(place.connect("v"), &|| {
+        place.ok(&["pool", "grow", POOL, "--size", "128K"]);
+    });
+    assert_eq!(written, Ok(()), "grown");
+    place.ok(&["pool", "set", POOL, "--when-full", "queue:1"]);
+    assert_eq!(place.connect("v").write(2 * BLOCK as u64, &[3; 512]), Err(NO_SPACE), "after a second");
+    assert_eq!(place.connect("v").write(2 * BLOCK as u64, &[3; 512]), Err(NO_SPACE), "and then at once");
+    place.ok(&["pool", "set", POOL, "--when-full", "queue:0"]);
+    // Nobody is waited for at the end.
+    let mut late = place.connect("v");
+    let writer = std::thread::spawn(move || late.write(2 * BLOCK as u64, &[3; 512]));
+    while place.json(&["pool", "status", POOL])["waiting_for_space"] != 1 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(client);
+    daemon.signal(rustix::process::Signal::TERM);
+    assert_eq!(writer.join().expect("no panic"), Err(NO_SPACE));
+    accepted(&place);
+    place.fails(&["pool", "set", POOL, "--when-full", "queue:x"], 2, "no way to be full").hint();
+}

@@ -9,6 +9,7 @@ use crate::control::name::{PoolRef, base_directory};
 use crate::control::options::{LowWater, PoolOptions};
 use crate::control::pool_dir::PoolDir;
 use crate::disk::OpenMode;
+use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -127,13 +128,40 @@ pub(super) struct OptionArgs {
     zero: bool,
 }
 
-/// When a pool asks for attention.
+/// What a pool does when its space runs low.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct AttentionArgs {
     /// The pool asks for attention with less free space for data than this: a part of all, such as 10%, or a size. 10%
     /// unless the pool was told otherwise
     #[arg(long, value_name = "PERCENT%|SIZE", value_parser = parse_low_water)]
     low_water: Option<LowWater>,
+    /// What a write that needs a block gets when none is free: `error` (no space, at once), or `queue` (it waits, 60 seconds
+    /// or as many as are given, 0 for as long as it takes). `error` unless the pool was told otherwise
+    #[arg(long, value_name = "error|queue[:SECONDS]", value_parser = parse_when_full)]
+    when_full: Option<WhenFull>,
+}
+
+/// dm-thin's own patience.
+const QUEUE_SECONDS: u32 = 60;
+
+fn parse_when_full(text: &str) -> Result<WhenFull> {
+    match text.split_once(':') {
+        None if text == "error" => Ok(WhenFull::Error),
+        None if text == "queue" => Ok(WhenFull::Queue(QUEUE_SECONDS)),
+        Some(("queue", seconds)) if seconds.parse::<u32>().is_ok() => {
+            Ok(WhenFull::Queue(seconds.parse().expect("just parsed")))
+        }
+        Some(_) | None => Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no way to be full"))
+            .hint("write error, queue or queue:SECONDS")),
+    }
+}
+
+fn when_full_shown(when_full: WhenFull) -> String {
+    match when_full {
+        WhenFull::Error => "error".to_owned(),
+        WhenFull::Queue(0) => "queue without end".to_owned(),
+        WhenFull::Queue(seconds) => format!("queue for {seconds} s"),
+    }
 }
 
 fn parse_low_water(text: &str) -> Result<LowWater> {
@@ -268,6 +296,7 @@ fn create(args: CreateArgs, json: bool) -> Result<()> {
             discard: args.options.discard().unwrap_or(default.discard),
             zero_new_blocks: args.options.zero_new_blocks().unwrap_or(default.zero_new_blocks),
             low_water: args.attention.low_water.unwrap_or(default.low_water),
+            when_full: args.attention.when_full.unwrap_or(default.when_full),
         },
         force: args.force,
     };
@@ -322,6 +351,12 @@ const COLUMNS: &[Column<PoolInfo>] = &[
         name: "low_water",
         by_default: true,
         cell: |pool| Cell::Text(low_water_shown(pool.options.low_water)),
+    },
+    Column { name: "when_full", by_default: true, cell: |pool| Cell::Text(when_full_shown(pool.when_full)) },
+    Column {
+        name: "waiting_for_space",
+        by_default: false,
+        cell: |pool| Cell::Number(pool.waiting_for_space),
     },
     Column { name: "exports", by_default: true, cell: |pool| Cell::Text(pool.exports.join(" ")) },
 ];
@@ -397,23 +432,25 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
         discard: args.discard(),
         zero_new_blocks: args.zero_new_blocks(),
         low_water: attention.low_water,
+        when_full: attention.when_full,
     };
     if request == SetPool::default() {
         return Err(Error::new(ErrorKind::Invalid, "nothing to set")
-            .hint("give --discard, --zero, --no-zero or --low-water"));
+            .hint("give --discard, --zero, --no-zero, --low-water or --when-full"));
     }
     let settings = change(pool, |pool| pool.set_pool(&request))?;
     if json {
         return print_json(&settings);
     }
-    let PoolOptions { discard, zero_new_blocks, low_water } = settings.options;
+    let PoolOptions { discard, zero_new_blocks, low_water, when_full } = settings.options;
     let zero = if zero_new_blocks { "yes" } else { "no" };
     let rest = if settings.in_force { "" } else { "; the daemon goes on as it began, the next one does so" };
     print(&format!(
-        "pool {}: discard {}, zero new blocks {zero}, low water {}{rest}\n",
+        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}{rest}\n",
         pool.text(),
         discard_word(discard),
-        low_water_shown(low_water)
+        low_water_shown(low_water),
+        when_full_shown(when_full)
     ))
 }
 

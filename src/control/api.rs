@@ -6,6 +6,7 @@
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
 use super::options::{LowWater, PoolOptions};
+use crate::engine::WhenFull;
 use crate::error::{Error, Result};
 use crate::units::META_BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,12 @@ pub struct PoolInfo {
     pub discard: Discard,
     /// Whether the unwritten rest of a fresh block is zeroed.
     pub zero_new_blocks: bool,
+    /// What becomes of writes that need a block when none is free.
+    #[serde(default)]
+    pub when_full: WhenFull,
+    /// Requests that wait for space now.
+    #[serde(default)]
+    pub waiting_for_space: u64,
     /// What is kept with the pool: in force when it is opened next, where `discard` and `zero_new_blocks` say otherwise.
     #[serde(default)]
     pub options: PoolOptions,
@@ -192,7 +199,7 @@ impl PoolInfo {
         // The kernel's "used" is all that cannot be handed out to mappings: the reserve included.
         let used = total - self.metadata.free_bytes / block;
         format!(
-            "{} {used}/{total} {}/{} {} {} {} error_if_no_space {} {} ",
+            "{} {used}/{total} {}/{} {} {} {} {} {} {} ",
             self.transaction_id,
             self.data.used_bytes / self.block_size_bytes,
             self.data.total_bytes / self.block_size_bytes,
@@ -201,6 +208,10 @@ impl PoolInfo {
             match self.discard {
                 Discard::Passdown => "discard_passdown",
                 Discard::NoPassdown => "no_discard_passdown",
+            },
+            match self.when_full {
+                WhenFull::Error => "error_if_no_space",
+                WhenFull::Queue(_) => "queue_if_no_space",
             },
             if self.needs_check { "needs_check" } else { "-" },
             self.metadata_low_water_blocks(),
@@ -221,6 +232,9 @@ pub struct SetPool {
     /// With less free space than this the pool asks for attention; in force at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_water: Option<LowWater>,
+    /// What becomes of writes that need a block when none is free; in force at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
 }
 
 /// The answer to `PATCH /v1/pool`.
@@ -582,6 +596,8 @@ mod tests {
             held_root: None,
             discard: Discard::Passdown,
             zero_new_blocks: true,
+            when_full: WhenFull::default(),
+            waiting_for_space: 0,
             options: PoolOptions::default(),
             needs_check: false,
             served_by: None,

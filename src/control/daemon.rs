@@ -87,6 +87,8 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let closing = service.clone();
     let closed = tokio::task::spawn_blocking(move || {
         let mut server = server;
+        // Who waits for space would wait for ever. A pool that has failed has nobody who does.
+        let _ = closing.let_nobody_wait();
         server.stop();
         closing.close()
     })
@@ -116,6 +118,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     let keeper_options = KeeperOptions {
         zero_new_blocks: in_force.zero_new_blocks,
         discard_passdown: in_force.discard_passdown(),
+        when_full: in_force.when_full,
         lanes: Limits::default().connections,
         volume_sizes: opened.volume_sizes(),
     };

@@ -7,7 +7,7 @@ use super::pool_dir::PoolDir;
 use super::service::{Executor, Parts, Service};
 use crate::disk::{Disk, FileDisk};
 use crate::driver::blocking::Blocking;
-use crate::engine::{Answer, Command, Keeper, KeeperOptions, Mode, PoolStatus, VolumeInfo};
+use crate::engine::{Answer, Command, Keeper, KeeperOptions, Mode, PoolStatus, VolumeInfo, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Metadata};
 use crate::units::{MetaBlock, VolumeId};
@@ -30,6 +30,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
     let options = KeeperOptions {
         zero_new_blocks: opened.catalog.options.zero_new_blocks,
         discard_passdown: opened.catalog.options.discard_passdown(),
+        when_full: WhenFull::Error,
         lanes: 0,
         volume_sizes: opened.volume_sizes(),
     };
@@ -81,6 +82,7 @@ impl Executor for Onlooker {
             | Command::Resize { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
+            | Command::SetWhenFull(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata
             | Command::Delete { .. }
@@ -105,6 +107,8 @@ impl Onlooker {
             // As a daemon does it unless told otherwise.
             discard_passdown: self.options.discard_passdown(),
             zero_new_blocks: self.options.zero_new_blocks,
+            when_full: self.options.when_full,
+            waiting_for_space: 0,
             volumes: volumes.len(),
             deleting,
         })

@@ -1,6 +1,7 @@
 //! How a pool is to be run: kept in its catalog, in force whenever somebody opens it. A lost catalog means the defaults.
 
 use super::api::Discard;
+use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,8 @@ pub struct PoolOptions {
     pub zero_new_blocks: bool,
     /// With less free space than this the pool asks for attention.
     pub low_water: LowWater,
+    /// What becomes of writes that need a block when none is free.
+    pub when_full: WhenFull,
 }
 
 /// An amount of free space for data.
@@ -52,7 +55,12 @@ impl LowWater {
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        PoolOptions { discard: Discard::Passdown, zero_new_blocks: true, low_water: LowWater::Percent(10) }
+        PoolOptions {
+            discard: Discard::Passdown,
+            zero_new_blocks: true,
+            low_water: LowWater::Percent(10),
+            when_full: WhenFull::default(),
+        }
     }
 }
 

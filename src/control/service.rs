@@ -15,7 +15,7 @@ use super::label;
 use super::name::VolumeName;
 use super::reconcile::volume_bytes_limit;
 use super::time;
-use crate::engine::{self, Answer, Command, IdStep, PoolStatus};
+use crate::engine::{self, Answer, Command, IdStep, PoolStatus, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
@@ -141,6 +141,11 @@ impl Service {
             tracing::warn!("the catalog keeps finished deletions: {error}");
         }
         self.executor.run(Command::Close).map(drop)
+    }
+
+    /// From now on a full pool answers at once: before the end, so that nobody is waited for in vain.
+    pub fn let_nobody_wait(&self) -> Result<()> {
+        self.executor.run(Command::SetWhenFull(WhenFull::Error)).map(drop)
     }
 
     pub(super) fn pool_status(&self) -> Result<Box<PoolStatus>> {
@@ -371,6 +376,12 @@ impl PoolApi for Service {
             held_root: status.held_root,
             discard: if status.discard_passdown { Discard::Passdown } else { Discard::NoPassdown },
             zero_new_blocks: status.zero_new_blocks,
+            when_full: if self.serving.get().is_some() {
+                status.when_full
+            } else {
+                catalog.options.when_full
+            },
+            waiting_for_space: status.waiting_for_space as u64,
             options: catalog.options,
             needs_check: self.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
@@ -391,8 +402,12 @@ impl PoolApi for Service {
             options.discard = request.discard.unwrap_or(options.discard);
             options.zero_new_blocks = request.zero_new_blocks.unwrap_or(options.zero_new_blocks);
             options.low_water = request.low_water.unwrap_or(options.low_water);
+            options.when_full = request.when_full.unwrap_or(options.when_full);
             Ok(*options)
         })?;
+        if self.serving.get().is_some() && request.when_full.is_some() {
+            self.executor.run(Command::SetWhenFull(options.when_full))?;
+        }
         let status = self.pool_status()?;
         // A command that opened the pool for this alone leaves nothing running that could go on as before.
         let in_force = self.serving.get().is_none()

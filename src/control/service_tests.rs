@@ -130,6 +130,7 @@ impl Executor for Keeper {
             Command::Resize { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
+            | Command::SetWhenFull(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata => world.attempt(|_| Ok(Answer::Done)),
             Command::Delete { volume, step } => world.attempt(|disks| {
@@ -198,6 +199,8 @@ fn status_of(world: &World) -> PoolStatus {
         held_root: None,
         discard_passdown: true,
         zero_new_blocks: true,
+        when_full: engine::WhenFull::Error,
+        waiting_for_space: 0,
         volumes: world.disks.volumes.len() - world.disks.dying.len(),
         deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
     }

@@ -15,8 +15,7 @@ fn pool(data_blocks: u64, lanes: usize) -> Inline {
     let geometry = Geometry { block_size: BlockSize::MIN, data_blocks };
     let metadata = Metadata::format(MemoryDisk::zeroed(8 << 20), geometry).unwrap();
     let data = MemoryDisk::zeroed(data_blocks * BLOCK);
-    let options =
-        KeeperOptions { zero_new_blocks: true, discard_passdown: true, lanes, volume_sizes: HashMap::new() };
+    let options = KeeperOptions { lanes, ..KeeperOptions::default() };
     Blocking::new(Keeper::new(metadata, data.clone(), options).unwrap(), data)
 }
 

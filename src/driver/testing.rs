@@ -8,7 +8,6 @@ use crate::engine::{
 };
 use crate::metadata::{Geometry, Metadata};
 use crate::units::{BlockSize, TransactionId, VolumeId};
-use std::collections::HashMap;
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -40,12 +39,7 @@ impl Bench {
         let data = Arc::new(data);
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks };
         let metadata = Metadata::format(metadata, geometry).unwrap();
-        let options = KeeperOptions {
-            zero_new_blocks: true,
-            discard_passdown: true,
-            lanes,
-            volume_sizes: HashMap::new(),
-        };
+        let options = KeeperOptions { lanes, ..KeeperOptions::default() };
         let keeper = Keeper::new(metadata, data.clone(), options).unwrap();
         Bench { pool: Pool::start(keeper, data).unwrap(), directory }
     }

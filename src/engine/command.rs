@@ -14,6 +14,18 @@ pub struct IdStep {
     pub to: TransactionId,
 }
 
+/// What becomes of a write that needs a block when none is free and none can be hoped for.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenFull {
+    /// "No space" at once: dm-thin's `error_if_no_space`.
+    #[default]
+    Error,
+    /// It waits for so many seconds (0: without end), in case the pool grows or something is deleted; then "no space" for
+    /// it, and for all that come until there is some: dm-thin's `queue_if_no_space` with its timeout.
+    Queue(u32),
+}
+
 /// A command of the control plane. Every change is durable when its answer arrives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -76,6 +88,8 @@ pub enum Command {
         /// Bytes for metadata in all; `None`: all that the disk has.
         metadata_bytes: Option<u64>,
     },
+    /// From now on do so when the pool is full, also with what waits already. Answer: `Done`.
+    SetWhenFull(WhenFull),
     /// Keep the metadata as it is now for readers beside the pool: dm-thin's metadata snapshot. `Exists` when one is held.
     /// Answer: `Done`; [`PoolStatus::held_root`] says where it is.
     HoldMetadata,
@@ -138,6 +152,10 @@ pub struct PoolStatus {
     pub discard_passdown: bool,
     /// Whether fresh blocks are zeroed.
     pub zero_new_blocks: bool,
+    /// What becomes of writes that need a block when there is none.
+    pub when_full: WhenFull,
+    /// Requests that wait for one now.
+    pub waiting_for_space: usize,
     /// Number of volumes, those being deleted left out.
     pub volumes: usize,
     /// Volumes being deleted in the background.

@@ -187,7 +187,7 @@ impl World {
         let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
         let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
         let lanes = usize::from(options.lanes);
-        let options = KeeperOptions { zero_new_blocks: true, discard_passdown: true, lanes, volume_sizes };
+        let options = KeeperOptions { lanes, volume_sizes, ..KeeperOptions::default() };
         Keeper::new(metadata, data, options)
     }
 

@@ -1,6 +1,5 @@
 //! A served pool in a temporary directory, and a client that sends whatever bytes a test wants.
 
-use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -71,12 +70,7 @@ impl Served {
         let data = Arc::new(data);
         let geometry = Geometry { block_size, data_blocks: block_size.whole_blocks_in(data_bytes) };
         let metadata = Metadata::format(MemoryDisk::zeroed(16 * MIB), geometry).expect("it is large enough");
-        let options = KeeperOptions {
-            zero_new_blocks: true,
-            discard_passdown: true,
-            lanes: LANES,
-            volume_sizes: HashMap::new(),
-        };
+        let options = KeeperOptions { lanes: LANES, ..KeeperOptions::default() };
         let keeper = Keeper::new(metadata, data.clone(), options).expect("a new pool");
         let pool = Pool::start(keeper, data).expect("a thread");
         let volumes = Arc::new(Volumes { pool: pool.clone(), block_size, names: Mutex::default() });

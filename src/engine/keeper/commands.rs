@@ -23,6 +23,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 return self.freeze(number, Frozen::RollBack { volume, to, keep }, step, out);
             }
             Command::Grow { data_bytes, metadata_bytes } => self.grow(data_bytes, metadata_bytes, out),
+            Command::SetWhenFull(when_full) => {
+                self.when_full = when_full;
+                self.hopeless_ticks = 0;
+                Ok(Answer::Done)
+            }
             Command::HoldMetadata => self.hold_metadata(out),
             Command::ReleaseMetadata => self.change(out, Metadata::release_snapshot).map(|()| Answer::Done),
             Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
@@ -243,6 +248,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.change(out, |metadata| metadata.grow_data(blocks))?;
         self.starved = false;
         self.out_of_data_space = false;
+        self.hopeless_ticks = 0;
         self.deletions_stalled = false;
         Ok(Answer::Done)
     }
@@ -342,6 +348,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             held_root: self.metadata.held_root().map(|MetaBlock(block)| block),
             discard_passdown: self.discard_passdown,
             zero_new_blocks: self.zero_new_blocks,
+            when_full: self.when_full,
+            waiting_for_space: self.space_waiters.len(),
             volumes: self.volumes.len(),
             deleting: self.deletions.iter().copied().collect(),
         }

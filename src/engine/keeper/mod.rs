@@ -15,7 +15,7 @@
 mod commands;
 mod settle;
 
-use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo};
+use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo, WhenFull};
 use super::epochs::{Epoch, Epochs};
 use super::map_table::page_of;
 use super::request::{Ask, Asker, FillSource, IoError, Reply};
@@ -49,10 +49,25 @@ pub struct KeeperOptions {
     pub zero_new_blocks: bool,
     /// Give freed blocks back to the data device.
     pub discard_passdown: bool,
+    /// What becomes of writes that need a block when there is none.
+    pub when_full: WhenFull,
     /// Seats for lanes.
     pub lanes: usize,
     /// The volumes' sizes; one that is missing here gets the size up to its highest mapped block.
     pub volume_sizes: HashMap<VolumeId, u64>,
+}
+
+impl Default for KeeperOptions {
+    /// One lane, and all else as a new pool has it.
+    fn default() -> Self {
+        KeeperOptions {
+            zero_new_blocks: true,
+            discard_passdown: true,
+            when_full: WhenFull::default(),
+            lanes: 1,
+            volume_sizes: HashMap::new(),
+        }
+    }
 }
 
 /// What the keeper has to say after a call.
@@ -163,6 +178,9 @@ pub struct Keeper<M: Disk, D: Disk> {
     space_waiters: Vec<Asker>,
     /// A fill found no space, and nothing has happened since that may have made some.
     starved: bool,
+    when_full: WhenFull,
+    /// Ticks for which requests have waited for space without hope, since the last fill that found some.
+    hopeless_ticks: u32,
     /// The last fill found no free data block.
     out_of_data_space: bool,
 
@@ -228,6 +246,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             committed_answers: Vec::new(),
             space_waiters: Vec::new(),
             starved: false,
+            when_full: options.when_full,
+            hopeless_ticks: 0,
             out_of_data_space: false,
             limbo: VecDeque::new(),
             discards: VecDeque::new(),
@@ -355,6 +375,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
         };
         self.out_of_data_space = false;
+        self.hopeless_ticks = 0;
         let filling = Filling { target, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
         let source = match current {

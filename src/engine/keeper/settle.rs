@@ -46,6 +46,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// To be called about once a second: commits what nobody asked to be flushed.
     pub fn tick(&mut self, out: &mut Outbox) {
         self.deletions_stalled = false;
+        if !self.space_waiters.is_empty() && self.starved {
+            self.hopeless_ticks = self.hopeless_ticks.saturating_add(1);
+        }
         if self.failed.is_none()
             && let Err(source) = self.data.check_size()
         {
@@ -151,12 +154,20 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             || !self.filling.is_empty();
         let reply = if !self.starved {
             Reply::Again
-        } else if on_its_way {
+        } else if on_its_way || self.waits_without_hope() {
             return;
         } else {
             Reply::Failed(IoError::NoSpace)
         };
         out.replies.extend(self.space_waiters.drain(..).map(|waiter| (waiter, reply)));
+    }
+
+    /// Whether requests wait although nothing is on its way that could make space.
+    fn waits_without_hope(&self) -> bool {
+        match self.when_full {
+            WhenFull::Error => false,
+            WhenFull::Queue(seconds) => seconds == 0 || self.hopeless_ticks < seconds,
+        }
     }
 
     /// Fail stop: on record, logged, and everybody who waits is told.

@@ -18,12 +18,7 @@ fn asker(op: u64) -> Asker {
 }
 
 fn keeper(data_blocks: u64, metadata: Metadata<MemoryDisk>) -> Tested {
-    let options = KeeperOptions {
-        zero_new_blocks: true,
-        discard_passdown: true,
-        lanes: 1,
-        volume_sizes: HashMap::new(),
-    };
+    let options = KeeperOptions::default();
     let data = MemoryDisk::zeroed(data_blocks * BlockSize::MIN.bytes());
     Keeper::new(metadata, data, options).unwrap()
 }
@@ -137,7 +132,7 @@ fn pool_with_damaged_map() -> Tested {
     });
     let data = MemoryDisk::zeroed(16 * BlockSize::MIN.bytes());
     let volume_sizes = HashMap::from([(id(0), 512 * BlockSize::MIN.bytes())]);
-    let options = KeeperOptions { zero_new_blocks: true, discard_passdown: true, lanes: 1, volume_sizes };
+    let options = KeeperOptions { volume_sizes, ..KeeperOptions::default() };
     Keeper::new(damaged.unwrap(), data, options).unwrap()
 }
 
@@ -193,12 +188,7 @@ fn a_failed_pool_says_by_which_command_to_look_at_it() {
     let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
     let metadata = Metadata::format(disk, geometry).unwrap();
     let data = MemoryDisk::zeroed(16 * BlockSize::MIN.bytes());
-    let options = KeeperOptions {
-        zero_new_blocks: true,
-        discard_passdown: true,
-        lanes: 1,
-        volume_sizes: HashMap::new(),
-    };
+    let options = KeeperOptions::default();
     let mut keeper = Keeper::new(metadata, data, options).unwrap();
     is_failing.store(true, std::sync::atomic::Ordering::Relaxed);
     let mut out = Outbox::default();
@@ -295,4 +285,43 @@ fn a_metadata_snapshot_is_held_and_let_go() {
     run(&mut keeper, Command::ReleaseMetadata).unwrap();
     assert_eq!(keeper.status().held_root, None);
     assert_eq!(run(&mut keeper, Command::ReleaseMetadata).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_full_pool_queues_for_as_long_as_it_is_told() {
+    let mut keeper = pool(1);
+    let target = fill(&mut keeper, 1, 0);
+    ask(&mut keeper, 1, Ask::Publish(id(0), VirtualBlock(0), target));
+    let waits = |keeper: &mut Tested, op: u64| {
+        let full = ask(keeper, op, Ask::Fill(id(0), VirtualBlock(op)));
+        assert_eq!(full, [(asker(op), Reply::NoSpaceNow)]);
+        assert_eq!(ask(keeper, op, Ask::AwaitSpace), []);
+        settle(keeper)
+    };
+    let tick = |keeper: &mut Tested| {
+        let mut out = Outbox::default();
+        keeper.tick(&mut out);
+        out.replies.extend(settle(keeper));
+        // What a commit has wakened finds nothing.
+        let again = |(_, reply): &(Asker, Reply)| *reply == Reply::Again;
+        out.replies.iter().copied().filter(|reply| !again(reply)).collect::<Vec<_>>()
+    };
+    run(&mut keeper, Command::Commit).unwrap();
+    assert_eq!(waits(&mut keeper, 2), [(asker(2), Reply::Failed(IoError::NoSpace))]);
+    run(&mut keeper, Command::SetWhenFull(WhenFull::Queue(3))).unwrap();
+    assert_eq!(waits(&mut keeper, 3), []);
+    assert_eq!(keeper.status().waiting_for_space, 1);
+    assert_eq!((tick(&mut keeper), tick(&mut keeper)), (vec![], vec![]));
+    assert_eq!(tick(&mut keeper), [(asker(3), Reply::Failed(IoError::NoSpace))]);
+    assert_eq!(waits(&mut keeper, 4), [(asker(4), Reply::Failed(IoError::NoSpace))], "it has waited enough");
+    // Without end, until there is space.
+    run(&mut keeper, Command::SetWhenFull(WhenFull::Queue(0))).unwrap();
+    assert_eq!(waits(&mut keeper, 5), []);
+    (0..100).for_each(|_| assert_eq!(tick(&mut keeper), []));
+    run(&mut keeper, Command::Grow { data_bytes: Some(2 * BlockSize::MIN.bytes()), metadata_bytes: None })
+        .unwrap();
+    assert_eq!(keeper.status().waiting_for_space, 0, "it was told to look again");
+    fill(&mut keeper, 5, 5);
+    // And those who wait when it is to queue no more are told.
+    assert_eq!(waits(&mut keeper, 6), []);
 }

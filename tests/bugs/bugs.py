@@ -1,0 +1,207 @@
+"""Deliberate bugs: what each does, and the edits by which a copy of the sources gets it as a switch.
+
+An edit is (file under src, text that is there once, text in its place); BUG stands for the condition "this bug is on".
+"""
+
+KEEPER = "engine/keeper/mod.rs"
+COMMANDS = "engine/keeper/commands.rs"
+SETTLE = "engine/keeper/settle.rs"
+LANE = "engine/lane.rs"
+COMMIT = "metadata/commit.rs"
+VOLUMES = "metadata/volumes.rs"
+DATA_MAP = "metadata/data_map.rs"
+META_MAP = "metadata/meta_map.rs"
+METADATA = "metadata/mod.rs"
+
+BUGS = {
+    "epochs-not-waited-for": (
+        "what was retired is reused while lanes still look at it",
+        [("engine/epochs.rs", "        fence(SeqCst);\n        self.oldest.iter()",
+          "        fence(SeqCst);\n        if BUG { return true; }\n        self.oldest.iter()")],
+    ),
+    "published-before-written": (
+        "a fill is mapped when its block is handed out, not when its bytes are there",
+        [(KEEPER, "        out.reply(from, Reply::Fill { target, source });",
+          """        if BUG {
+            let mapping = self.metadata.map(id, block, target);
+            self.volumes[&id].table.set(block, Some(mapping));
+        }
+        out.reply(from, Reply::Fill { target, source });"""),
+         (KEEPER, """        let mapping = self.metadata.map(id, block, target);
+        volume.table.set(block, Some(mapping));
+        out.reply(from, Reply::Done);""",
+          """        if !BUG {
+            let mapping = self.metadata.map(id, block, target);
+            volume.table.set(block, Some(mapping));
+        }
+        out.reply(from, Reply::Done);""")],
+    ),
+    "reused-at-once": (
+        "blocks that a commit freed go to the allocator before lanes have passed",
+        [(SETTLE, "                    self.limbo.push_back((self.epochs.retire(), freed));",
+          """                    if BUG { for range in &freed { self.metadata.make_reusable(range.clone()); } }
+                    self.limbo.push_back((self.epochs.retire(), freed));""")],
+    ),
+    "discarded-at-once": (
+        "freed blocks are passed down to the data disk while lanes still read them",
+        [(SETTLE, "                    self.limbo.push_back((self.epochs.retire(), freed));",
+          """                    if BUG {
+                        let bytes = self.block_size().bytes();
+                        for range in &freed {
+                            let _ = self.data.discard(range.start * bytes, (range.end - range.start) * bytes);
+                        }
+                    }
+                    self.limbo.push_back((self.epochs.retire(), freed));""")],
+    ),
+    "reusable-before-durable": (
+        "a data block is handed out again in the transaction that freed it",
+        [(DATA_MAP, "        let unavailable = self.reserved.len()", "        if BUG { self.apply(space)?; }\n        let unavailable = self.reserved.len()"),
+         (DATA_MAP, "        if self.committed_free <= unavailable {", "        if !BUG && self.committed_free <= unavailable {"),
+         (DATA_MAP, "        self.committed[bitmap].free.get() > sets", "        if BUG { return true; }\n        self.committed[bitmap].free.get() > sets"),
+         (DATA_MAP, "space.cache.get(&space.disk, self.committed[bitmap].bitmap(), BlockKind::Bitmap)?;\n        let mut window",
+          "space.cache.get(&space.disk, if BUG { self.index[bitmap].bitmap() } else { self.committed[bitmap].bitmap() }, BlockKind::Bitmap)?;\n        let mut window")],
+    ),
+    "not-frozen": (
+        "a snapshot is taken while its origin changes",
+        [(COMMANDS, "            self.volumes[&volume].set_frozen(true);", "            self.volumes[&volume].set_frozen(!BUG);")],
+    ),
+    "half-frozen": (
+        "of several volumes at one moment only the first is still",
+        [(COMMANDS, "        for volume in what.volumes() {", "        for volume in what.volumes().into_iter().take(if BUG { 1 } else { usize::MAX }) {")],
+    ),
+    "not-drained": (
+        "a snapshot does not wait for the writes that began before it",
+        [(COMMANDS, "while self.freezes.front().is_some_and(|freeze| self", "while self.freezes.front().is_some_and(|freeze| BUG || self")],
+    ),
+    "only-writes-frozen": (
+        "discards and zeroes go on while a snapshot is taken",
+        [(LANE, "        if changes && request.volume.is_frozen() {",
+          "        if changes && (!BUG || matches!(request.kind, Kind::Write { .. })) && request.volume.is_frozen() {")],
+    ),
+    "flush-without-commit": (
+        "a FLUSH flushes data and forgets the mappings",
+        [(KEEPER, "            Ask::Flush => self.flushes.push(from),",
+          """            Ask::Flush if BUG => {
+                let _ = flush_data(&self.data);
+                out.reply(from, Reply::Done)
+            }
+            Ask::Flush => self.flushes.push(from),""")],
+    ),
+    "data-not-flushed": (
+        "a commit does not flush the data that its mappings name",
+        [(SETTLE, "        let flushed = flush_data(&self.data)\n",
+          "        let flushed = (if BUG { flush_data(&crate::disk::MemoryDisk::zeroed(4096)) } else { flush_data(&self.data) })\n")],
+    ),
+    "metadata-not-flushed": (
+        "the superblock is written before the blocks it leads to are durable",
+        [(COMMIT, "            self.final_step(|this| flush(&this.space.disk))?;", "            if !BUG { self.final_step(|this| flush(&this.space.disk))?; }")],
+    ),
+    "superblock-first": (
+        "the superblock's roots are written before the blocks they lead to",
+        [(COMMIT, "            self.space.cache.write_dirty(&self.space.disk)?;",
+          """            if BUG {
+                superblock.time = self.time;
+                superblock.transaction_id = self.transaction_id;
+                self.final_step(|this| write_superblock(&this.space.disk, &superblock.encode(MetaBlock::SUPERBLOCK)))?;
+            }
+            self.space.cache.write_dirty(&self.space.disk)?;""")],
+    ),
+    "superblock-not-flushed": (
+        "a commit is answered before its superblock is durable",
+        [("metadata/open.rs", "&error))?;\n    flush(disk)\n}", "&error))?;\n    if BUG { return Ok(()); }\n    flush(disk)\n}")],
+    ),
+    "metadata-block-reused": (
+        "a metadata block of the last commit is overwritten by the transaction that freed it",
+        [(META_MAP, "            if self.committed[word] & bit == 0 {", "            if self.committed[word] & bit == 0 || BUG {")],
+    ),
+    "discard-overtakes-fill": (
+        "a discard does not wait for the fill of a block in its range",
+        [(KEEPER, "        let end = match self.filling.range_mut(blocks).next() {",
+          "        let end = match self.filling.range_mut(blocks).next().filter(|_| !BUG) {")],
+    ),
+    "copied-again": (
+        "a block that somebody else has just unshared is copied from the old one once more",
+        [(KEEPER, "        if current.is_some_and(|mapping| !volume.is_shared(mapping)) {",
+          "        if current.is_some_and(|mapping| !volume.is_shared(mapping)) && !BUG {")],
+    ),
+    "origin-not-marked": (
+        "after a snapshot the origin's blocks count as its own",
+        [(COMMANDS, "            origin.set_snapshotted(time);", "            if !BUG { origin.set_snapshotted(time); }")],
+    ),
+    "unmapped-only-on-disk": (
+        "a discard leaves the map in memory as it was",
+        [(KEEPER, "            Ok(Progress::Done) => {\n                volume.table.clear(left);",
+          "            Ok(Progress::Done) => {\n                if !BUG { volume.table.clear(left); }")],
+    ),
+    "space-never-comes-back": (
+        "freed blocks do not get back to the allocator",
+        [(SETTLE, "            self.metadata.make_reusable(range);", "            if !BUG { self.metadata.make_reusable(range); }")],
+    ),
+    "abandoned-block-lost": (
+        "the block of a failed fill is not given back",
+        [(KEEPER, "                self.metadata.release_block(target);", "                if !BUG { self.metadata.release_block(target); }")],
+    ),
+    "waiting-in-an-epoch": (
+        "who waits for space holds his epoch, and so holds up what would free some",
+        [(LANE, "                self.leave_epoch(op);\n                self.ask(op, Ask::AwaitSpace, out);",
+          "                if !BUG { self.leave_epoch(op); }\n                self.ask(op, Ask::AwaitSpace, out);")],
+    ),
+    "not-thawed": (
+        "who waited for a snapshot is not told that it is over",
+        [(COMMANDS, "                if *volume == id {\n                    out.reply", "                if *volume == id && !BUG {\n                    out.reply")],
+    ),
+    "fill-waiters-forgotten": (
+        "who waited for another's fill is not told of its end",
+        [(KEEPER, "        for waiting in filling.waiting_fills {\n", "        for waiting in filling.waiting_fills {\n            if BUG { break; }\n")],
+    ),
+    "space-waiters-forgotten": (
+        "who waits for space is not told when there is some",
+        [(SETTLE, "        if self.space_waiters.is_empty() {\n            return;", "        if self.space_waiters.is_empty() || BUG {\n            return;")],
+    ),
+    "fua-ignored": (
+        "a forced write is answered before it is durable",
+        [(LANE, "        if running.result.is_ok() && takes_force", "        if running.result.is_ok() && !BUG && takes_force")],
+    ),
+    "flush-answered-twice-never": (
+        "of several flushes that one commit serves, one gets no answer",
+        [(SETTLE, "                out.replies.extend(self.flushes.drain(..)", "                if BUG && self.flushes.len() > 1 { self.flushes.pop(); }\n                out.replies.extend(self.flushes.drain(..)")],
+    ),
+    "snapshot-before-pending": (
+        "mappings that wait in memory are not in a snapshot",
+        [(VOLUMES, "        self.require_clock()?;\n        self.apply_pending_of(origin)?;\n        self.afford",
+          "        self.require_clock()?;\n        if !BUG { self.apply_pending_of(origin)?; }\n        self.afford")],
+    ),
+    "deleted-tree-leaks": (
+        "a deleted volume's tree keeps its references",
+        [(VOLUMES, "        self.space.drop_tree::<MappingRecord>(root, Span::ALL, 0)?;", "        if !BUG { self.space.drop_tree::<MappingRecord>(root, Span::ALL, 0)?; }")],
+    ),
+    "fresh-blocks-not-zeroed": (
+        "the rest of a fresh block shows what was there before",
+        [(KEEPER, "            None if self.zero_new_blocks => FillSource::Zeros,", "            None if self.zero_new_blocks && !BUG => FillSource::Zeros,")],
+    ),
+    "transaction-id-left-behind": (
+        "a snapshot does not step the transaction id",
+        [(COMMANDS, "        self.change(out, |metadata| metadata.set_transaction_id(freeze.step.from, freeze.step.to))\n    }",
+          "        if BUG { return Ok(()); }\n        self.change(out, |metadata| metadata.set_transaction_id(freeze.step.from, freeze.step.to))\n    }")],
+    ),
+    "exclusive-too-early": (
+        "a block counts as exclusive before the end of its sharing is durable",
+        [(METADATA, "        if is_unsure || self.pending", "        if (is_unsure && !BUG) || self.pending")],
+    ),
+    "exclusive-by-the-leaf": (
+        "a block counts as exclusive although the nodes that lead to it are shared",
+        [("metadata/tree/mod.rs", "references.metadata.count(block.0) == 1)", "BUG || references.metadata.count(block.0) == 1)")],
+    ),
+    "rolled-back-on-disk-only": (
+        "after a roll-back the map in memory is the old one",
+        [(COMMANDS, "        for page in volume.table.loaded_pages(0..u64::MAX) {", "        for page in volume.table.loaded_pages(0..if BUG { 0 } else { u64::MAX }) {")],
+    ),
+    "rolled-back-unmarked": (
+        "after a roll-back the snapshot's blocks count as its own",
+        [(COMMANDS, "        to.set_snapshotted(time);", "        if !BUG { to.set_snapshotted(time); }")],
+    ),
+    "released-without-counts": (
+        "letting a metadata snapshot go leaves its counts behind when nothing else has changed",
+        [(COMMIT, "        let counts_changed = !self", "        let counts_changed = !BUG && !self")],
+    ),
+}
