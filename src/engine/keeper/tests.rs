@@ -296,3 +296,14 @@ fn a_metadata_snapshot_is_held_and_let_go() {
     assert_eq!(keeper.status().held_root, None);
     assert_eq!(run(&mut keeper, Command::ReleaseMetadata).unwrap_err().kind(), ErrorKind::NotFound);
 }
+
+#[test]
+fn a_volume_with_the_last_block_of_all_mapped_is_not_made_smaller() {
+    let mut metadata = formatted(4);
+    metadata.create_volume(id(0)).unwrap();
+    let target = metadata.reserve_block().unwrap();
+    metadata.map(id(0), VirtualBlock(u64::MAX), target);
+    let mut keeper = keeper(4, metadata);
+    let refused = run(&mut keeper, Command::Resize { volume: id(0), size_bytes: 1 << 20 });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::WrongState);
+}
