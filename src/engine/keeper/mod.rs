@@ -17,7 +17,7 @@ mod settle;
 
 use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo};
 use super::epochs::{Epoch, Epochs};
-use super::map_table::page_of;
+use super::map_table::{Lookup, page_of};
 use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
@@ -328,6 +328,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         };
         // Somebody else may have done the work between the lane's look at the map and now.
         if current.is_some_and(|mapping| !volume.is_shared(mapping)) {
+            return out.reply(from, Reply::Again);
+        }
+        // The map in memory may know better than the metadata, see below; and then somebody may be writing in place.
+        if matches!(volume.table.get(block), Lookup::Mapped(mapping) if !volume.is_shared(mapping)) {
             return out.reply(from, Reply::Again);
         }
         if let Some(mapping) = current {

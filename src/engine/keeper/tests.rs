@@ -1,6 +1,5 @@
 //! The keeper alone, with a test in place of the lanes.
 
-use super::super::map_table::Lookup;
 use super::*;
 use crate::disk::MemoryDisk;
 use crate::engine::{LaneId, OpId};
@@ -295,6 +294,33 @@ fn a_metadata_snapshot_is_held_and_let_go() {
     run(&mut keeper, Command::ReleaseMetadata).unwrap();
     assert_eq!(keeper.status().held_root, None);
     assert_eq!(run(&mut keeper, Command::ReleaseMetadata).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Volume 0 with blocks 0 and 1, both shared with its snapshot, volume 1; and where block 0 is.
+fn pool_with_shared_blocks() -> (Tested, DataBlock) {
+    let mut keeper = pool(16);
+    let targets = [0, 1].map(|block| {
+        let target = fill(&mut keeper, block, block);
+        ask(&mut keeper, block, Ask::Publish(id(0), VirtualBlock(block), target));
+        ask(&mut keeper, block, Ask::Load(id(0), VirtualBlock(block)));
+        target
+    });
+    let step = next_step(&keeper);
+    run(&mut keeper, Command::Snapshot { pairs: vec![(id(0), id(1))], step }).unwrap();
+    (keeper, targets[0])
+}
+
+#[test]
+fn a_block_that_is_somebody_s_alone_is_not_copied_while_it_is_overwritten() {
+    let (mut keeper, _) = pool_with_shared_blocks();
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    run(&mut keeper, Command::Commit).unwrap();
+    let wanted = Ask::Fill(id(0), VirtualBlock(0));
+    assert_eq!(ask(&mut keeper, 1, wanted.clone()), [(asker(1), Reply::Again)]);
+    // The first one writes in place now. The second looked at the map before that, and asks after another block has lost a
+    // holder: a copy of what is being written would replace it.
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 1..2));
+    assert_eq!(ask(&mut keeper, 3, wanted), [(asker(3), Reply::Again)]);
 }
 
 #[test]
