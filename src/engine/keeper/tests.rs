@@ -1,5 +1,6 @@
 //! The keeper alone, with a test in place of the lanes.
 
+use super::super::epochs::Presence;
 use super::*;
 use crate::disk::MemoryDisk;
 use crate::engine::{LaneId, OpId};
@@ -321,6 +322,26 @@ fn a_block_that_is_somebody_s_alone_is_not_copied_while_it_is_overwritten() {
     // holder: a copy of what is being written would replace it.
     ask(&mut keeper, 2, Ask::Unmap(id(1), 1..2));
     assert_eq!(ask(&mut keeper, 3, wanted), [(asker(3), Reply::Again)]);
+}
+
+#[test]
+fn a_block_is_not_overwritten_under_who_began_to_read_it_for_another_volume() {
+    let (mut keeper, target) = pool_with_shared_blocks();
+    // It has looked at the map of the snapshot, and its read of the block is under way.
+    let mut reader = Presence::new(LaneId(0), keeper.epochs());
+    let epoch = reader.enter();
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    run(&mut keeper, Command::Commit).unwrap();
+    let wanted = Ask::Fill(id(0), VirtualBlock(0));
+    match ask(&mut keeper, 1, wanted.clone())[..] {
+        [(_, Reply::Fill { target: copy, source: FillSource::Block(block) })] => {
+            assert_eq!(block, target);
+            ask(&mut keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), copy));
+        }
+        ref other => panic!("the reader would see what is written to the other volume: {other:?}"),
+    }
+    reader.leave(epoch);
+    assert_eq!(ask(&mut keeper, 1, wanted), [(asker(1), Reply::Again)]);
 }
 
 #[test]
