@@ -261,8 +261,7 @@ impl<D: Disk> Metadata<D> {
     /// the transaction may have taken holders away that the last commit still has.
     pub fn is_exclusive(&mut self, volume: VolumeId, block: VirtualBlock) -> Result<bool> {
         self.require_sound()?;
-        let References { metadata, data } = &self.space.references;
-        let is_unsure = metadata.has_lost_holders() || data.has_lost_holders() || data.shared() > 0;
+        let is_unsure = self.has_lost_holders() || self.space.references.data.shared() > 0;
         if is_unsure || self.pending.get(volume, block).is_some() {
             return Ok(false);
         }
@@ -275,6 +274,13 @@ impl<D: Disk> Metadata<D> {
         let data_block = record.mapping().block;
         space::require_data_block(data_block, self.data.total(), root.root())?;
         Ok(self.data.count(&mut self.space, data_block)? == 1)
+    }
+
+    /// Whether any block has lost a holder in this transaction, as far as mappings do not wait in memory. Perhaps: also a
+    /// metadata block's loss counts.
+    pub fn has_lost_holders(&self) -> bool {
+        let References { metadata, data } = &self.space.references;
+        metadata.has_lost_holders() || data.has_lost_holders()
     }
 
     /// Calls `visit` for every mapping with a virtual block in `range`, in ascending order.

@@ -19,6 +19,8 @@ pub type Stamp = u64;
 struct SectorHistory {
     /// When it was acknowledged, and the values it may be. The first entry is durable; the last is now.
     acknowledged: Vec<(u64, BTreeSet<Stamp>)>,
+    /// What it was before, and when it was replaced: for reads that began before that.
+    past: Vec<(u64, BTreeSet<Stamp>)>,
     /// Writes in flight: when they began, and what they write.
     in_flight: Vec<(u64, Stamp)>,
     /// What was written since a write was last in flight alone, or none: any of these may have come last.
@@ -73,6 +75,7 @@ impl ModelVolume {
     fn holding(values: impl Iterator<Item = BTreeSet<Stamp>>, at: u64) -> Self {
         let sector = |values| SectorHistory {
             acknowledged: vec![(at, values)],
+            past: Vec::new(),
             in_flight: Vec::new(),
             rivals: BTreeSet::new(),
         };
@@ -87,6 +90,21 @@ impl ModelVolume {
 impl SectorHistory {
     fn now(&self) -> &BTreeSet<Stamp> {
         &self.acknowledged.last().expect("a sector always has a value").1
+    }
+
+    /// The first `count` of what was acknowledged will not come up again, but for reads under way.
+    fn make_past(&mut self, count: usize) {
+        let replaced: Vec<u64> = self.acknowledged[1..=count].iter().map(|(at, _)| *at).collect();
+        let gone = self.acknowledged.drain(..count).zip(replaced);
+        self.past.extend(gone.map(|((_, values), replaced)| (replaced, values)));
+    }
+
+    /// What a read that began at `begun` and ends now may see.
+    fn since(&self, begun: u64) -> BTreeSet<Stamp> {
+        let past = self.past.iter().filter(|(replaced, _)| *replaced > begun).map(|(_, values)| values);
+        let later = self.acknowledged.iter().map(|(_, values)| values);
+        let in_flight = self.in_flight.iter().map(|(_, stamp)| stamp);
+        past.chain(later).flatten().chain(in_flight).chain(&self.rivals).copied().collect()
     }
 
     fn after_power_cut(&self) -> BTreeSet<Stamp> {
@@ -191,7 +209,7 @@ impl Model {
         for volume in self.volumes.values_mut() {
             for sector in &mut volume.sectors {
                 let newest = sector.acknowledged.iter().rposition(|(at, _)| *at <= covers).unwrap_or(0);
-                sector.acknowledged.drain(..newest);
+                sector.make_past(newest);
             }
         }
     }
@@ -199,7 +217,14 @@ impl Model {
     /// A forced write to `range` has just ended well: what it wrote, or what came after it, is durable.
     pub fn force(&mut self, id: VolumeId, range: Range<u64>) {
         for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range) {
-            sector.acknowledged.drain(..sector.acknowledged.len() - 1);
+            sector.make_past(sector.acknowledged.len() - 1);
+        }
+    }
+
+    /// No read is under way that began before `clock`.
+    pub fn forget_before(&mut self, clock: u64) {
+        for sector in self.volumes.values_mut().flat_map(|volume| &mut volume.sectors) {
+            sector.past.retain(|(replaced, _)| *replaced > clock);
         }
     }
 
@@ -225,7 +250,15 @@ impl Model {
         for (at, (sector, stamp)) in volume.slice_mut(range).iter_mut().zip(stamps).enumerate() {
             let (changed, _) = sector.acknowledged.last().expect("a sector always has a value");
             if !sector.in_flight.is_empty() || *changed > begun {
-                continue; // it was being written at the same time: several are right
+                // It was being written at the same time: several are right, but not what was never there.
+                let allowed = sector.since(begun);
+                if !allowed.contains(stamp) && *stamp != Stamp::MAX {
+                    let at = first + at as u64;
+                    return Err(format!(
+                        "volume {id} sector {at}: read {stamp}, might be one of {allowed:?}"
+                    ));
+                }
+                continue;
             }
             if !sector.now().contains(stamp) {
                 let at = first + at as u64;
@@ -319,7 +352,8 @@ impl Model {
             if !sector.in_flight.is_empty() {
                 sector.rivals.extend(&values);
             }
-            sector.acknowledged = vec![(self.clock, values)];
+            sector.acknowledged.push((self.clock, values));
+            sector.make_past(sector.acknowledged.len() - 1);
         }
         volume.taken = Some((taking.moment, taking.sectors));
     }

@@ -230,6 +230,10 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         self.now += 1;
+        if self.now.is_multiple_of(256) {
+            let begun = self.in_flight.values().map(|request| request.begun).min();
+            self.model.forget_before(begun.unwrap_or(u64::MAX));
+        }
         match self.chance.below(20) {
             0..=2 if self.in_flight.len() < 12 => self.begin_request(),
             3 if self.chance.one_in(4) => self.begin_command(),

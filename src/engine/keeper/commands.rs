@@ -269,7 +269,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             let mapped = self
                 .metadata
                 .highest_mapped(id)?
-                .map_or(0, |block| (block.0 + 1).saturating_mul(block_bytes));
+                .map_or(0, |block| block.0.saturating_add(1).saturating_mul(block_bytes));
             if mapped > size_bytes.next_multiple_of(block_bytes) {
                 let what =
                     format!("volume {id} has data up to byte {mapped}, past its new end at {size_bytes}");

@@ -8,6 +8,8 @@
 //!   mappings durable.
 //! - Blocks that a commit freed are given back in three steps: every lane has passed the epoch of that commit, the data
 //!   disk was told (discard), the allocator gets them.
+//! - A block that was shared is overwritten in place only when its other holders are gone durably, and every lane that may
+//!   be reading it for one of them has passed.
 //! - A snapshot is taken when its origin is frozen and every change that began before has finished. The origin thaws
 //!   when the snapshot is durable.
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (fail stop).
@@ -17,7 +19,7 @@ mod settle;
 
 use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo, WhenFull};
 use super::epochs::{Epoch, Epochs};
-use super::map_table::page_of;
+use super::map_table::{Lookup, page_of};
 use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
@@ -186,6 +188,9 @@ pub struct Keeper<M: Disk, D: Disk> {
 
     /// What commits freed, and the epoch that lanes must have passed.
     limbo: VecDeque<(Epoch, Vec<Range<u64>>)>,
+    /// The last commit by which blocks lost holders: until all lanes have passed this epoch, one may still be reading a
+    /// block for a volume that has it no more.
+    holders_lost: Option<Epoch>,
     /// Out of everybody's reach; the data disk has not been told yet.
     discards: VecDeque<Range<u64>>,
 
@@ -250,6 +255,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             hopeless_ticks: 0,
             out_of_data_space: false,
             limbo: VecDeque::new(),
+            holders_lost: None,
             discards: VecDeque::new(),
             unreadable: 0,
             failed: None,
@@ -350,7 +356,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if current.is_some_and(|mapping| !volume.is_shared(mapping)) {
             return out.reply(from, Reply::Again);
         }
-        if let Some(mapping) = current {
+        // The map in memory may know better than the metadata, see below; and then somebody may be writing in place.
+        if matches!(volume.table.get(block), Lookup::Mapped(mapping) if !volume.is_shared(mapping)) {
+            return out.reply(from, Reply::Again);
+        }
+        self.holders_lost = self.holders_lost.filter(|epoch| !self.epochs.all_past(*epoch));
+        if let Some(mapping) = current
+            && self.holders_lost.is_none()
+        {
             match self.metadata.is_exclusive(id, block) {
                 // Whoever shared it is gone. The disk keeps the old time, which is right for everybody: it says "perhaps".
                 Ok(true) => {

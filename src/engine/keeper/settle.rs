@@ -69,11 +69,20 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let flushed = flush_data(&self.data)
             .map_err(|error| Error::io(format_args!("{}: flushing the data disk", self.data.name()), &error));
         let freed = flushed.and_then(|data_first| {
-            if self.metadata.is_dirty() { self.metadata.commit(data_first) } else { Ok(Vec::new()) }
+            if !self.metadata.is_dirty() {
+                return Ok((Vec::new(), false));
+            }
+            // What waits may replace shared blocks.
+            self.metadata.apply_pending()?;
+            let lost_holders = self.metadata.has_lost_holders();
+            Ok((self.metadata.commit(data_first)?, lost_holders))
         });
         match freed {
-            Ok(freed) => {
+            Ok((freed, lost_holders)) => {
                 self.starved = false;
+                if lost_holders {
+                    self.holders_lost = Some(self.epochs.retire());
+                }
                 if !freed.is_empty() {
                     self.limbo.push_back((self.epochs.retire(), freed));
                 }

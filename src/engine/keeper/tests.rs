@@ -1,6 +1,6 @@
 //! The keeper alone, with a test in place of the lanes.
 
-use super::super::map_table::Lookup;
+use super::super::epochs::Presence;
 use super::*;
 use crate::disk::MemoryDisk;
 use crate::engine::{LaneId, OpId};
@@ -324,4 +324,62 @@ fn a_full_pool_queues_for_as_long_as_it_is_told() {
     fill(&mut keeper, 5, 5);
     // And those who wait when it is to queue no more are told.
     assert_eq!(waits(&mut keeper, 6), []);
+}
+
+/// Volume 0 with blocks 0 and 1, both shared with its snapshot, volume 1; and where block 0 is.
+fn pool_with_shared_blocks() -> (Tested, DataBlock) {
+    let mut keeper = pool(16);
+    let targets = [0, 1].map(|block| {
+        let target = fill(&mut keeper, block, block);
+        ask(&mut keeper, block, Ask::Publish(id(0), VirtualBlock(block), target));
+        ask(&mut keeper, block, Ask::Load(id(0), VirtualBlock(block)));
+        target
+    });
+    let step = next_step(&keeper);
+    run(&mut keeper, Command::Snapshot { pairs: vec![(id(0), id(1))], step }).unwrap();
+    (keeper, targets[0])
+}
+
+#[test]
+fn a_block_that_is_somebody_s_alone_is_not_copied_while_it_is_overwritten() {
+    let (mut keeper, _) = pool_with_shared_blocks();
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    run(&mut keeper, Command::Commit).unwrap();
+    let wanted = Ask::Fill(id(0), VirtualBlock(0));
+    assert_eq!(ask(&mut keeper, 1, wanted.clone()), [(asker(1), Reply::Again)]);
+    // The first one writes in place now. The second looked at the map before that, and asks after another block has lost a
+    // holder: a copy of what is being written would replace it.
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 1..2));
+    assert_eq!(ask(&mut keeper, 3, wanted), [(asker(3), Reply::Again)]);
+}
+
+#[test]
+fn a_block_is_not_overwritten_under_who_began_to_read_it_for_another_volume() {
+    let (mut keeper, target) = pool_with_shared_blocks();
+    // It has looked at the map of the snapshot, and its read of the block is under way.
+    let mut reader = Presence::new(LaneId(0), keeper.epochs());
+    let epoch = reader.enter();
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    run(&mut keeper, Command::Commit).unwrap();
+    let wanted = Ask::Fill(id(0), VirtualBlock(0));
+    match ask(&mut keeper, 1, wanted.clone())[..] {
+        [(_, Reply::Fill { target: copy, source: FillSource::Block(block) })] => {
+            assert_eq!(block, target);
+            ask(&mut keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), copy));
+        }
+        ref other => panic!("the reader would see what is written to the other volume: {other:?}"),
+    }
+    reader.leave(epoch);
+    assert_eq!(ask(&mut keeper, 1, wanted), [(asker(1), Reply::Again)]);
+}
+
+#[test]
+fn a_volume_with_the_last_block_of_all_mapped_is_not_made_smaller() {
+    let mut metadata = formatted(4);
+    metadata.create_volume(id(0)).unwrap();
+    let target = metadata.reserve_block().unwrap();
+    metadata.map(id(0), VirtualBlock(u64::MAX), target);
+    let mut keeper = keeper(4, metadata);
+    let refused = run(&mut keeper, Command::Resize { volume: id(0), size_bytes: 1 << 20 });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::WrongState);
 }
