@@ -13,9 +13,13 @@
 
 pub mod cli;
 mod counts;
+mod dump;
+mod forest;
 mod open;
 mod report;
+mod source;
 mod space_map;
+mod stream;
 mod touches;
 mod volumes;
 mod walk;
