@@ -11,12 +11,14 @@
 //!
 //! Left to others: repair, dump, and what the numbers mean to a running pool.
 
+mod build;
 pub mod cli;
 mod counts;
 mod dump;
 mod forest;
 mod open;
 mod report;
+mod restore;
 mod source;
 mod space_map;
 mod stream;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses the part it needs")]
 
+pub mod expanded;
 #[path = "../oracle/mod.rs"]
 pub mod oracle;
 

@@ -7,6 +7,7 @@
 
 mod check;
 mod dump;
+mod restore;
 
 use super::open;
 use crate::disk::{FileDisk, OpenMode};
@@ -48,6 +49,9 @@ enum Command {
     /// Write the mappings as XML, for people, or as JSON lines.
     #[command(visible_alias = "thin_dump")]
     Dump(dump::Arguments),
+    /// Make metadata of a dump's XML.
+    #[command(visible_alias = "thin_restore")]
+    Restore(restore::Arguments),
 }
 
 /// Where words go, and whose words they are.
@@ -108,6 +112,7 @@ impl Command {
         match self {
             Command::Check(arguments) => check::run(arguments, terminal),
             Command::Dump(arguments) => dump::run(arguments, terminal),
+            Command::Restore(arguments) => restore::run(arguments, terminal),
         }
     }
 }
@@ -160,6 +165,20 @@ fn require_metadata(path: &Path) -> Result<()> {
         return Err(open::looks_like(&beginning).map_or(error.clone(), |words| error.hint(words)));
     }
     Ok(())
+}
+
+/// Opens what is to be overwritten with metadata. It must be there: how large it should be is for its owner to say.
+fn open_output(path: &Path) -> Result<FileDisk> {
+    let opened = FileDisk::open(path, OpenMode::ReadWrite).and_then(FileDisk::through_page_cache);
+    opened.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            let shown = path.display();
+            Error::new(ErrorKind::NotFound, format!("{shown}: no such file")).hint(format!(
+                "make it first, as large as the metadata may grow: truncate --size 64M {shown}"
+            ))
+        }
+        _ => error,
+    })
 }
 
 /// Refuses an output that is the input.
