@@ -258,3 +258,35 @@ impl Sink for Builder<'_> {
         }
     }
 }
+
+/// Writes both space maps of a pool anew, from references counted, and the superblock that names them. Everything else
+/// stays as it is, and so does the pool until the superblock is written.
+pub(super) fn replace_space_maps(
+    disk: &dyn Disk,
+    superblock: &mut Superblock,
+    references: &References,
+) -> Result<()> {
+    let blocks = superblock.metadata_space_map.total_blocks.get();
+    let (kept, in_use) = (references.metadata_without_maps.clone(), references.metadata.clone());
+    let mut output = Output::beside(disk, blocks, kept, in_use);
+    let data_blocks = superblock.data_space_map.total_blocks.get();
+    superblock.data_space_map = space::write_data_map(&mut output, &references.data, data_blocks)?;
+    superblock.metadata_space_map = space::write_metadata_map(&mut output)?;
+    output.finish(superblock)
+}
+
+/// What a check counted.
+pub(super) struct References {
+    pub(super) data: Counts,
+    /// All references to metadata blocks.
+    pub(super) metadata: Counts,
+    /// Those that do not come from the space maps.
+    pub(super) metadata_without_maps: Counts,
+}
+
+/// Writes the superblock alone.
+pub(super) fn replace_superblock(disk: &dyn Disk, superblock: &Superblock) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io(format_args!("{}: writing", disk.name()), &error);
+    disk.write_at(0, &superblock.encode(MetaBlock::SUPERBLOCK).0).map_err(failed)?;
+    disk.flush().map_err(failed)
+}

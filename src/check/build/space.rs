@@ -22,10 +22,10 @@ pub(super) fn write_data_map(output: &mut Output<'_>, counts: &Counts, blocks: u
     let mut allocated = 0;
     for index in 0..bitmaps_for(blocks) {
         let (block, taken) = bitmap_of(counts, index);
-        let entry = index_entry(output.next(), &block);
-        entries.push((index, entry));
+        let number = output.allocate()?;
+        entries.push((index, index_entry(number, &block)));
         allocated += taken;
-        let number = output.write(block, BlockKind::Bitmap)?;
+        output.put(number, block, BlockKind::Bitmap)?;
         output.reference(number);
     }
     let bitmap_root = write_tree(output, &entries)?;
@@ -39,23 +39,22 @@ pub(super) fn write_metadata_map(output: &mut Output<'_>) -> Result<SpaceMapRoot
     // None of the map's own blocks has a large count.
     let counts = output.counts.clone();
     let large_counts_root = write_large_counts(output, &counts)?;
-    let (first, blocks) = (output.next(), output.blocks());
-    let bitmaps = bitmaps_for(blocks);
-    output.require_room(bitmaps + 1)?;
-    for number in first.0..=first.0 + bitmaps {
-        output.reference(MetaBlock(number));
-    }
+    let blocks = output.blocks();
+    let numbers = (0..bitmaps_for(blocks)).map(|_| output.allocate()).collect::<Result<Vec<_>>>()?;
+    let index_number = output.allocate()?;
+    numbers.iter().chain([&index_number]).for_each(|number| output.reference(*number));
+    let counts = output.counts.clone();
     let mut index_block = Block::ZERO;
     let mut allocated = 0;
-    let counts = output.counts.clone();
-    for (index, entry) in (0..bitmaps).zip(&mut MetadataIndex::of_mut(&mut index_block).entries) {
+    let entries = &mut MetadataIndex::of_mut(&mut index_block).entries;
+    for ((index, number), entry) in (0..).zip(numbers).zip(entries) {
         let (block, taken) = bitmap_of(&counts, index);
-        *entry = index_entry(output.next(), &block);
+        *entry = index_entry(number, &block);
         allocated += taken;
-        output.write(block, BlockKind::Bitmap)?;
+        output.put(number, block, BlockKind::Bitmap)?;
     }
-    let bitmap_root = output.write(index_block, BlockKind::Index)?;
-    Ok(root_of(blocks, allocated, bitmap_root, large_counts_root))
+    output.put(index_number, index_block, BlockKind::Index)?;
+    Ok(root_of(blocks, allocated, index_number, large_counts_root))
 }
 
 fn root_of(

@@ -1,9 +1,11 @@
 //! `uthin-fsck check`, alias `thin_check`: words, JSON and exit status of a check.
 
-use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, open_metadata, to_json};
+use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, open_metadata, require_metadata, to_json};
 use crate::check::report::{Report, Severity, Verdict};
-use crate::check::{CheckOptions, check};
+use crate::check::{CheckOptions, MendOptions, Mended, Scope, check, check_and_mend};
+use crate::disk::{FileDisk, OpenMode};
 use crate::error::Result;
+use crate::units::MetaBlock;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,30 +24,88 @@ pub(super) struct Arguments {
     /// Print nothing but errors; the exit status tells.
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
+    /// Only the superblock.
+    #[arg(long, conflicts_with_all = ["skip_mappings", "auto_repair"])]
+    super_block_only: bool,
+    /// The volumes without their mappings, and no counts.
+    #[arg(long, conflicts_with = "auto_repair")]
+    skip_mappings: bool,
+    /// Leaks do not change the exit status.
+    #[arg(long, conflicts_with = "auto_repair")]
+    ignore_non_fatal_errors: bool,
+    /// Mend leaks and wrong counts in place, when everything else is sound.
+    #[arg(long)]
+    auto_repair: bool,
+    /// When nothing is damaged, take away the flag by which the pool asks for a check.
+    #[arg(long)]
+    clear_needs_check_flag: bool,
+    /// The volumes of the metadata snapshot instead of the live ones.
+    #[arg(short, long, conflicts_with_all = ["auto_repair", "clear_needs_check_flag"])]
+    metadata_snap: bool,
+    /// The tree of volumes is in this block.
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "metadata_snap"])]
+    override_mapping_root: Option<u64>,
+    /// The details are in this block.
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "metadata_snap"])]
+    override_details_root: Option<u64>,
+}
+
+impl Arguments {
+    fn options(&self) -> CheckOptions {
+        let scope = match (self.super_block_only, self.skip_mappings) {
+            (true, _) => Scope::Superblock,
+            (false, true) => Scope::Volumes,
+            (false, false) => Scope::Everything,
+        };
+        CheckOptions {
+            scope,
+            metadata_snapshot: self.metadata_snap,
+            mapping_root: self.override_mapping_root.map(MetaBlock),
+            details_root: self.override_details_root.map(MetaBlock),
+            ..CheckOptions::default()
+        }
+    }
+
+    fn look(&self) -> Result<(Report, Mended)> {
+        let mend = MendOptions { space_maps: self.auto_repair, needs_check: self.clear_needs_check_flag };
+        if mend == MendOptions::default() {
+            return Ok((check(&open_metadata(&self.metadata)?, &self.options())?, Mended::default()));
+        }
+        require_metadata(&self.metadata)?;
+        let disk = FileDisk::open(&self.metadata, OpenMode::ReadWrite)?.through_page_cache()?;
+        check_and_mend(&disk, &self.options(), mend)
+    }
 }
 
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
-    let report = match check_file(&arguments.metadata) {
-        Ok(report) => report,
+    let (report, mended) = match arguments.look() {
+        Ok(looked) => looked,
         Err(error) => return terminal.failed(&error, arguments.json),
     };
     if arguments.json {
         terminal.say(&report_json(&arguments.metadata, &report));
     } else if !arguments.quiet {
         terminal.say(&report_text(&arguments.metadata, &report));
+        terminal.say(mended_text(mended));
     }
+    // Leaks are safe, and no machine should fail to boot over one.
+    let forgives_leaks = terminal.is_compatible || arguments.ignore_non_fatal_errors;
     match report.verdict {
         Verdict::Clean => CLEAN,
-        // Leaks are safe, and no machine should fail to boot over one.
-        Verdict::Leaks if terminal.is_compatible => CLEAN,
+        Verdict::Leaks if forgives_leaks => CLEAN,
         Verdict::Leaks => LEAKS,
         Verdict::Damage if terminal.is_compatible => FAILED,
         Verdict::Damage => DAMAGE,
     }
 }
 
-fn check_file(path: &Path) -> Result<Report> {
-    check(&open_metadata(path)?, &CheckOptions::default())
+fn mended_text(mended: Mended) -> &'static str {
+    match (mended.space_maps, mended.needs_check) {
+        (false, false) => "",
+        (true, false) => "mended: the space maps were made anew\n",
+        (false, true) => "mended: needs_check was taken away\n",
+        (true, true) => "mended: the space maps were made anew, needs_check was taken away\n",
+    }
 }
 
 fn report_json(path: &Path, report: &Report) -> String {
