@@ -19,6 +19,7 @@ mod counts;
 mod dump;
 mod forest;
 mod open;
+mod repair;
 mod report;
 mod restore;
 mod source;

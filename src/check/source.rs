@@ -59,6 +59,24 @@ impl<'a> Source<'a> {
         Err(Error::corrupt(number, format_args!("past the end of the metadata, which has {blocks} blocks")))
     }
 
+    /// Reads the whole device in order; what cannot be read is left out.
+    pub(super) fn sweep(&self, each: &mut dyn FnMut(MetaBlock, &Block)) {
+        let mut buffer = Batch::new();
+        let device_blocks = self.device_blocks();
+        for begin in (0..device_blocks).step_by(BATCH_BLOCKS) {
+            let count = (device_blocks - begin).min(BATCH_BLOCKS as u64) as usize;
+            let blocks = &mut buffer.blocks[..count];
+            let is_read = self.disk.read_at(MetaBlock(begin).offset_bytes(), blocks.as_mut_bytes()).is_ok();
+            for (number, block) in (begin..).map(MetaBlock).zip(blocks.iter()) {
+                if is_read {
+                    each(number, block);
+                } else if let Ok(alone) = self.raw(number) {
+                    each(number, &alone);
+                }
+            }
+        }
+    }
+
     /// Reads up to [`BATCH_BLOCKS`] blocks of one kind and hands each to `each`, with its place in `numbers`. Blocks that
     /// follow each other on the disk are read at once. What `each` answers ends the batch.
     pub(super) fn batch(

@@ -1,8 +1,10 @@
 //! `uthin-fsck dump`, alias `thin_dump`.
 
+use super::restore::OverrideArguments;
 use super::{CLEAN, Terminal, open_metadata};
 use crate::check::dump::{HumanSink, JsonSink, Selection, State, XmlSink, dump, plan, superblock_of};
-use crate::check::forest::Refuse;
+use crate::check::forest::{Collect, Refuse};
+use crate::check::repair::{SaneSink, salvage};
 use crate::check::source::Source;
 use crate::check::stream::Sink;
 use crate::error::{Error, Result};
@@ -45,9 +47,14 @@ pub(super) struct Arguments {
     /// The volumes without their mappings.
     #[arg(long)]
     skip_mappings: bool,
+    /// What can still be read of damaged metadata.
+    #[arg(short, long, conflicts_with = "metadata_snap")]
+    repair: bool,
     /// Say nothing but errors.
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    overrides: OverrideArguments,
 }
 
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
@@ -73,8 +80,16 @@ fn write_dump(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> 
         volumes: arguments.dev_id.iter().copied().collect(),
         skip_mappings: arguments.skip_mappings,
     };
+    if arguments.repair {
+        let plan = salvage(source, &arguments.overrides.overrides(), None, false)?.plan;
+        return with_output(arguments.output.as_deref(), &arguments.metadata, terminal, |out| {
+            let mut sink = sink_of(arguments.format, out);
+            dump(source, &plan, &selection, &mut Collect::default(), &mut SaneSink::new(&mut *sink))
+        });
+    }
     let superblock = superblock_of(source, state_of(arguments.metadata_snap))?;
-    let plan = plan(source, &superblock)?;
+    let mut plan = plan(source, &superblock)?;
+    arguments.overrides.overrides().apply(&mut plan.pool)?;
     with_output(arguments.output.as_deref(), &arguments.metadata, terminal, |out| {
         let mut sink = sink_of(arguments.format, out);
         dump(source, &plan, &selection, &mut Refuse, &mut *sink)

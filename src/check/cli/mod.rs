@@ -7,6 +7,7 @@
 
 mod check;
 mod dump;
+mod repair;
 mod restore;
 
 use super::open;
@@ -49,6 +50,9 @@ enum Command {
     /// Write the mappings as XML, for people, or as JSON lines.
     #[command(visible_alias = "thin_dump")]
     Dump(dump::Arguments),
+    /// Save what can still be read of damaged metadata to another file or device.
+    #[command(visible_alias = "thin_repair")]
+    Repair(repair::Arguments),
     /// Make metadata of a dump's XML.
     #[command(visible_alias = "thin_restore")]
     Restore(restore::Arguments),
@@ -112,6 +116,7 @@ impl Command {
         match self {
             Command::Check(arguments) => check::run(arguments, terminal),
             Command::Dump(arguments) => dump::run(arguments, terminal),
+            Command::Repair(arguments) => repair::run(arguments, terminal),
             Command::Restore(arguments) => restore::run(arguments, terminal),
         }
     }
