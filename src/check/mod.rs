@@ -25,6 +25,7 @@ mod restore;
 mod source;
 mod space_map;
 mod stream;
+mod tools;
 mod touches;
 mod volumes;
 mod walk;

@@ -6,9 +6,13 @@
 //! in 0 with a warning: they are safe, and no machine should fail to boot over one.
 
 mod check;
+mod delta;
 mod dump;
+mod list;
 mod repair;
 mod restore;
+mod rmap;
+mod size;
 
 use super::open;
 use crate::disk::{FileDisk, OpenMode};
@@ -56,6 +60,18 @@ enum Command {
     /// Make metadata of a dump's XML.
     #[command(visible_alias = "thin_restore")]
     Restore(restore::Arguments),
+    /// What two volumes have in common and what not.
+    #[command(visible_alias = "thin_delta")]
+    Delta(delta::Arguments),
+    /// The volumes, and what each takes, alone and together with others.
+    #[command(visible_alias = "thin_ls")]
+    Ls(list::Arguments),
+    /// Which volumes have data in a region of the data device.
+    #[command(visible_alias = "thin_rmap")]
+    Rmap(rmap::Arguments),
+    /// How large the metadata of a pool should be.
+    #[command(name = "metadata_size", visible_alias = "thin_metadata_size")]
+    MetadataSize(size::Arguments),
 }
 
 /// Where words go, and whose words they are.
@@ -118,6 +134,10 @@ impl Command {
             Command::Dump(arguments) => dump::run(arguments, terminal),
             Command::Repair(arguments) => repair::run(arguments, terminal),
             Command::Restore(arguments) => restore::run(arguments, terminal),
+            Command::Delta(arguments) => delta::run(arguments, terminal),
+            Command::Ls(arguments) => list::run(arguments, terminal),
+            Command::Rmap(arguments) => rmap::run(arguments, terminal),
+            Command::MetadataSize(arguments) => size::run(arguments, terminal),
         }
     }
 }

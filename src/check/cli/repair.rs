@@ -169,9 +169,10 @@ fn text(salvage: &Salvage, built: Option<&Built>) -> String {
         &mut text,
         format_args!("taken: volumes from block {}, details from {details}", salvage.root.mapping),
     );
-    for assumption in &salvage.assumptions {
+    for assumption in salvage.assumptions.iter().take(SHOWN) {
         line(&mut text, format_args!("assumed: {assumption}"));
     }
+    more(&mut text, salvage.assumptions.len(), "assumptions");
     for loss in salvage.losses.iter().take(SHOWN) {
         line(&mut text, loss_line(loss, u64::from(salvage.plan.pool.data_block_sectors) * 512));
     }

@@ -20,7 +20,7 @@ impl<'a> Text<'a> {
 
     /// Adds words and numbers by turns: `numbers[i]` follows `words[i]`, the last of the words ends it.
     #[inline]
-    pub(super) fn line<const N: usize>(&mut self, words: &[&str], numbers: [u64; N]) -> Result<()> {
+    pub(in crate::check) fn line<const N: usize>(&mut self, words: &[&str], numbers: [u64; N]) -> Result<()> {
         debug_assert_eq!(words.len(), N + 1);
         for (word, number) in words.iter().zip(numbers) {
             self.buffer.extend_from_slice(word.as_bytes());
@@ -30,7 +30,7 @@ impl<'a> Text<'a> {
         if self.buffer.len() >= BUFFER_BYTES { self.flush() } else { Ok(()) }
     }
 
-    pub(super) fn words(&mut self, words: &str) -> Result<()> {
+    pub(in crate::check) fn words(&mut self, words: &str) -> Result<()> {
         self.line(&[words], [])
     }
 

@@ -8,7 +8,7 @@ use crate::checksum::BlockKind;
 use crate::format::{
     Block, DetailsRecord, MappingRecord, Node, NodeHeader, NodeValue, RootRecord, Superblock,
 };
-use crate::units::{MetaBlock, VolumeId};
+use crate::units::{META_BLOCKS_LIMIT, MetaBlock, VolumeId};
 use std::collections::HashMap;
 
 /// No sound tree is deeper.
@@ -70,13 +70,12 @@ pub(super) struct Census {
 }
 
 impl Census {
-    /// Looks at every block. Mappings to data blocks from `data_blocks` on are not counted.
+    /// Looks at every block of what may be a part of the device only. Mappings to data blocks from `data_blocks` on are not counted.
     pub(super) fn take(source: Source<'_>, data_blocks: u64) -> Self {
         let mut census = Census { nodes: HashMap::new(), sorts: HashMap::new(), superblocks: Vec::new() };
-        let device_blocks = source.device_blocks();
         source.sweep(&mut |number, block| {
             if block.verify(number, BlockKind::Node).is_ok() {
-                if let Some(seen) = seen_of(block, device_blocks, data_blocks) {
+                if let Some(seen) = seen_of(block, data_blocks) {
                     census.nodes.insert(number, seen);
                 }
             } else if number != MetaBlock::SUPERBLOCK
@@ -161,9 +160,9 @@ impl Census {
     }
 }
 
-fn seen_of(block: &Block, device_blocks: u64, data_blocks: u64) -> Option<Seen> {
+fn seen_of(block: &Block, data_blocks: u64) -> Option<Seen> {
     match NodeHeader::decode(block).value_size.get() as usize {
-        8 => eight_byte_node(block, device_blocks, data_blocks),
+        8 => eight_byte_node(block, data_blocks),
         size if size == size_of::<DetailsRecord>() => {
             is_sound_leaf::<DetailsRecord>(block).then_some(Seen::DetailsLeaf)
         }
@@ -175,7 +174,7 @@ fn is_sound_leaf<V: NodeValue>(block: &Block) -> bool {
     matches!(Node::<V>::parse(block), Ok(Node::Leaf(entries)) if entries.keys_ascend())
 }
 
-fn eight_byte_node(block: &Block, device_blocks: u64, data_blocks: u64) -> Option<Seen> {
+fn eight_byte_node(block: &Block, data_blocks: u64) -> Option<Seen> {
     let entries = match Node::<MappingRecord>::parse(block).ok()? {
         Node::Internal(entries) => {
             let is_sound = entries.keys_ascend() && !entries.is_empty();
@@ -196,7 +195,7 @@ fn eight_byte_node(block: &Block, device_blocks: u64, data_blocks: u64) -> Optio
         }
     }
     let could_be_root = |(key, record): (u64, MappingRecord)| {
-        VolumeId::new(key).is_some() && (1..device_blocks).contains(&record.0.get())
+        VolumeId::new(key).is_some() && (1..META_BLOCKS_LIMIT).contains(&record.0.get())
     };
     let roots = entries
         .iter()

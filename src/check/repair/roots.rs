@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
                     None => {
                         let error = Error::corrupt(
                             leaf.number,
-                            "no leaf with keys in the range that its parent has for it",
+                            "no sound leaf of mappings with the keys that its parent has for it",
                         );
                         damage.found.push((leaf, error));
                     }
