@@ -19,6 +19,7 @@ mod counts;
 mod dump;
 mod forest;
 mod open;
+mod pack;
 mod repair;
 mod report;
 mod restore;

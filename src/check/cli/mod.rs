@@ -9,10 +9,13 @@ mod check;
 mod delta;
 mod dump;
 mod list;
+mod look;
+mod pack;
 mod repair;
 mod restore;
 mod rmap;
 mod size;
+mod trim;
 
 use super::open;
 use crate::disk::{FileDisk, OpenMode};
@@ -72,6 +75,21 @@ enum Command {
     /// How large the metadata of a pool should be.
     #[command(name = "metadata_size", visible_alias = "thin_metadata_size")]
     MetadataSize(size::Arguments),
+    /// Pack metadata into a small file.
+    #[command(visible_alias = "thin_metadata_pack")]
+    Pack(pack::Arguments),
+    /// Make metadata of a packed file.
+    #[command(visible_alias = "thin_metadata_unpack")]
+    Unpack(pack::Arguments),
+    /// Give free data blocks back to the data device, of a pool that is not in use.
+    #[command(visible_alias = "thin_trim")]
+    Trim(trim::Arguments),
+    /// What a metadata block is, and who points at it.
+    Explain(look::ExplainArguments),
+    /// A picture of the data device by volume, sharing and age.
+    Map(look::MapArguments),
+    /// Damage metadata, for tests.
+    Damage(look::DamageArguments),
 }
 
 /// Where words go, and whose words they are.
@@ -138,6 +156,12 @@ impl Command {
             Command::Ls(arguments) => list::run(arguments, terminal),
             Command::Rmap(arguments) => rmap::run(arguments, terminal),
             Command::MetadataSize(arguments) => size::run(arguments, terminal),
+            Command::Pack(arguments) => pack::run_pack(arguments, terminal),
+            Command::Unpack(arguments) => pack::run_unpack(arguments, terminal),
+            Command::Trim(arguments) => trim::run(arguments, terminal),
+            Command::Explain(arguments) => look::run_explain(arguments, terminal),
+            Command::Map(arguments) => look::run_map(arguments, terminal),
+            Command::Damage(arguments) => look::run_damage(arguments, terminal),
         }
     }
 }
