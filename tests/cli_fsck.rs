@@ -241,3 +241,87 @@ fn a_reader_that_goes_away_changes_nothing() {
     drop(child.stdout.take());
     assert_eq!(child.wait().expect("it ends").code(), Some(3));
 }
+
+/// Where the index entry of the first bitmap of metadata is, and the first data bitmap, read from the image.
+fn first_data_bitmap(bytes: &[u8]) -> usize {
+    let number = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("eight bytes")) as usize;
+    let index_root = number(64 + 16) * 4096;
+    // A leaf with 16-byte values: they begin behind 168 keys.
+    number(index_root + 32 + 168 * 8)
+}
+
+#[test]
+fn auto_repair_gives_leaked_blocks_back_and_leaves_everything_else() {
+    let folder = folder();
+    for name in ["19-leaked", "14-crashed"] {
+        let path = unpack(&folder, name);
+        let before = oracle::thin_dump(&path);
+        assert_eq!(run(&["check", "-q"], &path).0, 3);
+        let (status, text, errors) = run(&["check", "--auto-repair"], &path);
+        assert_eq!(status, 0, "{text}{errors}");
+        assert!(text.contains("mended: the space maps were made anew"), "{text}");
+        oracle::assert_clean(&path);
+        assert_eq!(oracle::thin_dump(&path), before);
+        let kept = fs::read(&path).expect("it is there");
+        let (status, text, _) = run(&["check", "--auto-repair"], &path);
+        assert_eq!((status, text.contains("mended")), (0, false));
+        assert!(fs::read(&path).expect("it is there") == kept, "nothing to mend, nothing written");
+    }
+}
+
+#[test]
+fn auto_repair_mends_damaged_space_maps_but_never_damaged_mappings() {
+    let folder = folder();
+    let path = unpack(&folder, "05-chain50");
+    let good = fs::read(&path).expect("it is there");
+    let mut bytes = good.clone();
+    bytes[first_data_bitmap(&good) * 4096 + 500] ^= 1;
+    fs::write(&path, &bytes).expect("written");
+    assert_eq!(run(&["check", "-q"], &path).0, 4);
+    assert_eq!(run(&["check", "-q", "--auto-repair"], &path).0, 0);
+    oracle::assert_clean(&path);
+
+    let path = unpack(&folder, "04-snap-diverged");
+    let mut bytes = fs::read(&path).expect("it is there");
+    bytes[372 * 4096 + 100] ^= 1;
+    fs::write(&path, &bytes).expect("written");
+    assert_eq!(run(&["check", "-q", "--auto-repair", "--clear-needs-check-flag"], &path).0, 4);
+    assert!(fs::read(&path).expect("it is there") == bytes, "damage is for repair, to another device");
+}
+
+#[test]
+fn needs_check_is_taken_away_from_what_is_sound() {
+    let folder = folder();
+    let path = unpack(&folder, "10-needs-check");
+    let (status, text, _) = run(&["thin_check", "--clear-needs-check-flag"], &path);
+    assert_eq!(status, 0);
+    assert!(text.contains("needs_check was taken away"), "{text}");
+    assert!(!oracle::thin_dump(&path).contains("flags="));
+    oracle::assert_clean(&path);
+}
+
+#[test]
+fn parts_of_a_check_look_at_parts() {
+    let folder = folder();
+    let path = unpack(&folder, "09-held-root");
+    for options in [&["--super-block-only"][..], &["--skip-mappings"], &["-m"], &["-m", "--skip-mappings"]] {
+        assert_eq!(run(&[&["check", "-q"], options].concat(), &path).0, 0, "{options:?}");
+    }
+    let without = unpack(&folder, "19-leaked");
+    assert_eq!(run(&["check", "-q", "--ignore-non-fatal-errors"], &without).0, 0);
+    let (status, _, errors) = run(&["check", "-m"], &without);
+    assert_eq!((status, errors.contains("no current metadata snap")), (1, true));
+    // A leaf of mappings: read in full only.
+    let mut bytes = fs::read(&path).expect("it is there");
+    let (_, text, _) = run(&["check", "--override-mapping-root", "3", "--json"], &path);
+    assert!(text.contains("\"verdict\": \"damage\""), "{text}");
+    let root = u64::from_le_bytes(*bytes[320..].first_chunk().expect("eight bytes")) as usize;
+    let tree = u64::from_le_bytes(*bytes[root * 4096 + 2048..].first_chunk().expect("eight bytes")) as usize;
+    bytes[tree * 4096 + 3000] ^= 1;
+    fs::write(&path, &bytes).expect("written");
+    assert_eq!(run(&["check", "-q"], &path).0, 4);
+    assert_eq!(run(&["check", "-q", "--skip-mappings"], &path).0, 0);
+    bytes[4000] ^= 1;
+    fs::write(&path, &bytes).expect("written");
+    assert_eq!(run(&["check", "-q", "--super-block-only"], &path).0, 4);
+}

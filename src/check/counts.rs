@@ -12,6 +12,7 @@ pub(super) const PAGE_ENTRIES: u64 = 16_320;
 const IN_TABLE: u8 = u8::MAX;
 
 /// Reference counts of the blocks `0..length`.
+#[derive(Clone)]
 pub(super) struct Counts {
     length: u64,
     pages: Vec<Option<Box<[u8]>>>,
@@ -43,6 +44,40 @@ impl Counts {
             }
         }
         true
+    }
+
+    /// One reference less to a block that has one.
+    pub(super) fn subtract(&mut self, block: u64) {
+        let (page, offset) = place_of(block);
+        let page = self.pages[page].as_mut().expect("the block has a reference");
+        if page[offset] == IN_TABLE {
+            let count = self.large.get_mut(&block).expect("the byte says so");
+            *count -= 1;
+            if *count < u64::from(IN_TABLE) {
+                page[offset] = *count as u8;
+                self.large.remove(&block);
+            }
+        } else {
+            page[offset] -= 1;
+        }
+    }
+
+    /// Pages of [`PAGE_ENTRIES`] blocks.
+    pub(super) fn pages(&self) -> u64 {
+        self.pages.len() as u64
+    }
+
+    /// Hands every block of a page that has references to `each`, by its place in the page, with its count.
+    pub(super) fn each_in_page(&self, index: u64, each: &mut dyn FnMut(usize, u64)) {
+        let Some(Some(page)) = usize::try_from(index).ok().and_then(|index| self.pages.get(index)) else {
+            return;
+        };
+        for (entry, count) in page.iter().enumerate().filter(|(_, count)| **count != 0) {
+            match *count {
+                IN_TABLE => each(entry, self.get(index * PAGE_ENTRIES + entry as u64)),
+                count => each(entry, u64::from(count)),
+            }
+        }
     }
 
     /// The references counted so far; 0 for what does not exist.
@@ -83,5 +118,12 @@ mod tests {
         assert_eq!(counts.get(7), 255);
         assert!(counts.add(7));
         assert_eq!((counts.get(7), counts.get(u64::MAX)), (256, 0));
+        counts.subtract(7);
+        counts.subtract(7);
+        assert_eq!(counts.get(7), 254);
+        let mut found = Vec::new();
+        counts.each_in_page(0, &mut |entry, count| found.push((entry, count)));
+        counts.each_in_page(1, &mut |entry, count| found.push((entry, count)));
+        assert_eq!(found, [(7, 254), (0, 1000)]);
     }
 }

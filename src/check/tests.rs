@@ -1,6 +1,7 @@
 //! The checker against metadata that the kernel wrote, as it is and with one thing changed at a time.
 
 mod changes;
+mod fuzz;
 mod garbage;
 
 use super::*;
@@ -208,9 +209,9 @@ fn findings_past_the_limit_are_counted() {
     }
     let disk = MemoryDisk::from_bytes(image.bytes());
     let all = check(&disk, &CheckOptions::default()).unwrap();
-    let few = check(&disk, &CheckOptions { findings_limit: 5 }).unwrap();
+    let few = check(&disk, &CheckOptions { findings_limit: 5, ..CheckOptions::default() }).unwrap();
     assert_eq!(few.findings[..], all.findings[..5]);
     assert_eq!(few.findings_omitted, all.findings.len() as u64 - 5);
-    let none = check(&disk, &CheckOptions { findings_limit: 0 }).unwrap();
+    let none = check(&disk, &CheckOptions { findings_limit: 0, ..CheckOptions::default() }).unwrap();
     assert_eq!(none.verdict, Verdict::Damage);
 }

@@ -13,9 +13,16 @@ pub(super) struct Volumes {
     pub(super) roots: Vec<(VolumeId, MetaBlock)>,
 }
 
-/// Walks everything below a superblock's two volume trees; `held` where it is the metadata snapshot's.
-pub(super) fn check_volumes(walk: &mut Walk<'_>, superblock: &Superblock, held: bool) -> Volumes {
+/// Walks everything below a superblock's two volume trees; `held` where it is the metadata snapshot's. Without
+/// `with_mappings` the volumes' own trees are left alone.
+pub(super) fn check_volumes(
+    walk: &mut Walk<'_>,
+    superblock: &Superblock,
+    held: bool,
+    with_mappings: bool,
+) -> Volumes {
     let (upper, details) = (Place::Volumes(held), Place::Details(held));
+    walk.skip_mappings = !with_mappings;
     walk.tree::<RootRecord>(superblock.mapping_root, upper);
     walk.tree::<DetailsRecord>(superblock.details_root, details);
     let roots: BTreeMap<u64, MetaBlock> = walk

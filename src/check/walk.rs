@@ -137,6 +137,8 @@ pub(super) struct Walk<'a> {
     pub(super) data_counts: Counts,
     /// Something could not be read, so there may be more references than were counted.
     pub(super) is_incomplete: bool,
+    /// Whether the volumes' own trees are left alone.
+    pub(super) skip_mappings: bool,
     data_blocks: u64,
     now: SnapTime,
     nodes: HashMap<MetaBlock, Visited>,
@@ -160,6 +162,7 @@ impl<'a> Walk<'a> {
             metadata_counts: Counts::new(device_blocks),
             data_counts: Counts::new(counted_data_blocks),
             is_incomplete: false,
+            skip_mappings: false,
             data_blocks,
             now: superblock.time,
             nodes: HashMap::new(),
@@ -450,7 +453,9 @@ impl LeafValue for RootRecord {
                 let message = format_args!("volume number {volume} is above {}", VolumeId::MAX);
                 walk.damage(number, place, message);
             }
-            walk.tree::<MappingRecord>(root.root(), Place::Mappings { volume, held });
+            if !walk.skip_mappings {
+                walk.tree::<MappingRecord>(root.root(), Place::Mappings { volume, held });
+            }
         }
     }
 }

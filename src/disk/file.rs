@@ -111,6 +111,18 @@ impl FileDisk {
         Ok(FileDisk { file, path: path.to_owned(), size_bytes, is_device, is_direct })
     }
 
+    /// Reads and writes a file through the page cache from here on, as suits many small reads in no order. A device stays
+    /// as it is: its cache may hold what a pool has long since overwritten beside it.
+    pub fn through_page_cache(mut self) -> Result<Self> {
+        if self.is_direct && !self.is_device {
+            set_direct(&self.file, false).map_err(|error| {
+                Error::io(format_args!("{}: opening", self.path.display()), &error.into())
+            })?;
+            self.is_direct = false;
+        }
+        Ok(self)
+    }
+
     /// The open file, for a ring.
     pub fn file(&self) -> &File {
         &self.file

@@ -1,0 +1,181 @@
+//! `uthin-fsck check`, alias `thin_check`: words, JSON and exit status of a check.
+
+use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, open_metadata, require_metadata, to_json};
+use crate::check::report::{Report, Severity, Verdict};
+use crate::check::{CheckOptions, MendOptions, Mended, Scope, check, check_and_mend};
+use crate::disk::{FileDisk, OpenMode};
+use crate::error::Result;
+use crate::units::MetaBlock;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Touched parts of volumes that are listed for one finding on a terminal; all are in the JSON.
+const TOUCHED_SHOWN: usize = 4;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The metadata: a file or block device.
+    #[arg(value_name = "FILE")]
+    metadata: PathBuf,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors; the exit status tells.
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
+    /// Only the superblock.
+    #[arg(long, conflicts_with_all = ["skip_mappings", "auto_repair"])]
+    super_block_only: bool,
+    /// The volumes without their mappings, and no counts.
+    #[arg(long, conflicts_with = "auto_repair")]
+    skip_mappings: bool,
+    /// Leaks do not change the exit status.
+    #[arg(long, conflicts_with = "auto_repair")]
+    ignore_non_fatal_errors: bool,
+    /// Mend leaks and wrong counts in place, when everything else is sound.
+    #[arg(long)]
+    auto_repair: bool,
+    /// When nothing is damaged, take away the flag by which the pool asks for a check.
+    #[arg(long)]
+    clear_needs_check_flag: bool,
+    /// The volumes of the metadata snapshot instead of the live ones.
+    #[arg(short, long, conflicts_with_all = ["auto_repair", "clear_needs_check_flag"])]
+    metadata_snap: bool,
+    /// The tree of volumes is in this block.
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "metadata_snap"])]
+    override_mapping_root: Option<u64>,
+    /// The details are in this block.
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "metadata_snap"])]
+    override_details_root: Option<u64>,
+}
+
+impl Arguments {
+    fn options(&self) -> CheckOptions {
+        let scope = match (self.super_block_only, self.skip_mappings) {
+            (true, _) => Scope::Superblock,
+            (false, true) => Scope::Volumes,
+            (false, false) => Scope::Everything,
+        };
+        CheckOptions {
+            scope,
+            metadata_snapshot: self.metadata_snap,
+            mapping_root: self.override_mapping_root.map(MetaBlock),
+            details_root: self.override_details_root.map(MetaBlock),
+            ..CheckOptions::default()
+        }
+    }
+
+    fn look(&self) -> Result<(Report, Mended)> {
+        let mend = MendOptions { space_maps: self.auto_repair, needs_check: self.clear_needs_check_flag };
+        if mend == MendOptions::default() {
+            return Ok((check(&open_metadata(&self.metadata)?, &self.options())?, Mended::default()));
+        }
+        require_metadata(&self.metadata)?;
+        let disk = FileDisk::open(&self.metadata, OpenMode::ReadWrite)?.through_page_cache()?;
+        check_and_mend(&disk, &self.options(), mend)
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
+    let (report, mended) = match arguments.look() {
+        Ok(looked) => looked,
+        Err(error) => return terminal.failed(&error, arguments.json),
+    };
+    if arguments.json {
+        terminal.say(&report_json(&arguments.metadata, &report));
+    } else if !arguments.quiet {
+        terminal.say(&report_text(&arguments.metadata, &report));
+        terminal.say(mended_text(mended));
+    }
+    // Leaks are safe, and no machine should fail to boot over one.
+    let forgives_leaks = terminal.is_compatible || arguments.ignore_non_fatal_errors;
+    match report.verdict {
+        Verdict::Clean => CLEAN,
+        Verdict::Leaks if forgives_leaks => CLEAN,
+        Verdict::Leaks => LEAKS,
+        Verdict::Damage if terminal.is_compatible => FAILED,
+        Verdict::Damage => DAMAGE,
+    }
+}
+
+fn mended_text(mended: Mended) -> &'static str {
+    match (mended.space_maps, mended.needs_check) {
+        (false, false) => "",
+        (true, false) => "mended: the space maps were made anew\n",
+        (false, true) => "mended: needs_check was taken away\n",
+        (true, true) => "mended: the space maps were made anew, needs_check was taken away\n",
+    }
+}
+
+fn report_json(path: &Path, report: &Report) -> String {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        schema: &'a str,
+        file: String,
+        #[serde(flatten)]
+        report: &'a Report,
+    }
+    to_json(&Shown { schema: "uthin/v1", file: path.display().to_string(), report })
+}
+
+fn report_text(path: &Path, report: &Report) -> String {
+    let mut text = String::new();
+    let summary = &report.superblock;
+    let mapped: u64 = report.volumes.iter().fold(0, |sum, volume| sum.saturating_add(volume.mapped_blocks));
+    let kib = summary.block_size_bytes / 1024;
+    let lines = [
+        ("file", path.display().to_string()),
+        ("pool", format!("transaction {}, time {}", summary.transaction_id, summary.time)),
+        ("volumes", format!("{}, with {mapped} mappings", report.volumes.len())),
+        ("data", format!("{} of {} blocks of {kib} KiB", report.data.allocated, report.data.blocks)),
+        ("metadata", format!("{} of {} blocks of 4 KiB", report.metadata.allocated, report.metadata.blocks)),
+    ];
+    for (title, value) in lines {
+        text += &format!("{title:<10}{value}\n");
+    }
+    for finding in &report.findings {
+        write!(text, "\n{finding}\n").expect("a string takes everything");
+        for touched in finding.touches.iter().take(TOUCHED_SHOWN) {
+            text += &format!("  touches volume {}, ", touched.volume);
+            text += &match touched.end {
+                Some(end) => format!("bytes {} to {}\n", bytes(touched.begin, kib), bytes(end, kib)),
+                None => format!("from byte {} on\n", bytes(touched.begin, kib)),
+            };
+        }
+        let more = finding.touches.len().saturating_sub(TOUCHED_SHOWN);
+        if more > 0 {
+            text += &format!("  and {more} more places; --json lists them\n");
+        }
+    }
+    if report.findings_omitted > 0 {
+        text += &format!("\nand {} findings more\n", report.findings_omitted);
+    }
+    text += "\n";
+    text += &verdict_text(report);
+    text
+}
+
+/// Where a virtual block begins. Numbers from a damaged device may be anything.
+fn bytes(block: u64, kib: u64) -> u128 {
+    u128::from(block) * u128::from(kib) * 1024
+}
+
+fn verdict_text(report: &Report) -> String {
+    let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
+    let leaked = report.data.over_counted;
+    match report.verdict {
+        Verdict::Clean if report.superblock.needs_check => {
+            "clean, though it asks for a check: thin_check --clear-needs-check-flag takes the flag away\n"
+                .to_owned()
+        }
+        Verdict::Clean => "clean\n".to_owned(),
+        Verdict::Leaks => {
+            format!("leaks only: safe to use, {leaked} data blocks take space that nothing needs\n")
+        }
+        Verdict::Damage => {
+            let places = count(Severity::Damage) as u64 + report.findings_omitted;
+            format!("DAMAGED in {places} places; do not write to it, and keep a copy before anything else\n")
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The command line of `uthin-fsck`, also under the names that scripts for thin-provisioning-tools use.
+//!
+//! Every command has its name here and that of the tool it stands in for: as an alias (`uthin-fsck thin_dump …`), and as
+//! the name by which the program is called. `uthin-fsck check FILE` exits 0 when clean, 3 for leaks only, 4 for damage, 1
+//! when nothing could be said, 2 for wrong usage; under a tool's name the status is that tool's: 0 or 1. There leaks end
+//! in 0 with a warning: they are safe, and no machine should fail to boot over one.
+
+mod check;
+mod delta;
+mod dump;
+mod list;
+mod look;
+mod pack;
+mod repair;
+mod restore;
+mod rmap;
+mod size;
+mod trim;
+
+use super::open;
+use crate::disk::{FileDisk, OpenMode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::META_BLOCK_BYTES;
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::ExitCode;
+
+const CLEAN: u8 = 0;
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const LEAKS: u8 = 3;
+const DAMAGE: u8 = 4;
+
+/// Beginning of the names that scripts for thin-provisioning-tools use.
+const TOOL_PREFIX: &[u8] = b"thin_";
+/// What a tool's `--version` answers: LVM reads a number from the beginning and asks no less of it.
+const TOOL_VERSION: &str = concat!("1.1.0 (uthin ", env!("CARGO_PKG_VERSION"), ")\n");
+
+/// Checks, dumps and mends dm-thin metadata.
+#[derive(Parser)]
+#[command(name = "uthin-fsck", version, arg_required_else_help = true)]
+struct Fsck {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check metadata; nothing is written. Exit status: 0 clean, 3 leaks only, 4 damage, 1 failed, 2 usage; as
+    /// thin_check 0 good, or leaks only; 1 anything else.
+    #[command(visible_alias = "thin_check")]
+    Check(check::Arguments),
+    /// Write the mappings as XML, for people, or as JSON lines.
+    #[command(visible_alias = "thin_dump")]
+    Dump(dump::Arguments),
+    /// Save what can still be read of damaged metadata to another file or device.
+    #[command(visible_alias = "thin_repair")]
+    Repair(repair::Arguments),
+    /// Make metadata of a dump's XML.
+    #[command(visible_alias = "thin_restore")]
+    Restore(restore::Arguments),
+    /// What two volumes have in common and what not.
+    #[command(visible_alias = "thin_delta")]
+    Delta(delta::Arguments),
+    /// The volumes, and what each takes, alone and together with others.
+    #[command(visible_alias = "thin_ls")]
+    Ls(list::Arguments),
+    /// Which volumes have data in a region of the data device.
+    #[command(visible_alias = "thin_rmap")]
+    Rmap(rmap::Arguments),
+    /// How large the metadata of a pool should be.
+    #[command(name = "metadata_size", visible_alias = "thin_metadata_size")]
+    MetadataSize(size::Arguments),
+    /// Pack metadata into a small file.
+    #[command(visible_alias = "thin_metadata_pack")]
+    Pack(pack::Arguments),
+    /// Make metadata of a packed file.
+    #[command(visible_alias = "thin_metadata_unpack")]
+    Unpack(pack::Arguments),
+    /// Give free data blocks back to the data device, of a pool that is not in use.
+    #[command(visible_alias = "thin_trim")]
+    Trim(trim::Arguments),
+    /// What a metadata block is, and who points at it.
+    Explain(look::ExplainArguments),
+    /// A picture of the data device by volume, sharing and age.
+    Map(look::MapArguments),
+    /// Damage metadata, for tests.
+    Damage(look::DamageArguments),
+}
+
+/// Where words go, and whose words they are.
+struct Terminal<'a> {
+    out: &'a mut dyn Write,
+    errors: &'a mut dyn Write,
+    /// The name in front of an error.
+    name: String,
+    /// Whether the exit status must be that of the tool of this name.
+    is_compatible: bool,
+}
+
+impl Terminal<'_> {
+    /// Prints. A reader that went away is no reason to change the verdict.
+    fn say(&mut self, text: &str) {
+        say(self.out, text);
+    }
+
+    /// Words beside the output.
+    fn remark(&mut self, text: &str) {
+        say(self.errors, text);
+    }
+
+    /// Tells of an error; answers the exit status for it.
+    fn failed(&mut self, error: &Error, as_json: bool) -> u8 {
+        let name = &self.name;
+        say(self.errors, &if as_json { error_json(error) } else { format!("{name}: {error}\n") });
+        FAILED
+    }
+}
+
+/// Parses the process's arguments, does what they say and answers the exit status.
+pub fn main() -> ExitCode {
+    ExitCode::from(run(std::env::args_os().collect(), &mut io::stdout().lock(), &mut io::stderr().lock()))
+}
+
+/// As [`main`], for given arguments (the program's name first) and outputs.
+pub fn run(mut arguments: Vec<OsString>, out: &mut dyn Write, errors: &mut dyn Write) -> u8 {
+    let called = arguments.first().and_then(|program| Path::new(program).file_name()).map(OsStr::to_owned);
+    if let Some(tool) = called.filter(|name| is_tool(name)) {
+        arguments.splice(0..1, ["uthin-fsck".into(), tool]);
+    }
+    let tool = arguments.get(1).filter(|word| is_tool(word)).map(|word| word.to_string_lossy().into_owned());
+    if tool.is_some() && matches!(arguments.get(2).and_then(|word| word.to_str()), Some("-V" | "--version")) {
+        say(out, TOOL_VERSION);
+        return CLEAN;
+    }
+    let is_compatible = tool.is_some();
+    let name = tool.unwrap_or_else(|| "uthin-fsck".to_owned());
+    match Fsck::try_parse_from(arguments) {
+        Ok(fsck) => fsck.command.run(&mut Terminal { out, errors, name, is_compatible }),
+        Err(error) => usage(&error, if is_compatible { FAILED } else { USAGE }, out, errors),
+    }
+}
+
+impl Command {
+    fn run(&self, terminal: &mut Terminal<'_>) -> u8 {
+        match self {
+            Command::Check(arguments) => check::run(arguments, terminal),
+            Command::Dump(arguments) => dump::run(arguments, terminal),
+            Command::Repair(arguments) => repair::run(arguments, terminal),
+            Command::Restore(arguments) => restore::run(arguments, terminal),
+            Command::Delta(arguments) => delta::run(arguments, terminal),
+            Command::Ls(arguments) => list::run(arguments, terminal),
+            Command::Rmap(arguments) => rmap::run(arguments, terminal),
+            Command::MetadataSize(arguments) => size::run(arguments, terminal),
+            Command::Pack(arguments) => pack::run_pack(arguments, terminal),
+            Command::Unpack(arguments) => pack::run_unpack(arguments, terminal),
+            Command::Trim(arguments) => trim::run(arguments, terminal),
+            Command::Explain(arguments) => look::run_explain(arguments, terminal),
+            Command::Map(arguments) => look::run_map(arguments, terminal),
+            Command::Damage(arguments) => look::run_damage(arguments, terminal),
+        }
+    }
+}
+
+fn is_tool(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(TOOL_PREFIX)
+}
+
+/// clap's words: help and version are no errors.
+fn usage(error: &clap::Error, status: u8, out: &mut dyn Write, errors: &mut dyn Write) -> u8 {
+    if error.use_stderr() {
+        say(errors, &error.to_string());
+        status
+    } else {
+        say(out, &error.to_string());
+        CLEAN
+    }
+}
+
+fn say(out: &mut dyn Write, text: &str) {
+    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Opens metadata for reading. What is no metadata for being no file, or too small, gets a hint at what it may be.
+fn open_metadata(path: &Path) -> Result<FileDisk> {
+    require_metadata(path)?;
+    FileDisk::open(path, OpenMode::ReadOnly)?.through_page_cache()
+}
+
+fn require_metadata(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let found = std::fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, format!("{shown}: no such file"))
+            .hint("give the metadata itself: the file POOL/metadata, or the metadata device"),
+        _ => Error::io(shown.to_string(), &error),
+    })?;
+    if found.is_dir() {
+        let error = Error::new(ErrorKind::Invalid, format!("{shown}: a directory, not metadata"));
+        let inside = path.join("metadata");
+        return Err(if inside.exists() {
+            error.hint(format!("for the pool in it, check {}", inside.display()))
+        } else {
+            error
+        });
+    }
+    if found.is_file() && found.len() < META_BLOCK_BYTES as u64 {
+        // Too small even to be read in blocks; a dump of an empty pool is.
+        let beginning = std::fs::read(path).map_err(|error| Error::io(shown.to_string(), &error))?;
+        let error = open::too_small(&shown.to_string(), found.len());
+        return Err(open::looks_like(&beginning).map_or(error.clone(), |words| error.hint(words)));
+    }
+    Ok(())
+}
+
+/// Opens what is to be overwritten with metadata. It must be there: how large it should be is for its owner to say.
+fn open_output(path: &Path) -> Result<FileDisk> {
+    let opened = FileDisk::open(path, OpenMode::ReadWrite).and_then(FileDisk::through_page_cache);
+    opened.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            let shown = path.display();
+            Error::new(ErrorKind::NotFound, format!("{shown}: no such file")).hint(format!(
+                "make it first, as large as the metadata may grow: truncate --size 64M {shown}"
+            ))
+        }
+        _ => error,
+    })
+}
+
+/// Refuses an output that is the input.
+fn require_different(input: &Path, output: &Path) -> Result<()> {
+    let identity =
+        |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino(), found.rdev()));
+    match (identity(input), identity(output)) {
+        (Ok(from), Ok(to)) if from == to || (from.2 != 0 && from.2 == to.2) => {
+            let message = format!("{} is the input as well: it would be destroyed", output.display());
+            Err(Error::new(ErrorKind::Invalid, message).hint("give another file or device as the output"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn error_json(error: &Error) -> String {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        error: &'a Error,
+    }
+    to_json(&Shown { error })
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("strings, numbers and lists can be JSON");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,92 @@
+//! `uthin-fsck restore`, alias `thin_restore`.
+
+use super::{CLEAN, Terminal, open_output, require_different};
+use crate::check::build::{Builder, Built, Overrides};
+use crate::check::restore::restore;
+use crate::error::{Error, ErrorKind, Result};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
+/// What is read of the XML at once.
+const INPUT_BYTES: usize = 1 << 18;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The XML.
+    #[arg(short, long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where the metadata goes: a device, or a file that is there already. All of it is overwritten.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    overrides: OverrideArguments,
+}
+
+/// What the input says that is replaced.
+#[derive(clap::Args)]
+pub(super) struct OverrideArguments {
+    /// The size of a data block in sectors.
+    #[arg(long, value_name = "SECTORS")]
+    data_block_size: Option<u64>,
+    /// The size of the data device in blocks.
+    #[arg(long, value_name = "NUM")]
+    nr_data_blocks: Option<u64>,
+    /// The user-space transaction id.
+    #[arg(long, value_name = "NUM")]
+    transaction_id: Option<u64>,
+}
+
+impl OverrideArguments {
+    pub(super) fn overrides(&self) -> Overrides {
+        Overrides {
+            transaction_id: self.transaction_id,
+            data_block_sectors: self.data_block_size,
+            data_blocks: self.nr_data_blocks,
+        }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
+    match build(arguments) {
+        Ok(built) => {
+            if !arguments.quiet {
+                terminal.remark(&remarks(&built));
+            }
+            CLEAN
+        }
+        Err(error) => terminal.failed(&error, false),
+    }
+}
+
+fn build(arguments: &Arguments) -> Result<Built> {
+    let shown = arguments.input.display();
+    let file = File::open(&arguments.input).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, format!("{shown}: no such file")),
+        _ => Error::io(format_args!("{shown}: opening"), &error),
+    })?;
+    require_different(&arguments.input, &arguments.output)?;
+    let output = open_output(&arguments.output)?;
+    let mut builder = Builder::new(&output, arguments.overrides.overrides());
+    let mut input = BufReader::with_capacity(INPUT_BYTES, file);
+    restore(&mut input, &mut builder).map_err(|error| match error.kind() {
+        ErrorKind::Invalid | ErrorKind::Unsupported => error.context(shown),
+        _ => error,
+    })?;
+    Ok(builder.into_built())
+}
+
+/// What is worth saying of a device that was built.
+pub(super) fn remarks(built: &Built) -> String {
+    let mut text = format!(
+        "{} volumes, {} mappings, {} metadata blocks\n",
+        built.volumes, built.mapped_blocks, built.metadata_blocks_used
+    );
+    for (volume, promised, found) in &built.miscounted {
+        text += &format!("volume {volume} has {found} mappings, where {promised} were promised\n");
+    }
+    text
+}

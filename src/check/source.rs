@@ -1,0 +1,127 @@
+//! Metadata blocks as tools read them: each verified as what it must be, neighbours on the disk in one read.
+//!
+//! A batch hands its blocks out in the order asked for, whatever order the disk was read in. Damage of one block is
+//! that block's own outcome; nothing is repeated and nothing remembered.
+
+use crate::checksum::BlockKind;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::format::{Block, Superblock};
+use crate::units::{META_BLOCK_BYTES, META_BLOCKS_LIMIT, MetaBlock};
+use zerocopy::IntoBytes;
+
+/// Blocks of one read: enough to make a disk stream, little enough to stay in a processor's cache.
+pub(super) const BATCH_BLOCKS: usize = 64;
+
+/// The metadata device, for reading.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    disk: &'a dyn Disk,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(disk: &'a dyn Disk) -> Self {
+        Source { disk }
+    }
+
+    /// Whole blocks that are on the disk and that the format could manage.
+    pub(super) fn device_blocks(&self) -> u64 {
+        (self.disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT)
+    }
+
+    /// The block's bytes, whatever they are.
+    pub(super) fn raw(&self, number: MetaBlock) -> Result<Box<Block>> {
+        let mut block = Box::new(Block::ZERO);
+        self.require_on_disk(number)?;
+        self.disk
+            .read_at(number.offset_bytes(), &mut block.0)
+            .map_err(|error| Error::io(format_args!("metadata block {number}: cannot be read"), &error))?;
+        Ok(block)
+    }
+
+    /// A block that must be a sound `kind`.
+    pub(super) fn block(&self, number: MetaBlock, kind: BlockKind) -> Result<Box<Block>> {
+        let block = self.raw(number)?;
+        block.verify(number, kind)?;
+        Ok(block)
+    }
+
+    /// The superblock, which must be sound, or its copy in a metadata snapshot.
+    pub(super) fn superblock(&self, number: MetaBlock) -> Result<Superblock> {
+        Superblock::read(&*self.raw(number)?, number)
+    }
+
+    fn require_on_disk(&self, number: MetaBlock) -> Result<()> {
+        let blocks = self.device_blocks();
+        if number.0 < blocks {
+            return Ok(());
+        }
+        Err(Error::corrupt(number, format_args!("past the end of the metadata, which has {blocks} blocks")))
+    }
+
+    /// Reads the whole device in order; what cannot be read is left out.
+    pub(super) fn sweep(&self, each: &mut dyn FnMut(MetaBlock, &Block)) {
+        let mut buffer = Batch::new();
+        let device_blocks = self.device_blocks();
+        for begin in (0..device_blocks).step_by(BATCH_BLOCKS) {
+            let count = (device_blocks - begin).min(BATCH_BLOCKS as u64) as usize;
+            let blocks = &mut buffer.blocks[..count];
+            let is_read = self.disk.read_at(MetaBlock(begin).offset_bytes(), blocks.as_mut_bytes()).is_ok();
+            for (number, block) in (begin..).map(MetaBlock).zip(blocks.iter()) {
+                if is_read {
+                    each(number, block);
+                } else if let Ok(alone) = self.raw(number) {
+                    each(number, &alone);
+                }
+            }
+        }
+    }
+
+    /// Reads up to [`BATCH_BLOCKS`] blocks of one kind and hands each to `each`, with its place in `numbers`. Blocks that
+    /// follow each other on the disk are read at once. What `each` answers ends the batch.
+    pub(super) fn batch(
+        &self,
+        numbers: &[MetaBlock],
+        kind: BlockKind,
+        buffer: &mut Batch,
+        each: &mut dyn FnMut(usize, Result<&Block>) -> Result<()>,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < numbers.len() {
+            let count = run_length(&numbers[done..]).min(BATCH_BLOCKS);
+            let run = &numbers[done..done + count];
+            let blocks = &mut buffer.blocks[..count];
+            let is_read = run[count - 1].0 < self.device_blocks()
+                && self.disk.read_at(run[0].offset_bytes(), blocks.as_mut_bytes()).is_ok();
+            for (index, number) in run.iter().enumerate() {
+                if is_read {
+                    let block = &buffer.blocks[index];
+                    each(done + index, block.verify(*number, kind).map(|()| block))?;
+                } else {
+                    // One bad sector must not take its neighbours along.
+                    let alone = self.block(*number, kind);
+                    each(done + index, alone.as_deref().map_err(Clone::clone))?;
+                }
+            }
+            done += count;
+        }
+        Ok(())
+    }
+}
+
+/// Room for the blocks of a batch.
+pub(super) struct Batch {
+    blocks: Box<[Block]>,
+}
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        Batch { blocks: vec![Block::ZERO; BATCH_BLOCKS].into_boxed_slice() }
+    }
+}
+
+/// How many of the numbers, from the first on, follow each other.
+fn run_length(numbers: &[MetaBlock]) -> usize {
+    let follows = numbers.windows(2).take_while(|pair| pair[0].0.checked_add(1) == Some(pair[1].0));
+    1 + follows.count()
+}
