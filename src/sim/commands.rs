@@ -1,5 +1,6 @@
 //! What the control plane of the world asks for.
 
+use super::habits::Errand;
 use super::world::{BLOCK_SECTORS, SECTOR, World};
 use crate::engine::{Command, IdStep, Outbox};
 use crate::metadata::Usage;
@@ -24,14 +25,14 @@ impl World {
         }
         let ids: Vec<VolumeId> = self.model.volumes().collect();
         let has_room = ids.len() < self.options.volumes;
-        let command = match self.chance.below(9) {
-            0 | 1 if has_room || ids.is_empty() => Some(self.create()),
-            2..=4 if has_room && !ids.is_empty() => Some(self.snapshot(&ids)),
-            5 if has_room && ids.len() > 1 => Some(self.roll_back(&ids)),
-            6 | 7 if ids.len() > 1 => self.delete(&ids),
-            8 if self.chance.one_in(3) => Some(self.grow()),
-            8 => Some(self.hold_or_release()),
-            _ => None,
+        let command = match self.habits.command(&mut self.chance) {
+            Errand::Create if has_room || ids.is_empty() => Some(self.create()),
+            Errand::Snapshot if has_room && !ids.is_empty() => Some(self.snapshot(&ids)),
+            Errand::RollBack if has_room && ids.len() > 1 => Some(self.roll_back(&ids)),
+            Errand::Delete if ids.len() > 1 => self.delete(&ids),
+            Errand::Grow => Some(self.grow()),
+            Errand::Hold => Some(self.hold_or_release()),
+            Errand::Create | Errand::Snapshot | Errand::RollBack | Errand::Delete => None,
         };
         if let Some(command) = command {
             let mut out = Outbox::default();

@@ -3,6 +3,7 @@
 use super::chance::Chance;
 use super::commands::UnderWay;
 use super::disk::SimDisk;
+use super::habits::{Habits, Wish};
 use super::model::{Model, Stamp};
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::Disk;
@@ -128,6 +129,7 @@ pub(super) struct InFlight {
 pub struct World {
     pub(super) options: WorldOptions,
     pub(super) chance: Chance,
+    pub(super) habits: Habits,
     metadata_disk: SimDisk,
     data_disk: SimDisk,
     pub(super) keeper: Keeper<SimDisk, SimDisk>,
@@ -156,8 +158,10 @@ impl World {
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
         let metadata = Metadata::format(metadata_disk.clone(), geometry)?;
         let keeper = Self::keeper(&options, metadata, data_disk.clone())?;
+        let mut chance = Chance::new(options.seed);
         let mut world = World {
-            chance: Chance::new(options.seed),
+            habits: Habits::of(options.seed, &mut chance),
+            chance,
             lanes: Vec::new(),
             keeper,
             metadata_disk,
@@ -521,11 +525,13 @@ impl World {
 
     fn random_range(&mut self) -> Range<u64> {
         let size = self.options.volume_blocks * BLOCK_SECTORS;
+        let favourite = self.habits.favourite_blocks.saturating_mul(BLOCK_SECTORS).min(size);
+        let within = if self.chance.one_in(4) { size } else { favourite };
         let begin = match self.chance.below(4) {
             0 => 0, // where many meet
-            1 => self.chance.below(size / BLOCK_SECTORS) * BLOCK_SECTORS,
-            2 => self.chance.below(size / 8) * 8,
-            _ => self.chance.below(size),
+            1 => self.chance.below(within / BLOCK_SECTORS) * BLOCK_SECTORS,
+            2 => self.chance.below(within / 8) * 8,
+            _ => self.chance.below(within),
         };
         let length = match self.chance.below(4) {
             0 => 1 + self.chance.below(8),
@@ -548,18 +554,18 @@ impl World {
         let range = self.random_range();
         let fua = self.chance.one_in(8);
         let may_unmap = self.chance.one_in(2);
-        let (kind, range) = match self.chance.below(16) {
-            0..=4 => (Kind::Read, range),
-            5..=10 => (Kind::Write { fua }, range),
-            11 => (Kind::WriteZeroes { fua, may_unmap }, range),
-            12 | 13 => (Kind::Discard, range),
-            _ => (Kind::Flush, 0..0),
+        let (kind, range) = match self.habits.request(&mut self.chance) {
+            Wish::Read => (Kind::Read, range),
+            Wish::Write => (Kind::Write { fua }, range),
+            Wish::Zero => (Kind::WriteZeroes { fua, may_unmap }, range),
+            Wish::Discard => (Kind::Discard, range),
+            Wish::Flush => (Kind::Flush, 0..0),
         };
         let overlaps = |other: &InFlight| {
             other.volume == volume && other.range.start < range.end && range.start < other.range.end
         };
         // Mostly apart, for then there is one right answer.
-        if self.in_flight.values().any(overlaps) && !self.chance.one_in(3) {
+        if self.in_flight.values().any(overlaps) && !self.chance.one_in(self.habits.overlaps_one_in) {
             return;
         }
         self.begin(volume, kind, range);

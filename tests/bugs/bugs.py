@@ -204,4 +204,12 @@ BUGS = {
         "letting a metadata snapshot go leaves its counts behind when nothing else has changed",
         [(COMMIT, "        let counts_changed = !self", "        let counts_changed = !BUG && !self")],
     ),
+    "overwritten-under-a-reader": (
+        "a block that was shared is overwritten while a read that began for another volume is under way",
+        [(KEEPER, "            && self.holders_lost.is_none()\n", "            && (BUG || self.holders_lost.is_none())\n")],
+    ),
+    "copied-while-overwritten": (
+        "a block that one write was told to overwrite in place is copied for another at the same time",
+        [(KEEPER, "        if matches!(volume.table.get(block), Lookup::Mapped(mapping) if", "        if !BUG && matches!(volume.table.get(block), Lookup::Mapped(mapping) if")],
+    ),
 }
