@@ -14,6 +14,8 @@ const METADATA_BLOCKS_LIMIT: u64 = 400;
 pub(super) struct UnderWay {
     /// The volumes that it makes, changes or deletes.
     pub volumes: Vec<VolumeId>,
+    /// Those that are frozen for it.
+    pub origins: Vec<VolumeId>,
     pub step: IdStep,
 }
 
@@ -41,10 +43,10 @@ impl World {
         }
     }
 
-    fn under_way(&mut self, volumes: Vec<VolumeId>) -> IdStep {
+    fn under_way(&mut self, volumes: Vec<VolumeId>, origins: Vec<VolumeId>) -> IdStep {
         let from = self.status().transaction_id;
         let step = IdStep { from, to: TransactionId(from.0 + 1) };
-        self.command = Some(UnderWay { volumes, step });
+        self.command = Some(UnderWay { volumes, origins, step });
         step
     }
 
@@ -61,7 +63,7 @@ impl World {
     fn create(&mut self) -> Command {
         let volume = self.fresh_ids(1)[0];
         let sectors = self.options.volume_blocks * BLOCK_SECTORS;
-        let step = self.under_way(vec![volume]);
+        let step = self.under_way(vec![volume], vec![]);
         self.model.create_begins(volume, sectors);
         Command::CreateVolume { volume, size_bytes: sectors * SECTOR, step }
     }
@@ -70,7 +72,10 @@ impl World {
     fn snapshot(&mut self, ids: &[VolumeId]) -> Command {
         let many = if self.chance.one_in(2) { 2 } else { 1 };
         let pairs: Vec<_> = self.fresh_ids(many).into_iter().map(|id| (self.one_of(ids), id)).collect();
-        let step = self.under_way(pairs.iter().map(|(_, snapshot)| *snapshot).collect());
+        let step = self.under_way(
+            pairs.iter().map(|(_, snapshot)| *snapshot).collect(),
+            pairs.iter().map(|(origin, _)| *origin).collect(),
+        );
         self.model.snapshots_begin(&pairs);
         self.outcome.snapshots += pairs.len() as u64;
         Command::Snapshot { pairs, step }
@@ -80,7 +85,7 @@ impl World {
         let volume = self.one_of(ids);
         let others: Vec<VolumeId> = ids.iter().copied().filter(|id| *id != volume).collect();
         let (to, keep) = (self.one_of(&others), self.fresh_ids(1)[0]);
-        let step = self.under_way(vec![keep, volume]);
+        let step = self.under_way(vec![keep, volume], vec![volume, to]);
         self.model.roll_back_begins(volume, to, keep);
         self.outcome.roll_backs += 1;
         Command::RollBack { volume, to, keep, step }
@@ -91,7 +96,7 @@ impl World {
         if self.in_flight.values().any(|request| request.volume == volume) {
             return None;
         }
-        let step = self.under_way(vec![volume]);
+        let step = self.under_way(vec![volume], vec![]);
         self.model.delete_begins(volume);
         self.outcome.deletions += 1;
         Some(Command::Delete { volume, step: Some(step) })
@@ -101,7 +106,7 @@ impl World {
     fn hold_or_release(&mut self) -> Command {
         let status = self.status();
         let from = status.transaction_id;
-        self.command = Some(UnderWay { volumes: vec![], step: IdStep { from, to: from } });
+        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
         match status.held_root {
             Some(_) => Command::ReleaseMetadata,
             None => Command::HoldMetadata,
@@ -111,7 +116,7 @@ impl World {
     fn grow(&mut self) -> Command {
         let Usage { data_total, metadata_total, .. } = self.status().usage;
         let from = self.status().transaction_id;
-        self.command = Some(UnderWay { volumes: vec![], step: IdStep { from, to: from } });
+        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
         let data_blocks = (data_total + self.chance.below(3)).min(DATA_BLOCKS_LIMIT.max(data_total));
         let metadata_blocks =
             (metadata_total + self.chance.below(20)).min(METADATA_BLOCKS_LIMIT.max(metadata_total));

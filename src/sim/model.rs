@@ -141,6 +141,11 @@ impl Model {
         self.volumes.keys().copied()
     }
 
+    /// Whether the volume is there for sure.
+    pub fn has(&self, id: VolumeId) -> bool {
+        self.volumes.contains_key(&id)
+    }
+
     /// Whether a volume of this number exists or is coming or going.
     pub fn knows(&self, id: VolumeId) -> bool {
         self.volumes.contains_key(&id)

@@ -240,6 +240,7 @@ impl World {
         }
         match self.chance.below(20) {
             0..=2 if self.in_flight.len() < 12 => self.begin_request(),
+            7 | 8 if self.in_flight.len() < 20 && self.command.is_some() => self.begin_request(),
             3 if self.chance.one_in(4) => self.begin_command(),
             4 | 5 => {
                 self.settle()?;
@@ -486,7 +487,7 @@ impl World {
             if number == RESUMED_DELETION {
                 continue;
             }
-            let UnderWay { volumes, step } = self.command.take().ok_or("an answer to no command")?;
+            let UnderWay { volumes, origins, step } = self.command.take().ok_or("an answer to no command")?;
             let powered = self.is_powered();
             match &answer {
                 Ok(Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Volumes(_)) => {}
@@ -496,7 +497,7 @@ impl World {
             }
             // With the power gone nobody knows: the state after the cut will tell.
             if answer.is_err() && !powered {
-                self.command = Some(UnderWay { volumes, step });
+                self.command = Some(UnderWay { volumes, origins, step });
                 continue;
             }
             let (expected, id) =
@@ -547,8 +548,11 @@ impl World {
         if ids.is_empty() {
             return;
         }
-        let volume = match self.chance.below(3) {
+        let frozen = self.command.as_ref().and_then(|command| command.origins.first().copied());
+        let volume = match self.chance.below(4) {
             0 => ids[0],
+            // What waits for a snapshot, and what must not slip through, is worth a crowd.
+            1 | 2 if frozen.is_some_and(|id| self.model.has(id)) => frozen.expect("just looked"),
             _ => ids[self.chance.below(ids.len() as u64) as usize],
         };
         let range = self.random_range();
@@ -642,7 +646,7 @@ impl World {
         self.scratch.clear();
         self.reopen()?;
         self.check_metadata(Verdict::Clean)?;
-        if let Some(UnderWay { volumes, step }) = self.command.take() {
+        if let Some(UnderWay { volumes, step, .. }) = self.command.take() {
             let id = self.status().transaction_id;
             if id != step.from && id != step.to {
                 return Err(format!("the transaction id is {id}, expected {} or {}", step.from, step.to));
