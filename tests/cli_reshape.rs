@@ -161,6 +161,16 @@ fn growing_a_pool_does_not_hide_that_its_data_were_cut_off() {
 }
 
 #[test]
+fn a_pool_that_cannot_grow_that_far_is_left_as_it_is() {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "1M", "--metadata-size", "512K"]);
+    place.fails(&["pool", "grow", POOL, "--size", "8T"], 7, "too few free metadata blocks").hint();
+    assert_eq!(fs::metadata(place.path("p/data")).expect("there").len(), MIB);
+    assert_eq!(place.ok(&["pool", "grow", POOL]), "data: 1M as before\nmetadata: 512K as before\n");
+    accepted(&place);
+}
+
+#[test]
 fn the_metadata_are_held_for_readers_and_let_go() {
     let place = Place::with_pool("16M");
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);

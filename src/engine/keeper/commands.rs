@@ -234,11 +234,15 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.metadata.grow_disk(metadata_bytes.unwrap_or(0))?;
         self.change(out, Metadata::grow_metadata)?;
 
+        let block_bytes = self.block_size().bytes();
+        if let Some(bytes) = data_bytes {
+            // A file that was extended in vain would stay so.
+            self.change(out, |metadata| metadata.check_grown_data(bytes / block_bytes))?;
+        }
         let bytes = data_bytes.unwrap_or(0);
         self.data.grow(bytes).map_err(|error| {
             Error::io(format_args!("{}: cannot have {bytes} bytes", self.data.name()), &error)
         })?;
-        let block_bytes = self.block_size().bytes();
         let blocks = data_bytes.unwrap_or(self.data.size_bytes()) / block_bytes;
         self.change(out, |metadata| metadata.grow_data(blocks))?;
         self.starved = false;
