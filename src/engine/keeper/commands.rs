@@ -135,6 +135,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     fn take(&mut self, freeze: &Freeze, out: &mut Outbox) -> Result<()> {
         self.check_frozen(&freeze.what, freeze.step)?;
+        if let Frozen::RollBack { volume, to, .. } = freeze.what {
+            self.check_readable(volume, to)?;
+        }
         self.take_snapshots(&freeze.what.new_volumes(), out)?;
         if let Frozen::RollBack { volume, to, keep } = freeze.what
             && let Err(error) = self.replace_contents(volume, to)
@@ -147,6 +150,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return Err(error);
         }
         self.change(out, |metadata| metadata.set_transaction_id(freeze.step.from, freeze.step.to))
+    }
+
+    /// Whether what [`Keeper::replace_contents`] will read can be read: found out later it would be the end of the pool.
+    fn check_readable(&mut self, volume: VolumeId, to: VolumeId) -> Result<()> {
+        let pages = self.open_volume(volume)?.table.loaded_pages(0..u64::MAX);
+        pages.into_iter().try_for_each(|page| self.metadata.for_each_mapping(to, page, &mut |_, _| {}))
     }
 
     fn take_snapshots(&mut self, pairs: &[(VolumeId, VolumeId)], out: &mut Outbox) -> Result<()> {
