@@ -487,9 +487,15 @@ impl Session {
                 self.slots[index].work = Work::Last;
                 return self.step(index, Kind::Flush, 0..0, None, backend);
             }
-            Work::Zeroes { left_begin, left_end, fua } => {
-                return self.write_zeroes(index, left_begin..left_end, fua, backend);
-            }
+            Work::Zeroes { left_begin, left_end, fua } => match self.closing() {
+                None | Some(Closing::Disconnect) => {
+                    return self.write_zeroes(index, left_begin..left_end, fua, backend);
+                }
+                // Gigabytes may be left, and nobody is there who wants them.
+                Some(Closing::Asked | Closing::Broken(_)) => {
+                    self.reply_error(cookie, Errno::Shutdown, "the connection is being closed", wire);
+                }
+            },
             Work::Status { .. } => {
                 self.reply_extents(cookie, &extents.expect("a description brings its extents"), wire);
             }

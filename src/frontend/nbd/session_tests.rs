@@ -397,6 +397,22 @@ fn force_and_flush_reach_the_engine() {
 }
 
 #[test]
+fn nobody_waits_for_zeros_that_a_client_who_left_has_asked_for() {
+    for (closing, steps) in [(Closing::Asked, 1), (Closing::Disconnect, 3)] {
+        let mut bench = Bench::new(2048, true);
+        bench.request(Command::WriteZeroes, flags::NO_HOLE, 0..10 << 20, 1);
+        bench.receive();
+        bench.session.close(closing);
+        let replies = bench.run();
+        assert_eq!(bench.volume.begun.len(), steps);
+        match steps {
+            1 => assert_eq!(errors(&replies), [(1, 108)]),
+            _ => assert_eq!(replies, [Reply::Done(1)]),
+        }
+    }
+}
+
+#[test]
 fn wrong_requests_are_answered_and_the_next_ones_served() {
     let mut bench = Bench::new(4, true);
     bench.write(0, 4 * BLOCK, &[1; 100_000 / 512 * 512], 1);
