@@ -146,6 +146,31 @@ fn a_full_pool_grows_and_goes_on() {
 }
 
 #[test]
+fn growing_a_pool_does_not_hide_that_its_data_were_cut_off() {
+    let place = Place::with_pool("16M");
+    place.ok(&["volume", "create", "./p/v", "--size", "4M"]);
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    (0..32).for_each(|block| write(&mut client, block, 1));
+    drop(client);
+    fs::File::options().write(true).open(place.path("p/data")).expect("there").set_len(MIB).expect("set");
+    let refused = place.run(&["pool", "grow", POOL, "--size", "32M"]);
+    assert!(refused.code != 0 && refused.stderr.contains("truncated"), "{refused:?}");
+    assert_eq!(fs::metadata(place.path("p/data")).expect("there").len(), MIB);
+    daemon.kill();
+}
+
+#[test]
+fn a_pool_that_cannot_grow_that_far_is_left_as_it_is() {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "1M", "--metadata-size", "512K"]);
+    place.fails(&["pool", "grow", POOL, "--size", "8T"], 7, "too few free metadata blocks").hint();
+    assert_eq!(fs::metadata(place.path("p/data")).expect("there").len(), MIB);
+    assert_eq!(place.ok(&["pool", "grow", POOL]), "data: 1M as before\nmetadata: 512K as before\n");
+    accepted(&place);
+}
+
+#[test]
 fn the_metadata_are_held_for_readers_and_let_go() {
     let place = Place::with_pool("16M");
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);

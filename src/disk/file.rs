@@ -178,6 +178,8 @@ impl Disk for FileDisk {
     }
 
     fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        // Else what was cut off would be there again, as a hole.
+        self.check_size()?;
         let mut present = present_size(&self.file)?;
         if present < size_bytes && !self.is_device {
             rustix::fs::ftruncate(&self.file, size_bytes)?;

@@ -396,6 +396,20 @@ impl<D: Disk> Metadata<D> {
     /// Makes the pool that many data blocks large, of which the new ones can be reserved at once; the data disk has them
     /// already. `Invalid` when it would shrink or the format has no number for the last one; `NoMetadataSpace`.
     pub fn grow_data(&mut self, data_blocks: u64) -> Result<()> {
+        self.check_grown_data(data_blocks)?;
+        if data_blocks == self.data.total() {
+            return Ok(());
+        }
+        self.change(|this| {
+            this.data.grow(&mut this.space, data_blocks)?;
+            this.space.references.data.grow(data_blocks);
+            this.has_grown = true;
+            Ok(())
+        })
+    }
+
+    /// Refuses what [`Metadata::grow_data`] would refuse, and changes nothing that anybody sees.
+    pub fn check_grown_data(&mut self, data_blocks: u64) -> Result<()> {
         self.require_changeable()?;
         let old = self.data.total();
         if data_blocks < old || data_blocks >= DataBlock::LIMIT {
@@ -405,16 +419,10 @@ impl<D: Disk> Metadata<D> {
             );
             return Err(Error::new(ErrorKind::Invalid, what).hint("a pool only grows"));
         }
-        if data_blocks == old {
-            return Ok(());
+        match data_blocks == old {
+            true => Ok(()),
+            false => self.afford(&Ask::more_data(bitmaps_for(data_blocks) - self.data.bitmaps())),
         }
-        self.afford(&Ask::more_data(bitmaps_for(data_blocks) - self.data.bitmaps()))?;
-        self.change(|this| {
-            this.data.grow(&mut this.space, data_blocks)?;
-            this.space.references.data.grow(data_blocks);
-            this.has_grown = true;
-            Ok(())
-        })
     }
 
     /// Makes the metadata disk that large, if it is not; for [`Metadata::grow_metadata`].

@@ -140,6 +140,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     fn take(&mut self, freeze: &Freeze, out: &mut Outbox) -> Result<()> {
         self.check_frozen(&freeze.what, freeze.step)?;
+        if let Frozen::RollBack { volume, to, .. } = freeze.what {
+            self.check_readable(volume, to)?;
+        }
         self.take_snapshots(&freeze.what.new_volumes(), out)?;
         if let Frozen::RollBack { volume, to, keep } = freeze.what
             && let Err(error) = self.replace_contents(volume, to)
@@ -152,6 +155,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return Err(error);
         }
         self.change(out, |metadata| metadata.set_transaction_id(freeze.step.from, freeze.step.to))
+    }
+
+    /// Whether what [`Keeper::replace_contents`] will read can be read: found out later it would be the end of the pool.
+    fn check_readable(&mut self, volume: VolumeId, to: VolumeId) -> Result<()> {
+        let pages = self.open_volume(volume)?.table.loaded_pages(0..u64::MAX);
+        pages.into_iter().try_for_each(|page| self.metadata.for_each_mapping(to, page, &mut |_, _| {}))
     }
 
     fn take_snapshots(&mut self, pairs: &[(VolumeId, VolumeId)], out: &mut Outbox) -> Result<()> {
@@ -239,11 +248,15 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.metadata.grow_disk(metadata_bytes.unwrap_or(0))?;
         self.change(out, Metadata::grow_metadata)?;
 
+        let block_bytes = self.block_size().bytes();
+        if let Some(bytes) = data_bytes {
+            // A file that was extended in vain would stay so.
+            self.change(out, |metadata| metadata.check_grown_data(bytes / block_bytes))?;
+        }
         let bytes = data_bytes.unwrap_or(0);
         self.data.grow(bytes).map_err(|error| {
             Error::io(format_args!("{}: cannot have {bytes} bytes", self.data.name()), &error)
         })?;
-        let block_bytes = self.block_size().bytes();
         let blocks = data_bytes.unwrap_or(self.data.size_bytes()) / block_bytes;
         self.change(out, |metadata| metadata.grow_data(blocks))?;
         self.starved = false;

@@ -383,3 +383,35 @@ fn a_volume_with_the_last_block_of_all_mapped_is_not_made_smaller() {
     let refused = run(&mut keeper, Command::Resize { volume: id(0), size_bytes: 1 << 20 });
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::WrongState);
 }
+
+#[test]
+fn a_snapshot_that_cannot_be_read_is_not_rolled_back_to_and_harms_nobody() {
+    let disk = MemoryDisk::zeroed(8 << 20);
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
+    let mut metadata = Metadata::format(disk.clone(), geometry).unwrap();
+    for volume in [0, 1] {
+        metadata.create_volume(id(volume)).unwrap();
+        let target = metadata.reserve_block().unwrap();
+        metadata.map(id(volume), VirtualBlock(3), target);
+    }
+    metadata.commit(flush_data(&MemoryDisk::default()).unwrap()).unwrap();
+    let damaged = (1..64_u64).find_map(|block| {
+        let copy = MemoryDisk::from_bytes(disk.to_bytes());
+        copy.write_at(block * 4096 + 100, &[0xee; 8]).unwrap();
+        let mut metadata = Metadata::open(copy, crate::metadata::Access::ReadWrite).ok()?;
+        metadata.volumes().ok()?;
+        let is_damaged = metadata.lookup(id(1), VirtualBlock(3)).is_err();
+        (is_damaged && metadata.lookup(id(0), VirtualBlock(3)).is_ok()).then_some(metadata)
+    });
+    let data = MemoryDisk::zeroed(16 * BlockSize::MIN.bytes());
+    let volume_sizes = [0, 1].map(|volume| (id(volume), 16 * BlockSize::MIN.bytes())).into();
+    let options = KeeperOptions { zero_new_blocks: true, discard_passdown: true, lanes: 1, volume_sizes };
+    let mut keeper = Keeper::new(damaged.unwrap(), data, options).unwrap();
+    ask(&mut keeper, 1, Ask::Load(id(0), VirtualBlock(3)));
+    let step = next_step(&keeper);
+    let refused = run(&mut keeper, Command::RollBack { volume: id(0), to: id(1), keep: id(2), step });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!((keeper.status().mode, keeper.status().volumes), (Mode::Write, 2));
+    assert!(!keeper.volume(id(0)).unwrap().is_frozen());
+    run(&mut keeper, Command::Snapshot { pairs: vec![(id(0), id(2))], step }).unwrap();
+}

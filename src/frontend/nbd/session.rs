@@ -32,9 +32,9 @@ pub const UNSENT_LIMIT_BYTES: usize = 16 << 20;
 const COPIED_PAYLOAD_BYTES: usize = 64 << 10;
 /// A refused write's payload up to this is received and dropped; a longer one ends the connection.
 const SKIPPED_PAYLOAD_BYTES: u32 = 64 << 20;
-/// Zeros that are written rather than unmapped go in steps of this, so that a 4 GiB request is not 65,536 operations at a
-/// time.
-const ZEROES_STEP_BYTES: u64 = 32 << 20;
+/// Zeros that are written rather than unmapped go in steps of so many data blocks at most, so that a 4 GiB request is not
+/// 65,536 operations at a time: they have no buffers, but each takes some hundred bytes in lane and keeper.
+const ZEROES_STEP_BLOCKS: u64 = 64;
 /// Data blocks in which one extent's end is looked for at first, and how much wider each next look is. A fragmented volume
 /// would otherwise be read to the end of the request for each of its extents.
 const FIRST_LOOK_BLOCKS: u64 = 256;
@@ -422,7 +422,9 @@ impl Session {
 
     /// The next step of zeros that are written; only the last needs force, which covers all that was acknowledged.
     fn write_zeroes(&mut self, slot: usize, range: Range<u64>, fua: bool, backend: &mut impl Backend) {
-        let step_end = (range.start + ZEROES_STEP_BYTES).min(range.end);
+        let block_bytes = self.terms.block_size.bytes();
+        // Ends between blocks: none is zeroed in two parts, which may mean to fill it first.
+        let step_end = ((range.start / block_bytes + ZEROES_STEP_BLOCKS) * block_bytes).min(range.end);
         let is_last = step_end == range.end;
         self.slots[slot].work = match is_last {
             true => Work::Last,
@@ -485,9 +487,15 @@ impl Session {
                 self.slots[index].work = Work::Last;
                 return self.step(index, Kind::Flush, 0..0, None, backend);
             }
-            Work::Zeroes { left_begin, left_end, fua } => {
-                return self.write_zeroes(index, left_begin..left_end, fua, backend);
-            }
+            Work::Zeroes { left_begin, left_end, fua } => match self.closing() {
+                None | Some(Closing::Disconnect) => {
+                    return self.write_zeroes(index, left_begin..left_end, fua, backend);
+                }
+                // Gigabytes may be left, and nobody is there who wants them.
+                Some(Closing::Asked | Closing::Broken(_)) => {
+                    self.reply_error(cookie, Errno::Shutdown, "the connection is being closed", wire);
+                }
+            },
             Work::Status { .. } => {
                 self.reply_extents(cookie, &extents.expect("a description brings its extents"), wire);
             }

@@ -376,7 +376,7 @@ fn force_and_flush_reach_the_engine() {
     bench.request(Command::Trim, flags::FUA, 0..BLOCK, 4);
     bench.request(Command::WriteZeroes, flags::FUA | flags::FAST_ZERO, 0..BLOCK, 5);
     assert_eq!(bench.run().len(), 5);
-    bench.request(Command::WriteZeroes, flags::FUA | flags::NO_HOLE, 512..(80 << 20), 6);
+    bench.request(Command::WriteZeroes, flags::FUA | flags::NO_HOLE, 512..(10 << 20), 6);
     assert_eq!(bench.run(), [Reply::Done(6)]);
     let mib = 1_u64 << 20;
     let zeroes = |fua| Kind::WriteZeroes { fua, may_unmap: false };
@@ -388,11 +388,28 @@ fn force_and_flush_reach_the_engine() {
         (Kind::WriteZeroes { fua: true, may_unmap: true }, 0..BLOCK),
         // The second step of the TRIM with force.
         (Kind::Flush, 0..0),
-        (zeroes(false), 512..32 * mib + 512),
-        (zeroes(false), 32 * mib + 512..64 * mib + 512),
-        (zeroes(true), 64 * mib + 512..80 * mib),
+        // No more than 64 blocks at a time, and each block at once.
+        (zeroes(false), 512..4 * mib),
+        (zeroes(false), 4 * mib..8 * mib),
+        (zeroes(true), 8 * mib..10 * mib),
     ];
     assert_eq!(bench.volume.begun, expected);
+}
+
+#[test]
+fn nobody_waits_for_zeros_that_a_client_who_left_has_asked_for() {
+    for (closing, steps) in [(Closing::Asked, 1), (Closing::Disconnect, 3)] {
+        let mut bench = Bench::new(2048, true);
+        bench.request(Command::WriteZeroes, flags::NO_HOLE, 0..10 << 20, 1);
+        bench.receive();
+        bench.session.close(closing);
+        let replies = bench.run();
+        assert_eq!(bench.volume.begun.len(), steps);
+        match steps {
+            1 => assert_eq!(errors(&replies), [(1, 108)]),
+            _ => assert_eq!(replies, [Reply::Done(1)]),
+        }
+    }
 }
 
 #[test]
