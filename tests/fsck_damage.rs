@@ -314,3 +314,18 @@ fn a_damaged_newest_state_comes_before_an_older_whole_one() {
     oracle::assert_clean(&output);
     assert!(mappings(&oracle::thin_dump(&output)) == survivors(&good, &whole, &[372]));
 }
+
+#[test]
+fn an_older_tree_of_volumes_is_told_to_be_one() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let mut image = Image::read(&path);
+    let root = image.superblock().mapping_root.0;
+    image.blocks[root as usize].0[1000] ^= 1;
+    image.write(&path);
+    let output = empty_device(&folder, "output", 2048);
+    let told = ours(&["repair", "-i", text(&path), "-o", text(&output)]);
+    assert_eq!(told.status, 0, "{}", told.errors);
+    assert!(told.errors.contains("assumed: the tree of volumes is an older one"), "{}", told.errors);
+    oracle::assert_clean(&output);
+}
