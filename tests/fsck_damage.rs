@@ -296,3 +296,36 @@ fn roots_may_be_chosen() {
     let errors = ours(&["repair", "-i", text(&path), "-o", text(&path)]).refused();
     assert!(errors.contains("is the input as well"), "{errors}");
 }
+
+/// An older state that is whole maps data blocks that are somebody else's by now.
+#[test]
+fn a_damaged_newest_state_comes_before_an_older_whole_one() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let good = Image::read(&path);
+    let whole = expanded(&oracle::thin_dump(&path));
+    let mut image = Image { blocks: good.blocks.clone() };
+    image.blocks[0] = Block::ZERO;
+    image.blocks[372].0[1000] ^= 1;
+    image.write(&path);
+    let output = empty_device(&folder, "output", 2048);
+    let options = ["--data-block-size", "128", "--nr-data-blocks", "100000"];
+    ours(&[&["repair", "-i", text(&path), "-o", text(&output)], &options[..]].concat()).good();
+    oracle::assert_clean(&output);
+    assert!(mappings(&oracle::thin_dump(&output)) == survivors(&good, &whole, &[372]));
+}
+
+#[test]
+fn an_older_tree_of_volumes_is_told_to_be_one() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let mut image = Image::read(&path);
+    let root = image.superblock().mapping_root.0;
+    image.blocks[root as usize].0[1000] ^= 1;
+    image.write(&path);
+    let output = empty_device(&folder, "output", 2048);
+    let told = ours(&["repair", "-i", text(&path), "-o", text(&output)]);
+    assert_eq!(told.status, 0, "{}", told.errors);
+    assert!(told.errors.contains("assumed: the tree of volumes is an older one"), "{}", told.errors);
+    oracle::assert_clean(&output);
+}

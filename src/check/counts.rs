@@ -1,7 +1,9 @@
 //! References counted during the walk, one counter a block.
 //!
-//! A byte a block in pages of one bitmap's entries, allocated when first touched, and a table for what does not fit a
-//! byte. Memory is bounded by the length given to [`Counts::new`]: at most a byte a block.
+//! In pages of one bitmap's entries, allocated when first touched: two bits a block, a byte a block once one of the page has
+//! more than three references, and a table for what does not fit a byte. Mappings lie anywhere on a data device, so what
+//! counting costs is misses of the processor's caches: that is why it is two bits. Memory is bounded by the length given to
+//! [`Counts::new`]: at most a byte a block, but for the table.
 
 use std::collections::HashMap;
 
@@ -10,12 +12,45 @@ pub(super) const PAGE_ENTRIES: u64 = 16_320;
 
 /// A byte that says: look into the table.
 const IN_TABLE: u8 = u8::MAX;
+/// The most references that two bits hold.
+const NARROW_LIMIT: u8 = 3;
+
+#[derive(Clone)]
+enum Page {
+    Empty,
+    /// Two bits a block, four blocks a byte.
+    Narrow(Box<[u8]>),
+    /// A byte a block.
+    Wide(Box<[u8]>),
+}
+
+impl Page {
+    /// What the page itself has of a count.
+    fn get(&self, offset: usize) -> u8 {
+        match self {
+            Page::Empty => 0,
+            Page::Narrow(bytes) => bytes[offset / 4] >> (offset % 4 * 2) & NARROW_LIMIT,
+            Page::Wide(bytes) => bytes[offset],
+        }
+    }
+
+    /// The page's bytes, one a block.
+    fn widen(&mut self) -> &mut [u8] {
+        if !matches!(self, Page::Wide(_)) {
+            *self = Page::Wide((0..PAGE_ENTRIES as usize).map(|offset| self.get(offset)).collect());
+        }
+        match self {
+            Page::Wide(bytes) => bytes,
+            Page::Empty | Page::Narrow(_) => unreachable!("it was made wide above"),
+        }
+    }
+}
 
 /// Reference counts of the blocks `0..length`.
 #[derive(Clone)]
 pub(super) struct Counts {
     length: u64,
-    pages: Vec<Option<Box<[u8]>>>,
+    pages: Vec<Page>,
     large: HashMap<u64, u64>,
 }
 
@@ -23,42 +58,62 @@ impl Counts {
     /// All zero. The caller bounds `length` by something it has seen, not by a number that a device claims.
     pub(super) fn new(length: u64) -> Self {
         let pages = usize::try_from(length.div_ceil(PAGE_ENTRIES)).expect("the caller bounds the length");
-        Counts { length, pages: vec![None; pages], large: HashMap::new() }
+        Counts { length, pages: vec![Page::Empty; pages], large: HashMap::new() }
     }
 
     /// One reference more. `false`, and nothing happens, when there is no such block.
     #[must_use]
+    #[inline]
     pub(super) fn add(&mut self, block: u64) -> bool {
         if block >= self.length {
             return false;
         }
         let (page, offset) = place_of(block);
-        let page = self.pages[page].get_or_insert_with(|| vec![0; PAGE_ENTRIES as usize].into());
-        match page[offset] {
-            IN_TABLE => *self.large.entry(block).or_insert(u64::from(IN_TABLE)) += 1,
-            ref mut count => {
+        if let Page::Narrow(bytes) = &mut self.pages[page] {
+            let (byte, shift) = (&mut bytes[offset / 4], offset % 4 * 2);
+            if *byte >> shift & NARROW_LIMIT < NARROW_LIMIT {
+                *byte += 1 << shift;
+                return true;
+            }
+        }
+        self.add_slowly(block);
+        true
+    }
+
+    /// To a page that is empty, or too narrow, or wide.
+    fn add_slowly(&mut self, block: u64) {
+        let (page, offset) = place_of(block);
+        let page = &mut self.pages[page];
+        if let Page::Empty = page {
+            let mut bytes = vec![0; (PAGE_ENTRIES / 4) as usize];
+            bytes[offset / 4] = 1 << (offset % 4 * 2);
+            *page = Page::Narrow(bytes.into());
+            return;
+        }
+        match &mut page.widen()[offset] {
+            &mut IN_TABLE => *self.large.entry(block).or_insert(u64::from(IN_TABLE)) += 1,
+            count => {
                 *count += 1;
                 if *count == IN_TABLE {
                     self.large.insert(block, u64::from(IN_TABLE));
                 }
             }
         }
-        true
     }
 
     /// One reference less to a block that has one.
     pub(super) fn subtract(&mut self, block: u64) {
         let (page, offset) = place_of(block);
-        let page = self.pages[page].as_mut().expect("the block has a reference");
-        if page[offset] == IN_TABLE {
-            let count = self.large.get_mut(&block).expect("the byte says so");
-            *count -= 1;
-            if *count < u64::from(IN_TABLE) {
-                page[offset] = *count as u8;
+        let count = &mut self.pages[page].widen()[offset];
+        if *count == IN_TABLE {
+            let large = self.large.get_mut(&block).expect("the byte says so");
+            *large -= 1;
+            if *large < u64::from(IN_TABLE) {
+                *count = *large as u8;
                 self.large.remove(&block);
             }
         } else {
-            page[offset] -= 1;
+            *count = count.checked_sub(1).expect("the block has a reference");
         }
     }
 
@@ -69,11 +124,13 @@ impl Counts {
 
     /// Hands every block of a page that has references to `each`, by its place in the page, with its count.
     pub(super) fn each_in_page(&self, index: u64, each: &mut dyn FnMut(usize, u64)) {
-        let Some(Some(page)) = usize::try_from(index).ok().and_then(|index| self.pages.get(index)) else {
+        let Some(page) = usize::try_from(index).ok().and_then(|index| self.pages.get(index)) else { return };
+        if let Page::Empty = page {
             return;
-        };
-        for (entry, count) in page.iter().enumerate().filter(|(_, count)| **count != 0) {
-            match *count {
+        }
+        for entry in 0..PAGE_ENTRIES as usize {
+            match page.get(entry) {
+                0 => {}
                 IN_TABLE => each(entry, self.get(index * PAGE_ENTRIES + entry as u64)),
                 count => each(entry, u64::from(count)),
             }
@@ -86,7 +143,7 @@ impl Counts {
             return 0;
         }
         let (page, offset) = place_of(block);
-        match self.pages[page].as_ref().map_or(0, |page| page[offset]) {
+        match self.pages[page].get(offset) {
             IN_TABLE => self.large.get(&block).copied().unwrap_or(u64::from(IN_TABLE)),
             count => u64::from(count),
         }
@@ -125,5 +182,18 @@ mod tests {
         counts.each_in_page(0, &mut |entry, count| found.push((entry, count)));
         counts.each_in_page(1, &mut |entry, count| found.push((entry, count)));
         assert_eq!(found, [(7, 254), (0, 1000)]);
+    }
+
+    #[test]
+    fn a_page_grows_without_losing_its_neighbours() {
+        let mut counts = Counts::new(PAGE_ENTRIES);
+        for block in 0..8 {
+            (0..block).for_each(|_| assert!(counts.add(block)));
+            let found: Vec<_> = (0..8).map(|block| counts.get(block)).collect();
+            let expected: Vec<_> = (0..8).map(|other| if other <= block { other } else { 0 }).collect();
+            assert_eq!(found, expected);
+        }
+        counts.subtract(1);
+        assert_eq!((counts.get(0), counts.get(1), counts.get(2)), (0, 0, 2));
     }
 }

@@ -122,7 +122,11 @@ impl<'a, V: NodeValue> Forest<'a, V> {
             let end = node.children.get(index + 1).map_or(place.keys.end, |next| next.0);
             let child = LeafPlace { number: *child, keys: *begin..end };
             if height == 1 {
-                found.push(child);
+                // Who keeps tables by block number relies on this.
+                match self.source.require_on_disk(child.number) {
+                    Ok(()) => found.push(child),
+                    Err(error) => damage.at(&child, error)?,
+                }
                 continue;
             }
             match self.look(child.number, 0) {

@@ -51,7 +51,8 @@ impl<'a> Source<'a> {
         Superblock::read(&*self.raw(number)?, number)
     }
 
-    fn require_on_disk(&self, number: MetaBlock) -> Result<()> {
+    /// Requires a block to be one of the device's.
+    pub(super) fn require_on_disk(&self, number: MetaBlock) -> Result<()> {
         let blocks = self.device_blocks();
         if number.0 < blocks {
             return Ok(());

@@ -207,7 +207,11 @@ fn candidate_line(candidate: &Candidate) -> String {
         candidate.volumes,
         candidate.mapped_blocks,
         candidate.newest_time,
-        if candidate.agrees { "yes" } else { "no" }
+        match (candidate.agrees, candidate.is_whole) {
+            (true, true) => "yes",
+            (true, false) => "but for damage",
+            (false, _) => "no",
+        }
     )
 }
 

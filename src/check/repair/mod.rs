@@ -90,6 +90,11 @@ pub(super) fn salvage(
             .hint("is this the metadata, in full? `uthin-fsck explain` says what single blocks are")
     })?;
     let mut assumptions = Vec::new();
+    if superblock.is_ok() && by_superblock.is_none() {
+        let words = "the tree of volumes is an older one: what was written since is lost, and data blocks freed since may \
+                     be another volume's by now";
+        assumptions.push(words.to_owned());
+    }
     let volumes = reader.volumes(root.mapping, root.details)?;
     let (plan, losses) = {
         let mut salvage =

@@ -1,8 +1,9 @@
 //! Which trees are a pool's: candidates for the tree of volumes and the details, ranked.
 //!
-//! Candidates that agree (the same volumes in both trees, as many mappings found as the details promise) come before those
-//! that do not; then the newer wins: a later time of its latest mappings, then more of them, then more mappings at all, then
-//! a later transaction.
+//! Candidates that belong together (the same volumes in both trees, and as many mappings as the details promise but for
+//! what damage can have taken) come before those that do not. Then the newer wins: a later time of its latest mappings, then
+//! more of them, then more mappings at all. An older state that is whole does not win over a newer one that is damaged: its
+//! data blocks may belong to somebody else by now.
 
 use super::census::{Census, Sort, Sum};
 use crate::check::forest::{Collect, Forest, LeafPlace};
@@ -24,6 +25,14 @@ pub(super) struct Tree {
     pub(super) lost: Vec<(LeafPlace, String)>,
 }
 
+impl Tree {
+    /// Whether it had so many mappings before anything of it was lost.
+    fn could_have_had(&self, mapped_blocks: u64) -> bool {
+        let limit = if self.lost.is_empty() { self.sum.mapped_blocks } else { u64::MAX };
+        (self.sum.mapped_blocks..=limit).contains(&mapped_blocks)
+    }
+}
+
 /// A pair of trees that could be a pool's.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(in crate::check) struct Candidate {
@@ -31,8 +40,10 @@ pub(in crate::check) struct Candidate {
     pub(in crate::check) mapping_root: u64,
     /// Root of the details, if any go with it.
     pub(in crate::check) details_root: Option<u64>,
-    /// Whether both trees say the same, and everything could be read.
+    /// Whether both trees say the same, but for what damage can have taken.
     pub(in crate::check) agrees: bool,
+    /// Whether everything could be read.
+    pub(in crate::check) is_whole: bool,
     pub(in crate::check) volumes: u64,
     pub(in crate::check) mapped_blocks: u64,
     /// The latest time of any mapping, and how many mappings have it.
@@ -49,6 +60,9 @@ pub(super) struct Volumes {
     pub(super) details: BTreeMap<u64, DetailsRecord>,
     pub(super) lost: Vec<(LeafPlace, String)>,
 }
+
+/// The root of a tree of details, and what it holds.
+type DetailsTree = (MetaBlock, BTreeMap<u64, DetailsRecord>);
 
 /// Reads trees, and remembers what volumes add up to.
 pub(super) struct Reader<'a> {
@@ -124,8 +138,7 @@ impl<'a> Reader<'a> {
     /// All pairs of trees that could be the pool's, the best first.
     pub(super) fn candidates(&mut self) -> Result<Vec<Candidate>> {
         let volumes = self.census.of_sort(Sort::Volumes);
-        let mut details_by_set: HashMap<Vec<u64>, Vec<(MetaBlock, BTreeMap<u64, DetailsRecord>)>> =
-            HashMap::new();
+        let mut details_by_set: HashMap<Vec<u64>, Vec<DetailsTree>> = HashMap::new();
         for root in self.census.of_sort(Sort::Details) {
             let mut damage = Collect::default();
             let found = Forest::<DetailsRecord>::new(self.source).entries(root, &mut damage)?;
@@ -152,16 +165,18 @@ impl<'a> Reader<'a> {
         &mut self,
         mapping_root: MetaBlock,
         found: &Volumes,
-        details: Option<&(MetaBlock, BTreeMap<u64, DetailsRecord>)>,
+        details: Option<&DetailsTree>,
     ) -> Result<Candidate> {
         let mut sum = Sum::default();
-        let mut agrees = found.lost.is_empty() && details.is_some();
+        let mut is_whole = found.lost.is_empty();
+        let mut agrees = details.is_some();
         for (id, root) in &found.roots {
             let tree = self.tree(*root)?;
             sum.add(&tree.sum);
             let promised =
                 details.and_then(|(_, records)| records.get(id)).map(|record| record.mapped_blocks.get());
-            agrees &= tree.lost.is_empty() && promised == Some(tree.sum.mapped_blocks);
+            is_whole &= tree.lost.is_empty();
+            agrees &= promised.is_some_and(|promised| tree.could_have_had(promised));
         }
         let transactions = details
             .iter()
@@ -171,6 +186,7 @@ impl<'a> Reader<'a> {
             mapping_root: mapping_root.0,
             details_root: details.map(|(root, _)| root.0),
             agrees,
+            is_whole,
             volumes: found.roots.len() as u64,
             mapped_blocks: sum.mapped_blocks,
             newest_time: sum.newest.0,
@@ -187,6 +203,7 @@ fn rank(candidate: &Candidate) -> impl Ord + use<> {
         candidate.newest_mappings,
         candidate.mapped_blocks,
         candidate.details_root.is_some(),
+        candidate.is_whole,
         candidate.transaction_id,
     )
 }

@@ -1,0 +1,62 @@
+//! What is given by mistake: every command that reads metadata says one clear thing, and touches nothing.
+
+mod fsck_common;
+
+use fsck_common::{folder, ours, text, unpack};
+use std::fs;
+use std::path::Path;
+use uthin::disk::{FileDisk, OpenMode};
+
+/// Commands that read the metadata in FILE.
+const COMMANDS: [&[&str]; 9] = [
+    &["check", "FILE"],
+    &["check", "--auto-repair", "--clear-needs-check-flag", "FILE"],
+    &["dump", "FILE"],
+    &["dump", "--repair", "FILE"],
+    &["ls", "FILE"],
+    &["delta", "--thin1", "0", "--thin2", "1", "FILE"],
+    &["rmap", "--region", "0..9", "FILE"],
+    &["map", "FILE"],
+    &["repair", "--dry-run", "-i", "FILE"],
+];
+
+fn refusals(file: &Path, words: &str) {
+    for command in COMMANDS {
+        let arguments: Vec<&str> =
+            command.iter().map(|word| if *word == "FILE" { text(file) } else { word }).collect();
+        let errors = ours(&arguments).refused();
+        assert!(errors.contains(words), "{command:?}: {errors}");
+        assert_eq!(errors.matches("uthin-fsck: ").count(), 1, "{command:?}: {errors}");
+    }
+}
+
+#[test]
+fn what_is_no_file_of_metadata() {
+    let folder = folder();
+    refusals(&folder.path().join("none"), "no such file");
+    refusals(folder.path(), "a directory, not metadata");
+    let small = folder.path().join("small");
+    fs::write(&small, [7; 4095]).expect("written");
+    refusals(&small, "4095 bytes are too few");
+    let xml = folder.path().join("dump.xml");
+    fs::write(&xml, "<superblock uuid=\"\">").expect("written");
+    refusals(&xml, "thin_restore makes metadata of it");
+}
+
+#[test]
+fn what_a_pool_holds_open() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let _held = FileDisk::open(&path, OpenMode::ReadWrite).expect("nobody else has it");
+    refusals(&path, &std::process::id().to_string());
+}
+
+#[test]
+fn noise_is_refused_or_repaired_from_but_never_touched() {
+    let folder = folder();
+    let path = folder.path().join("noise");
+    let noise: Vec<u8> = (0..64 * 4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(&path, &noise).expect("written");
+    refusals(&path, "");
+    assert!(fs::read(&path).expect("it is there") == noise);
+}
