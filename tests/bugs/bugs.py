@@ -1,5 +1,7 @@
 """Deliberate bugs: what each does, and the edits by which a copy of the sources gets it as a switch.
 
+A third part names a test that finds the bug where the simulator would take too long to come across it.
+
 An edit is (file under src, text that is there once, text in its place); BUG stands for the condition "this bug is on".
 """
 
@@ -211,5 +213,6 @@ BUGS = {
     "copied-while-overwritten": (
         "a block that one write was told to overwrite in place is copied for another at the same time",
         [(KEEPER, "        if matches!(volume.table.get(block), Lookup::Mapped(mapping) if", "        if !BUG && matches!(volume.table.get(block), Lookup::Mapped(mapping) if")],
+        "engine::keeper::tests::a_block_that_is_somebody_s_alone",
     ),
 }

@@ -13,6 +13,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.unmap_step(unmap, out);
         }
         let taken = self.take_drained(out);
+        if self.failed.is_some() {
+            return Settled::Idle; // what was begun must not be committed by what comes next
+        }
         let wanted = !self.flushes.is_empty() || !self.committed_answers.is_empty();
         // Freed blocks become usable with a commit: worth one when somebody waits for space.
         let frees = !self.space_waiters.is_empty() && self.metadata.is_dirty();

@@ -405,7 +405,7 @@ fn a_snapshot_that_cannot_be_read_is_not_rolled_back_to_and_harms_nobody() {
     });
     let data = MemoryDisk::zeroed(16 * BlockSize::MIN.bytes());
     let volume_sizes = [0, 1].map(|volume| (id(volume), 16 * BlockSize::MIN.bytes())).into();
-    let options = KeeperOptions { zero_new_blocks: true, discard_passdown: true, lanes: 1, volume_sizes };
+    let options = KeeperOptions { volume_sizes, ..KeeperOptions::default() };
     let mut keeper = Keeper::new(damaged.unwrap(), data, options).unwrap();
     ask(&mut keeper, 1, Ask::Load(id(0), VirtualBlock(3)));
     let step = next_step(&keeper);
