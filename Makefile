@@ -29,6 +29,7 @@ test: build lint
 	@tools/need $(TEST_NEEDS)
 	@tools/oracle >/dev/null
 	cargo test --locked
+	@tests/bugs/run
 
 # FIRST..END; a failing seed is named and replays exactly.
 SEEDS ?= 1..10001

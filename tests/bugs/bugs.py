@@ -124,7 +124,9 @@ BUGS = {
     "copied-again": (
         "a block that somebody else has just unshared is copied from the old one once more",
         [(KEEPER, "        if current.is_some_and(|mapping| !volume.is_shared(mapping)) {",
-          "        if current.is_some_and(|mapping| !volume.is_shared(mapping)) && !BUG {")],
+          "        if current.is_some_and(|mapping| !volume.is_shared(mapping)) && !BUG {"),
+         (KEEPER, "Lookup::Mapped(mapping) if !volume.is_shared(mapping)) {",
+          "Lookup::Mapped(mapping) if !volume.is_shared(mapping) && !BUG) {")],
     ),
     "origin-not-marked": (
         "after a snapshot the origin's blocks count as its own",
