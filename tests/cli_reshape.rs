@@ -126,6 +126,8 @@ fn a_full_pool_grows_and_goes_on() {
     assert_eq!(client.write(4 * BLOCK as u64, &[2; 512]), Err(NO_SPACE));
     assert_eq!(place.json(&["pool", "status", POOL])["mode"], "out_of_data_space");
     place.fails(&["pool", "grow", POOL, "--size", "128K"], 2, "cannot have 131072").hint();
+    place.fails(&["pool", "grow", POOL, "--metadata-size", "100G"], 2, "the format ends at").hint();
+    assert_eq!(fs::metadata(place.path("p/metadata")).expect("there").len(), MIB);
     assert_eq!(place.ok(&["pool", "grow", POOL]), "data: 256K as before\nmetadata: 1M as before\n");
     let said = place.ok(&["pool", "grow", POOL, "--size", "8M", "--metadata-size", "3M"]);
     assert_eq!(said, "data: 256K -> 8M\nmetadata: 1M -> 3M\n");

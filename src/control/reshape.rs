@@ -10,7 +10,7 @@ use super::reconcile::volume_bytes_limit;
 use super::service::{NO_PANIC, Service, check_volume_size};
 use crate::engine::Command;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::META_BLOCK_BYTES;
+use crate::units::{META_BLOCK_BYTES, META_BLOCKS_LIMIT};
 
 impl Service {
     /// See [`super::api::PoolApi::roll_back`].
@@ -116,6 +116,11 @@ impl Service {
             request.metadata_bytes.filter(|bytes| *bytes < meta_bytes(before.usage.metadata_total))
         {
             return Err(smaller("metadata", bytes, meta_bytes(before.usage.metadata_total)));
+        }
+        let most = meta_bytes(META_BLOCKS_LIMIT);
+        if let Some(bytes) = request.metadata_bytes.filter(|bytes| *bytes > most) {
+            let what = format!("the metadata cannot have {bytes} bytes: the format ends at {most}");
+            return Err(Error::new(ErrorKind::Invalid, what).hint(format!("{most} would do")));
         }
         self.executor
             .run(Command::Grow { data_bytes: request.data_bytes, metadata_bytes: request.metadata_bytes })?;
