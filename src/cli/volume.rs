@@ -1,6 +1,6 @@
 //! `uthin volume`.
 
-use super::table::{Cell, Column, TableArgs, render, select};
+use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
     CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SetVolume, SnapshotGroup,
@@ -13,14 +13,18 @@ use std::collections::BTreeMap;
 
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Verb {
-    /// Make an empty volume
+    /// Make an empty volume, or one on an external origin
     Create {
         /// The volume: POOL/VOLUME
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         volume: VolumeRef,
-        /// Its size, a multiple of 512 bytes; it takes space only as it is written
-        #[arg(long, value_parser = size::parse)]
-        size: u64,
+        /// Its size, a multiple of 512 bytes; it takes space only as it is written [default: that of --origin]
+        #[arg(long, value_parser = size::parse, required_unless_present = "origin")]
+        size: Option<u64>,
+        /// A raw file or block device outside the pool that shows wherever the volume was not written; it is only read, and
+        /// must stay where and as it is
+        #[arg(long, value_name = "FILE|DEV", value_parser = parse_origin)]
+        origin: Option<String>,
         /// A label, for people and programs; may be given several times
         #[arg(long, value_name = "KEY=VALUE", value_parser = label::parse_pair)]
         label: Vec<(LabelKey, LabelValue)>,
@@ -68,6 +72,10 @@ pub(super) enum Verb {
         /// Let clients that come from now on write it
         #[arg(long, group = "setting")]
         read_write: bool,
+        /// Where the external origin is now, or that it is right though it was modified: for all volumes on it, which no client
+        /// may have open
+        #[arg(long, value_name = "FILE|DEV", value_parser = parse_origin, group = "setting")]
+        origin: Option<String>,
     },
     /// Give a volume the contents of a snapshot; what it holds now is kept as a new volume, the way back
     #[command(visible_alias = "roll-back")]
@@ -100,6 +108,14 @@ pub(super) enum Verb {
         #[arg(long)]
         discard_rest: bool,
     },
+    /// Show all that is known of a volume
+    Show {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        #[command(flatten)]
+        table: TableArgs,
+    },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
     List {
@@ -126,6 +142,17 @@ fn parse_name_alone(text: &str) -> Result<VolumeName> {
     VolumeName::parse_new(text)
 }
 
+/// The path as the daemon can use it: absolute, links left as they are.
+fn parse_origin(path: &str) -> Result<String> {
+    let absolute =
+        std::path::absolute(path).map_err(|source| Error::io(format!("origin `{path}`"), &source))?;
+    let text = absolute.to_str().map(str::to_owned);
+    text.ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, format!("the path {} is no text", absolute.display()))
+            .hint("give it a name in UTF-8, by a link perhaps")
+    })
+}
+
 fn parse_pair(text: &str) -> Result<SnapshotPair> {
     let Some((origin, name)) = text.split_once('=') else {
         return Err(Error::new(ErrorKind::Invalid, format!("`{text}` names no volume and its snapshot"))
@@ -143,7 +170,7 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
     Column { name: "id", by_default: true, cell: |volume| Cell::Number(volume.id) },
     Column { name: "size", by_default: true, cell: |volume| Cell::Bytes(volume.size_bytes) },
     Column { name: "mapped", by_default: true, cell: |volume| Cell::maybe_bytes(volume.mapped_bytes) },
-    Column { name: "origin", by_default: true, cell: |volume| Cell::maybe(volume.origin.as_ref()) },
+    Column { name: "origin", by_default: true, cell: |volume| Cell::maybe(origin(volume)) },
     Column { name: "created", by_default: true, cell: |volume| Cell::maybe(volume.created.as_ref()) },
     Column { name: "open", by_default: true, cell: |volume| Cell::maybe_number(volume.open) },
     Column {
@@ -166,20 +193,34 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
         by_default: false,
         cell: |volume| Cell::Text(access(volume.read_only).to_owned()),
     },
+    Column {
+        name: "external_origin",
+        by_default: false,
+        cell: |volume| Cell::maybe(volume.external_origin.as_ref().map(|origin| &origin.path)),
+    },
+    Column {
+        name: "problem",
+        by_default: false,
+        cell: |volume| {
+            Cell::maybe(volume.external_origin.as_ref().and_then(|origin| origin.problem.as_ref()))
+        },
+    },
     Column { name: "labels", by_default: false, cell: |volume| Cell::Text(shown(&volume.labels)) },
     Column { name: "exports", by_default: false, cell: |volume| Cell::Text(volume.exports.join(",")) },
 ];
 
 pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
     match verb {
-        Verb::Create { volume, size, label } => {
+        Verb::Create { volume, size, origin, label } => {
             let name = VolumeName::parse_new(volume.volume.as_str())?;
-            let request = CreateVolume { name, size_bytes: size, labels: once_each(label)? };
+            let labels = once_each(label)?;
+            let request = CreateVolume { name, size_bytes: size, labels, external_origin: origin };
             let made = change(&volume.pool, |pool| pool.create(&request))?;
             if json {
                 return print_json(&made);
             }
-            print(&format!("volume {} made: {}\n", made.name, size::human(made.size_bytes)))
+            let on = made.external_origin.map_or_else(String::new, |origin| format!(" on {}", origin.path));
+            print(&format!("volume {} made: {}{on}\n", made.name, size::human(made.size_bytes)))
         }
         Verb::Snapshot { origin, name, group, read_only } => {
             let first = SnapshotPair { origin: origin.volume, name, read_only };
@@ -194,10 +235,10 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             }
             print(&format!("volume {} renamed to {}\n", renamed.old_name, renamed.name))
         }
-        Verb::Set { volume, label, unlabel, read_only, read_write } => {
+        Verb::Set { volume, label, unlabel, read_only, read_write, origin } => {
             let labels = label_changes(label, unlabel)?;
             let read_only = (read_only || read_write).then_some(read_only);
-            set(&volume, &SetVolume { labels, read_only }, json)
+            set(&volume, &SetVolume { labels, read_only, external_origin: origin }, json)
         }
         Verb::Rollback { volume, to, keep, force } => {
             let request = RollBackVolume { to, keep, force };
@@ -219,6 +260,22 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             }
             let (old, new) = (size::human(done.old_size_bytes), size::human(done.size_bytes));
             print(&format!("volume {}: {old} -> {new}\n", done.name))
+        }
+        Verb::Show { volume, table } => {
+            refuse_table_options(json, &table)?;
+            let columns = match table.columns.is_empty() {
+                true => COLUMNS.iter().collect(),
+                false => select(COLUMNS, &table)?,
+            };
+            let list = look(&volume.pool, |pool| pool.volumes())?;
+            let shown = find(list.volumes, &volume.volume)?;
+            if json {
+                return print_json(&ShownVolume { schema: list.schema, volume: shown });
+            }
+            match table.no_header {
+                true => print(&render(&columns, std::slice::from_ref(&shown), &table)),
+                false => print(&render_properties(&columns, &shown, &table)),
+            }
         }
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
@@ -267,7 +324,29 @@ fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
         return print_json(&settings);
     }
     let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
-    print(&format!("volume {}: {}, labels {labels}\n", settings.name, access(settings.read_only)))
+    let on = settings.external_origin.map_or_else(String::new, |origin| format!(", on {}", origin.path));
+    print(&format!("volume {}: {}, labels {labels}{on}\n", settings.name, access(settings.read_only)))
+}
+
+/// A volume alone, as `--json` shows it.
+#[derive(serde::Serialize)]
+struct ShownVolume {
+    schema: String,
+    #[serde(flatten)]
+    volume: VolumeInfo,
+}
+
+fn find(volumes: Vec<VolumeInfo>, name: &VolumeName) -> Result<VolumeInfo> {
+    volumes.into_iter().find(|volume| volume.name == *name).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"))
+            .hint("`uthin volume list POOL` shows the volumes")
+    })
+}
+
+/// What a volume stands on: another one, or (with a slash) something outside the pool.
+fn origin(volume: &VolumeInfo) -> Option<String> {
+    let external = volume.external_origin.as_ref().map(|origin| origin.path.clone());
+    volume.origin.as_ref().map(VolumeName::to_string).or(external)
 }
 
 fn label_changes(set: Vec<(LabelKey, LabelValue)>, unset: Vec<LabelKey>) -> Result<LabelChanges> {

@@ -276,11 +276,26 @@ pub struct VolumeInfo {
     /// Whether clients can only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// What shows wherever it has no block of its own; `null`: zeros.
+    #[serde(default)]
+    pub external_origin: Option<OriginInfo>,
     /// Number of clients that have it open.
     pub open: Option<u32>,
     /// Where it is to be had: NBD URIs; none when the pool is not served.
     #[serde(default)]
     pub exports: Vec<String>,
+}
+
+/// An external origin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OriginInfo {
+    /// A file or block device, absolute.
+    pub path: String,
+    /// Its size when a volume was put on it.
+    pub size_bytes: u64,
+    /// Why nobody gets the volume, in words: it is not there, or not what it was. `null` if nothing is wrong.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// All volumes: `GET /v1/volumes`, `uthin volume list --json`.
@@ -313,6 +328,9 @@ pub struct NewVolume {
     /// Whether clients can only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// What shows wherever it has no block of its own; `null`: zeros.
+    #[serde(default)]
+    pub external_origin: Option<OriginInfo>,
 }
 
 /// The body of `POST /v1/volumes`.
@@ -321,11 +339,16 @@ pub struct NewVolume {
 pub struct CreateVolume {
     /// The name that it is to have.
     pub name: VolumeName,
-    /// Its size, a multiple of 512, not 0.
-    pub size_bytes: u64,
+    /// Its size, a multiple of 512, not 0. May be missing where there is an external origin: then it is as large as that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
     /// Its labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// The path of a file or block device, absolute: what shows wherever the volume has no block of its own. It is only
+    /// read, and must not change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_origin: Option<String>,
 }
 
 /// One origin and the snapshot to be made of it.
@@ -403,6 +426,10 @@ pub struct SetVolume {
     /// Whether clients can only read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// Where the external origin of the volume, and of all others on the same, is now (absolute), or that what is there is
+    /// right though it was modified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_origin: Option<String>,
 }
 
 /// The answer to `PATCH /v1/volumes/{name}`: what can be set, as it is now.
@@ -420,6 +447,9 @@ pub struct VolumeSettings {
     /// Whether clients can only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// What shows wherever it has no block of its own; `null`: zeros.
+    #[serde(default)]
+    pub external_origin: Option<OriginInfo>,
 }
 
 /// The body of `POST /v1/volumes/{name}/roll-back`.

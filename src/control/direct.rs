@@ -11,7 +11,7 @@ use crate::engine::{Answer, Command, Keeper, KeeperOptions, Mode, PoolStatus, Vo
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Metadata};
 use crate::units::{MetaBlock, VolumeId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
@@ -33,6 +33,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         when_full: WhenFull::Error,
         lanes: 0,
         volume_sizes: opened.volume_sizes(),
+        behind: HashMap::new(), // nobody reads or writes here
     };
     let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
     let data = Arc::new(data);
@@ -80,6 +81,7 @@ impl Executor for Onlooker {
             | Command::Snapshot { .. }
             | Command::RollBack { .. }
             | Command::Resize { .. }
+            | Command::SetOrigin { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
             | Command::SetWhenFull(_)

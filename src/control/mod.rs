@@ -16,6 +16,7 @@ mod listen;
 pub mod name;
 pub mod open;
 pub mod options;
+pub mod origin;
 pub mod pool_dir;
 pub mod reconcile;
 mod replace;

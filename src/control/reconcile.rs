@@ -115,6 +115,7 @@ pub fn reconcile(
             origin: None,
             labels: Labels::new(),
             read_only: false,
+            external_origin: None,
         });
     }
     Ok(Reconciled { catalog, notes, lost, keep_copy })
@@ -183,6 +184,7 @@ mod tests {
             origin: None,
             labels: Labels::new(),
             read_only: false,
+            external_origin: None,
         }
     }
 

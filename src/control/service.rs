@@ -13,6 +13,7 @@ use super::api::{
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::label;
 use super::name::VolumeName;
+use super::origin::ExternalOrigin;
 use super::reconcile::volume_bytes_limit;
 use super::time;
 use crate::engine::{self, Answer, Command, IdStep, PoolStatus, WhenFull};
@@ -20,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
 /// Carries commands to whoever owns the metadata.
@@ -79,6 +80,11 @@ impl Service {
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
         Service { path, executor, store, catalog, change, notes, needs_check, serving: OnceLock::new() }
+    }
+
+    /// The pool's directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.path
     }
 
     /// Says who serves the pool, and where; once.
@@ -310,6 +316,7 @@ impl Service {
             snapshotted_time: details.map(|details| details.snapshotted_time.0),
             labels: entry.labels.clone(),
             read_only: entry.read_only,
+            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
             open: found.map(|(_, info)| info.openers),
             exports: self.uris(entry.name.as_str()),
         }
@@ -326,6 +333,7 @@ impl Service {
             created: time::rfc3339(entry.created_unix_seconds.unwrap_or_default()),
             labels: entry.labels.clone(),
             read_only: entry.read_only,
+            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
         }
     }
 }
@@ -443,15 +451,23 @@ impl PoolApi for Service {
     fn create(&self, request: &CreateVolume) -> Result<NewVolume> {
         let name = VolumeName::parse_new(request.name.as_str())?;
         label::check_count(&request.labels)?;
+        let origin = request.external_origin.as_deref();
+        let (external_origin, origin) =
+            origin.map(|path| ExternalOrigin::examine(path, &self.path)).transpose()?.unzip();
         let mut changes = self.begin_change()?;
-        let size_bytes = request.size_bytes;
+        let size_bytes = request
+            .size_bytes
+            .or(external_origin.as_ref().map(|origin| origin.size_bytes))
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, "the volume's size is missing").hint("give one"))?;
         check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
         let labels = request.labels.clone();
-        let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels)?;
+        let entry =
+            self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels, external_origin)?;
         let volume = entry.id;
         self.carry_out(&mut changes, Operation::Create(entry.clone()), |step| Command::CreateVolume {
             volume,
             size_bytes,
+            origin,
             step,
         })
         .map_err(|error| error.context(format!("creating volume `{}`", entry.name)))?;
@@ -501,6 +517,8 @@ impl PoolApi for Service {
     fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
         let mut changes = self.begin_change()?;
         let before = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        let moved = request.external_origin.as_deref();
+        let moved = moved.map(|path| self.plan_origin(&before, path)).transpose()?;
         let closes = request.read_only == Some(true) && !before.read_only;
         if closes {
             self.refuse_writers(&before)?;
@@ -512,18 +530,25 @@ impl PoolApi for Service {
             }
             label::apply(&mut entry.labels, &request.labels)
                 .map_err(|error| error.context(format!("volume `{name}`")))?;
-            Ok(entry.clone())
+            if let Some(moved) = &moved {
+                moved.amend(catalog);
+            }
+            catalog.require(name).cloned()
         });
         if closes && amended.is_err() {
             self.show_read_only(before.id, false);
         }
         let entry = amended?;
+        if let Some(moved) = moved {
+            self.put_behind(moved);
+        }
         Ok(VolumeSettings {
             schema: SCHEMA.to_owned(),
             name: entry.name,
             id: entry.id.get(),
             labels: entry.labels,
             read_only: entry.read_only,
+            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
         })
     }
 

@@ -128,6 +128,7 @@ impl Executor for Keeper {
                 Ok(Answer::Done)
             }),
             Command::Resize { .. }
+            | Command::SetOrigin { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
             | Command::SetWhenFull(_)
@@ -247,7 +248,7 @@ fn name(text: &str) -> VolumeName {
 }
 
 fn create(text: &str) -> CreateVolume {
-    CreateVolume { name: name(text), size_bytes: 1 << 20, labels: Labels::new() }
+    CreateVolume { name: name(text), size_bytes: Some(1 << 20), labels: Labels::new(), external_origin: None }
 }
 
 fn pair(origin: &str, new: &str) -> SnapshotPair {
@@ -438,12 +439,11 @@ fn unknown_and_duplicate_names_and_bad_sizes_are_refused() {
     assert_eq!(kind(service.snapshot(&pair("a", "a"))), ErrorKind::Exists);
     assert_eq!(service.delete(&name("x")).expect_err("refused").kind(), ErrorKind::NotFound);
     for size_bytes in [0, 511, 513, (1 << 52) + 512, u64::MAX] {
-        let result = service.create(&CreateVolume { name: name("z"), size_bytes, labels: Labels::new() });
+        let result = service.create(&CreateVolume { size_bytes: Some(size_bytes), ..create("z") });
         assert_eq!(kind(result), ErrorKind::Invalid, "{size_bytes}");
     }
-    service
-        .create(&CreateVolume { name: name("z"), size_bytes: 512, labels: Labels::new() })
-        .expect("the least");
+    assert_eq!(kind(service.create(&CreateVolume { size_bytes: None, ..create("z") })), ErrorKind::Invalid);
+    service.create(&CreateVolume { size_bytes: Some(512), ..create("z") }).expect("the least");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the control plane asks of the keeper, and what it is told.
 
+use super::origin::Origin;
 use crate::error::Error;
 use crate::metadata::{Usage, VolumeDetails};
 use crate::units::{BlockSize, SnapTime, TransactionId, VirtualBlock, VolumeId};
@@ -35,6 +36,8 @@ pub enum Command {
         volume: VolumeId,
         /// Its size, a multiple of 512.
         size_bytes: u64,
+        /// What shows where it has no block; `None`: zeros. Its snapshots have the same.
+        origin: Option<Origin>,
         /// The id's step.
         step: IdStep,
     },
@@ -51,7 +54,7 @@ pub enum Command {
     RollBack {
         /// The volume that changes.
         volume: VolumeId,
-        /// The volume, a snapshot mostly, whose contents it gets; no larger than it.
+        /// The volume, a snapshot mostly, whose contents it gets; no larger than it, and with the same external origin.
         to: VolumeId,
         /// A number not in use, for what it held.
         keep: VolumeId,
@@ -65,6 +68,14 @@ pub enum Command {
         volume: VolumeId,
         /// Its new size, a multiple of 512.
         size_bytes: u64,
+    },
+    /// Put an external origin behind a volume in place of the one that it has, or that could not be had; nothing of it is in
+    /// the metadata. `Busy` while a client has it open. Answer: `Done`.
+    SetOrigin {
+        /// The volume.
+        volume: VolumeId,
+        /// With the same contents.
+        origin: Origin,
     },
     /// Unmap whole blocks of a volume, like a client's discard. Answer: `Done`.
     Unmap {

@@ -5,11 +5,12 @@ use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::habits::{Habits, Wish};
 use super::model::{Model, Stamp};
+use super::origins::Origins;
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::Disk;
 use crate::engine::{
-    Action, Answer, Ask, Asker, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId, Outbox,
-    Place, PoolStatus, Reply, Request, Settled, Tag,
+    Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
+    Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag,
 };
 use crate::error::Result;
 use crate::metadata::{Access, Geometry, Metadata};
@@ -85,6 +86,8 @@ pub struct Outcome {
     pub power_cuts: u64,
     /// Reads and writes of the data disk that failed although the power was there.
     pub faults: u64,
+    /// Reads of external origins.
+    pub origin_reads: u64,
     /// Times that everything came to rest and was looked at.
     pub rests: u64,
 }
@@ -101,16 +104,23 @@ impl Outcome {
         self.deletions += other.deletions;
         self.power_cuts += other.power_cuts;
         self.faults += other.faults;
+        self.origin_reads += other.origin_reads;
         self.rests += other.rests;
     }
 }
 
 /// Something that will happen.
 enum Event {
-    Read { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, into: Place },
+    Read { lane: usize, op: OpId, from: Source, offset_bytes: u64, length_bytes: u64, into: Place },
     Write { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, from: Place },
     Ask(Asker, Ask),
     Reply(usize, OpId, Reply),
+}
+
+/// What is read from.
+enum Source {
+    Data,
+    Origin(Origin),
 }
 
 /// A request in flight.
@@ -135,6 +145,7 @@ pub struct World {
     pub(super) keeper: Keeper<SimDisk, SimDisk>,
     lanes: Vec<Lane>,
     pub(super) model: Model,
+    pub(super) origins: Origins,
     /// What will happen, and the step before which it does not.
     events: Vec<(u64, Event)>,
     /// Steps so far.
@@ -157,9 +168,11 @@ impl World {
         let data_disk = SimDisk::new("data", (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize);
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
         let metadata = Metadata::format(metadata_disk.clone(), geometry)?;
-        let keeper = Self::keeper(&options, metadata, data_disk.clone())?;
+        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new())?;
         let mut chance = Chance::new(options.seed);
+        let volume_sectors = options.volume_blocks * BLOCK_SECTORS;
         let mut world = World {
+            origins: Origins::of(options.seed, volume_sectors, &mut chance),
             habits: Habits::of(options.seed, &mut chance),
             chance,
             lanes: Vec::new(),
@@ -187,11 +200,12 @@ impl World {
         options: &WorldOptions,
         mut metadata: Metadata<SimDisk>,
         data: SimDisk,
+        behind: HashMap<VolumeId, Behind>,
     ) -> Result<Keeper<SimDisk, SimDisk>> {
         let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
         let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
         let lanes = usize::from(options.lanes);
-        let options = KeeperOptions { lanes, volume_sizes, ..KeeperOptions::default() };
+        let options = KeeperOptions { lanes, volume_sizes, behind, ..KeeperOptions::default() };
         Keeper::new(metadata, data, options)
     }
 
@@ -267,11 +281,11 @@ impl World {
         };
         let mut actions = Vec::new();
         let lane = match self.events.swap_remove(chosen).1 {
-            Event::Read { lane, op, offset_bytes, length_bytes, into } => {
+            Event::Read { lane, op, from, offset_bytes, length_bytes, into } => {
                 let mut bytes = vec![0; length_bytes as usize];
                 let result = match self.is_faulty() {
                     true => Err(IoError::Io),
-                    false => self.data_disk.read_at(offset_bytes, &mut bytes).map_err(|_| IoError::Io),
+                    false => self.read(&from, offset_bytes, &mut bytes),
                 };
                 let (buffer, at) = self.place(lane, into);
                 buffer[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -298,6 +312,14 @@ impl World {
             }
         };
         self.act(lane, actions)
+    }
+
+    fn read(&self, from: &Source, offset_bytes: u64, bytes: &mut [u8]) -> Result<(), IoError> {
+        let read = match from {
+            Source::Data => self.data_disk.read_at(offset_bytes, bytes),
+            Source::Origin(origin) => origin.disk().read_at(offset_bytes, bytes),
+        };
+        read.map_err(|_| IoError::Io)
     }
 
     /// Whether a read or write fails now, without having done anything.
@@ -415,7 +437,13 @@ impl World {
         for action in actions {
             match action {
                 Action::ReadData { op, disk_offset_bytes: offset_bytes, length_bytes, into } => {
-                    self.add_event(Event::Read { lane, op, offset_bytes, length_bytes, into });
+                    let from = Source::Data;
+                    self.add_event(Event::Read { lane, op, from, offset_bytes, length_bytes, into });
+                }
+                Action::ReadOrigin { op, origin, offset_bytes, length_bytes, into } => {
+                    self.outcome.origin_reads += 1;
+                    let from = Source::Origin(origin);
+                    self.add_event(Event::Read { lane, op, from, offset_bytes, length_bytes, into });
                 }
                 Action::WriteData { op, disk_offset_bytes: offset_bytes, length_bytes, from } => {
                     self.add_event(Event::Write { lane, op, offset_bytes, length_bytes, from });
@@ -594,12 +622,18 @@ impl World {
         self.next_stamp += 1;
         let begun = match kind {
             Kind::Read | Kind::Flush | Kind::Extents => self.model.flush_begins(),
-            Kind::Write { .. } | Kind::WriteZeroes { .. } | Kind::Discard => {
-                self.model.write_begins(volume, changes.clone(), stamp)
+            Kind::Write { .. } | Kind::WriteZeroes { .. } => {
+                self.model.write_begins(volume, changes.clone(), |_| stamp)
+            }
+            Kind::Discard => {
+                let origins = &self.origins;
+                self.model.write_begins(volume, changes.clone(), |sector| origins.stamp(volume, sector))
             }
         };
         let length = (range.end - range.start) * SECTOR;
-        let buffer = stamp.to_le_bytes().repeat((length / 8) as usize);
+        // What is read must come from somewhere: not from what the buffer held before.
+        let held = if kind == Kind::Read { u64::from_le_bytes([0xee; 8]) } else { stamp };
+        let buffer = held.to_le_bytes().repeat((length / 8) as usize);
         self.buffers.insert((lane, tag), buffer);
         let request = InFlight { volume, range: range.clone(), changes, kind, begun };
         self.in_flight.insert((lane, tag), request);
@@ -674,7 +708,8 @@ impl World {
     fn reopen(&mut self) -> Result<(), String> {
         let wrong = |error: crate::error::Error| format!("reopening after a power cut: {error}");
         let metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadWrite).map_err(wrong)?;
-        self.keeper = Self::keeper(&self.options, metadata, self.data_disk.clone()).map_err(wrong)?;
+        let data = self.data_disk.clone();
+        self.keeper = Self::keeper(&self.options, metadata, data, self.origins.behind()).map_err(wrong)?;
         self.seat_lanes();
         Ok(())
     }
@@ -708,9 +743,9 @@ impl World {
             }
             self.act(0, std::mem::take(&mut actions))?;
             match self.events.pop().ok_or("a read got stuck")?.1 {
-                Event::Read { op, offset_bytes, length_bytes, into, .. } => {
+                Event::Read { op, from, offset_bytes, length_bytes, into, .. } => {
                     let mut bytes = vec![0; length_bytes as usize];
-                    let result = self.data_disk.read_at(offset_bytes, &mut bytes).map_err(|_| IoError::Io);
+                    let result = self.read(&from, offset_bytes, &mut bytes);
                     let (buffer, at) = self.place(0, into);
                     buffer[at..at + bytes.len()].copy_from_slice(&bytes);
                     self.lanes[0].io_done(op, result, &mut actions);

@@ -20,6 +20,7 @@ mod settle;
 use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo, WhenFull};
 use super::epochs::{Epoch, Epochs};
 use super::map_table::{Lookup, page_of};
+use super::origin::Behind;
 use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
@@ -57,6 +58,8 @@ pub struct KeeperOptions {
     pub lanes: usize,
     /// The volumes' sizes; one that is missing here gets the size up to its highest mapped block.
     pub volume_sizes: HashMap<VolumeId, u64>,
+    /// What shows where volumes have no block; zeros for those that are not here.
+    pub behind: HashMap<VolumeId, Behind>,
 }
 
 impl Default for KeeperOptions {
@@ -68,6 +71,7 @@ impl Default for KeeperOptions {
             when_full: WhenFull::default(),
             lanes: 1,
             volume_sizes: HashMap::new(),
+            behind: HashMap::new(),
         }
     }
 }
@@ -231,7 +235,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                         .min(SHOWN_BYTES_LIMIT)
                 }),
             };
-            let volume = Volume::new(id, size_bytes, details.snapshotted_time);
+            let behind = options.behind.get(&id).cloned().unwrap_or_default();
+            let volume = Volume::new(id, size_bytes, details.snapshotted_time, behind);
             volumes.insert(id, Arc::new(volume));
         }
         Ok(Keeper {
@@ -391,8 +396,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.hopeless_ticks = 0;
         let filling = Filling { target, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
+        let block_bytes = self.metadata.geometry().block_size.bytes();
         let source = match current {
             Some(mapping) => FillSource::Block(mapping.block),
+            None if block.0.saturating_mul(block_bytes) < volume.origin_bytes() => FillSource::Origin,
             None if self.zero_new_blocks => FillSource::Zeros,
             None => FillSource::Nothing,
         };

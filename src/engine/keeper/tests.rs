@@ -33,7 +33,11 @@ fn pool(data_blocks: u64) -> Tested {
     let mut keeper = keeper(data_blocks, formatted(data_blocks));
     let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
     let size_bytes = 16 * BlockSize::MIN.bytes();
-    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes, step }, &mut Outbox::default());
+    keeper.command(
+        0,
+        Command::CreateVolume { volume: id(0), size_bytes, origin: None, step },
+        &mut Outbox::default(),
+    );
     let mut out = Outbox::default();
     keeper.settle(&mut out);
     assert_eq!(out.answers, [(0, Ok(Answer::Done))]);
@@ -193,7 +197,7 @@ fn a_failed_pool_says_by_which_command_to_look_at_it() {
     is_failing.store(true, std::sync::atomic::Ordering::Relaxed);
     let mut out = Outbox::default();
     let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
-    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes: 512, step }, &mut out);
+    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes: 512, origin: None, step }, &mut out);
     keeper.settle(&mut out);
     keeper.command(1, Command::Commit, &mut out);
     let hints: Vec<_> =

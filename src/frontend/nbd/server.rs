@@ -319,6 +319,7 @@ fn connect(registered: &Registered, mut socket: Socket) -> Result<()> {
         structured: agreed.structured,
         allocation: agreed.allocation,
         block_size: facts.block_size,
+        origin_bytes: channel.lease.volume().origin_bytes(),
     };
     shared.set_waker(*number, channel.lane.waker());
     let stream = SocketStream::new(socket.into_fd(), 0)?;

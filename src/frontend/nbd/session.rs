@@ -115,11 +115,12 @@ enum Work {
     Last,
     /// A flush comes after it.
     TrimThenFlush,
-    /// Zeros have to be written from here on.
+    /// There have to be zeros from here on.
     Zeroes {
         left_begin: u64,
         left_end: u64,
         fua: bool,
+        may_unmap: bool,
     },
     Status {
         cost_bytes: usize,
@@ -385,15 +386,10 @@ impl Session {
                 let slot = self.take_slot(cookie, if fua { Work::TrimThenFlush } else { Work::Last });
                 self.step(slot, Kind::Discard, range, None, backend);
             }
-            Operation::WriteZeroes { fua, may_unmap: true } => {
+            Operation::WriteZeroes { fua, may_unmap } => {
                 let slot = self.take_slot(cookie, Work::Last);
                 self.reckon_scratch(slot, operation, header);
-                self.step(slot, Kind::WriteZeroes { fua, may_unmap: true }, range, None, backend);
-            }
-            Operation::WriteZeroes { fua, may_unmap: false } => {
-                let slot = self.take_slot(cookie, Work::Last);
-                self.reckon_scratch(slot, operation, header);
-                self.write_zeroes(slot, range, fua, backend);
+                self.write_zeroes(slot, range, fua, may_unmap, backend);
             }
             Operation::BlockStatus { one } => self.begin_status(header, one, backend),
         }
@@ -420,17 +416,27 @@ impl Session {
         self.step(slot, Kind::Extents, first.known_end..look_end, None, backend);
     }
 
-    /// The next step of zeros that are written; only the last needs force, which covers all that was acknowledged.
-    fn write_zeroes(&mut self, slot: usize, range: Range<u64>, fua: bool, backend: &mut impl Backend) {
+    /// The next step of zeros; only the last needs force, which covers all that was acknowledged.
+    fn write_zeroes(
+        &mut self,
+        slot: usize,
+        range: Range<u64>,
+        fua: bool,
+        may_unmap: bool,
+        backend: &mut impl Backend,
+    ) {
         let block_bytes = self.terms.block_size.bytes();
-        // Ends between blocks: none is zeroed in two parts, which may mean to fill it first.
-        let step_end = ((range.start / block_bytes + ZEROES_STEP_BLOCKS) * block_bytes).min(range.end);
+        let step_end = match may_unmap && range.start >= self.terms.origin_bytes {
+            true => range.end, // one operation, whatever its length
+            // Ends between blocks: none is zeroed in two parts, which may mean to fill it first.
+            false => ((range.start / block_bytes + ZEROES_STEP_BLOCKS) * block_bytes).min(range.end),
+        };
         let is_last = step_end == range.end;
         self.slots[slot].work = match is_last {
             true => Work::Last,
-            false => Work::Zeroes { left_begin: step_end, left_end: range.end, fua },
+            false => Work::Zeroes { left_begin: step_end, left_end: range.end, fua, may_unmap },
         };
-        let kind = Kind::WriteZeroes { fua: fua && is_last, may_unmap: false };
+        let kind = Kind::WriteZeroes { fua: fua && is_last, may_unmap };
         self.step(slot, kind, range.start..step_end, None, backend);
     }
 
@@ -487,9 +493,9 @@ impl Session {
                 self.slots[index].work = Work::Last;
                 return self.step(index, Kind::Flush, 0..0, None, backend);
             }
-            Work::Zeroes { left_begin, left_end, fua } => match self.closing() {
+            Work::Zeroes { left_begin, left_end, fua, may_unmap } => match self.closing() {
                 None | Some(Closing::Disconnect) => {
-                    return self.write_zeroes(index, left_begin..left_end, fua, backend);
+                    return self.write_zeroes(index, left_begin..left_end, fua, may_unmap, backend);
                 }
                 // Gigabytes may be left, and nobody is there who wants them.
                 Some(Closing::Asked | Closing::Broken(_)) => {
@@ -603,7 +609,8 @@ impl FirstExtent {
 fn flags_of(state: ExtentState) -> u32 {
     match state {
         ExtentState::Hole => allocation_flags::HOLE | allocation_flags::ZERO,
-        ExtentState::Exclusive | ExtentState::Shared => 0,
+        // What shows of an external origin is data, though it lies elsewhere.
+        ExtentState::Origin | ExtentState::Exclusive | ExtentState::Shared => 0,
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Terms {
     pub allocation: bool,
     /// The pool's data block size.
     pub block_size: BlockSize,
+    /// Where the volume's external origin ends; 0 without one. Before that, zeros have to be written.
+    pub origin_bytes: u64,
 }
 
 /// A request that can be carried out, its range inside the export.
@@ -174,7 +176,7 @@ fn check_length(operation: Operation, header: &RequestHeader, terms: &Terms) -> 
 fn check_fast_zero(header: &RequestHeader, terms: &Terms) -> Result<(), Refusal> {
     let end = header.offset_bytes + u64::from(header.length_bytes);
     let whole = terms.block_size.blocks_covered(header.offset_bytes..end, terms.size_bytes);
-    if header.flags & flags::NO_HOLE != 0 || whole.is_empty() {
+    if header.flags & flags::NO_HOLE != 0 || whole.is_empty() || header.offset_bytes < terms.origin_bytes {
         return refuse(Errno::NotSupported, "zeroing this is not faster than writing it");
     }
     Ok(())
@@ -194,6 +196,7 @@ mod tests {
             structured: true,
             allocation: true,
             block_size: BlockSize::MIN,
+            origin_bytes: 0,
         }
     }
 
@@ -300,6 +303,14 @@ mod tests {
         let tail = |offset| error(&request(6, flags::FAST_ZERO, offset, 512), &odd);
         assert_eq!(tail(64 * MIB), None, "the short last block can be unmapped");
         assert_eq!(tail(64 * MIB - 512), Some(Errno::NotSupported));
+    }
+
+    #[test]
+    fn zeros_over_an_external_origin_are_not_fast() {
+        let over = Terms { origin_bytes: MIB + 512, ..terms() };
+        let at = |offset| error(&request(6, flags::FAST_ZERO, offset, 2 * MIB as u32), &over);
+        assert_eq!([0, MIB].map(at), [Some(Errno::NotSupported); 2]);
+        assert_eq!(at(MIB + 65_536), None, "past its end they are");
     }
 
     proptest! {
