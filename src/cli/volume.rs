@@ -3,8 +3,8 @@
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
-    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SetVolume, SnapshotGroup,
-    SnapshotPair, VolumeInfo,
+    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SetVolume, Sharing,
+    SnapshotGroup, SnapshotPair, VolumeInfo,
 };
 use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
@@ -170,6 +170,21 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
     Column { name: "id", by_default: true, cell: |volume| Cell::Number(volume.id) },
     Column { name: "size", by_default: true, cell: |volume| Cell::Bytes(volume.size_bytes) },
     Column { name: "mapped", by_default: true, cell: |volume| Cell::maybe_bytes(volume.mapped_bytes) },
+    Column {
+        name: "exclusive",
+        by_default: true,
+        cell: |volume| shared(volume, |sharing| sharing.exclusive_bytes),
+    },
+    Column {
+        name: "shared",
+        by_default: true,
+        cell: |volume| shared(volume, |sharing| sharing.shared_bytes),
+    },
+    Column {
+        name: "as_of",
+        by_default: false,
+        cell: |volume| Cell::maybe(volume.sharing.as_ref().map(|sharing| &sharing.as_of)),
+    },
     Column { name: "origin", by_default: true, cell: |volume| Cell::maybe(origin(volume)) },
     Column { name: "created", by_default: true, cell: |volume| Cell::maybe(volume.created.as_ref()) },
     Column { name: "open", by_default: true, cell: |volume| Cell::maybe_number(volume.open) },
@@ -284,7 +299,8 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             if json {
                 return print_json(&list);
             }
-            print(&render(&columns, &list.volumes, &table))
+            let note = if table.no_header { String::new() } else { age_note(&columns, &list.volumes) };
+            print(&(render(&columns, &list.volumes, &table) + &note))
         }
         Verb::Delete { volume } => {
             let deleted = change(&volume.pool, |pool| pool.delete(&volume.volume))?;
@@ -341,6 +357,22 @@ fn find(volumes: Vec<VolumeInfo>, name: &VolumeName) -> Result<VolumeInfo> {
         Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"))
             .hint("`uthin volume list POOL` shows the volumes")
     })
+}
+
+fn shared(volume: &VolumeInfo, bytes: impl Fn(&Sharing) -> u64) -> Cell {
+    Cell::maybe_bytes(volume.sharing.as_ref().map(bytes))
+}
+
+/// Numbers that are not of this moment say so.
+fn age_note(columns: &[&Column<VolumeInfo>], volumes: &[VolumeInfo]) -> String {
+    let tells = columns.iter().any(|column| ["exclusive", "shared"].contains(&column.name));
+    let sharing = volumes.iter().find_map(|volume| volume.sharing.as_ref());
+    match sharing.filter(|sharing| tells && !sharing.current) {
+        Some(sharing) => {
+            format!("exclusive and shared: as of {}, and the pool has changed since\n", sharing.as_of)
+        }
+        None => String::new(),
+    }
 }
 
 /// What a volume stands on: another one, or (with a slash) something outside the pool.

@@ -260,6 +260,9 @@ pub struct VolumeInfo {
     /// Bytes of data blocks that it maps, shared ones included. This and what else is the pool's to know is `null` when
     /// the pool has failed, or the metadata cannot be read.
     pub mapped_bytes: Option<u64>,
+    /// What of it is its own, at a moment that is told. `null` as long as it was not counted.
+    #[serde(default)]
+    pub sharing: Option<Sharing>,
     /// Name of the volume it is a snapshot of, if that still exists.
     pub origin: Option<VolumeName>,
     /// When it was made, RFC 3339; `null` for a volume that was found in the metadata.
@@ -284,6 +287,19 @@ pub struct VolumeInfo {
     /// Where it is to be had: NBD URIs; none when the pool is not served.
     #[serde(default)]
     pub exports: Vec<String>,
+}
+
+/// What of a volume was its own, and what shared, at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Sharing {
+    /// Bytes of data blocks that its deletion would have freed.
+    pub exclusive_bytes: u64,
+    /// Bytes of data blocks that it mapped and shared with other volumes, or with a metadata snapshot.
+    pub shared_bytes: u64,
+    /// The moment, RFC 3339.
+    pub as_of: String,
+    /// Whether nothing has changed in the pool since.
+    pub current: bool,
 }
 
 /// An external origin.

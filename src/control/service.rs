@@ -7,8 +7,8 @@
 use super::api::{
     CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, GrowPool, Grown, Health, MetadataSnapshot,
     MetadataSpace, Mode, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed,
-    ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, SnapshotGroup,
-    SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
+    ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing,
+    SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::label;
@@ -23,6 +23,7 @@ use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::time::{Duration, Instant};
 
 /// Carries commands to whoever owns the metadata.
 pub trait Executor: Send + Sync {
@@ -157,7 +158,7 @@ impl Service {
     pub(super) fn pool_status(&self) -> Result<Box<PoolStatus>> {
         match self.executor.run(Command::Status)? {
             Answer::Status(status) => Ok(status),
-            Answer::Done | Answer::Deleting { .. } | Answer::Volumes(_) => {
+            Answer::Done | Answer::Deleting { .. } | Answer::Volumes(_) | Answer::Counting(_) => {
                 unreachable!("the answer is a status")
             }
         }
@@ -281,9 +282,29 @@ impl Service {
     pub(super) fn engine_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
         match self.executor.run(Command::Volumes)? {
             Answer::Volumes(volumes) => Ok(volumes),
-            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
+            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Counting(_) => {
                 unreachable!("the answer is a list")
             }
+        }
+    }
+
+    /// With what they share counted anew, if that is out of date and does not take too long: for who asks, a moment ago is
+    /// as good as now, and a count that takes longer is there for the next.
+    fn counted_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
+        let before = self.engine_volumes()?;
+        if self.executor.run(Command::CountShared)? != Answer::Counting(true) {
+            return Ok(before);
+        }
+        let counted = |volumes: &[engine::VolumeInfo]| volumes.iter().find_map(|volume| volume.sharing);
+        let count = counted(&before).map_or(0, |sharing| sharing.count);
+        let deadline = Instant::now() + COUNT_PATIENCE;
+        loop {
+            let volumes = self.engine_volumes()?;
+            let is_done = |sharing: engine::SharingInfo| sharing.is_current || sharing.count > count;
+            if volumes.is_empty() || counted(&volumes).is_some_and(is_done) || Instant::now() > deadline {
+                return Ok(volumes);
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -309,6 +330,7 @@ impl Service {
             mapped_bytes: found
                 .as_ref()
                 .map(|(block_size, info)| info.details.mapped_blocks.saturating_mul(*block_size)),
+            sharing: found.as_ref().and_then(|(block_size, info)| Some(shared(info.sharing?, *block_size))),
             origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
             created: entry.created_unix_seconds.map(time::rfc3339),
             transaction_id: details.map(|details| details.transaction_id.0),
@@ -337,6 +359,19 @@ impl Service {
         }
     }
 }
+
+fn shared(sharing: engine::SharingInfo, block_bytes: u64) -> Sharing {
+    let engine::SharingInfo { mapped_blocks, exclusive_blocks, age_seconds, is_current, count: _ } = sharing;
+    Sharing {
+        exclusive_bytes: exclusive_blocks.saturating_mul(block_bytes),
+        shared_bytes: mapped_blocks.saturating_sub(exclusive_blocks).saturating_mul(block_bytes),
+        as_of: time::rfc3339(time::now_unix_seconds().saturating_sub(age_seconds)),
+        current: is_current,
+    }
+}
+
+/// How long who asks for volumes waits for a count of what they share.
+const COUNT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Nothing that can panic runs under the locks here.
 pub(super) const NO_PANIC: &str = "nobody panics while holding this lock";
@@ -426,7 +461,7 @@ impl PoolApi for Service {
 
     fn volumes(&self) -> Result<VolumeList> {
         let volumes = self.pool_status().and_then(|status| {
-            let volumes = self.engine_volumes()?;
+            let volumes = self.counted_volumes()?;
             Ok((status.block_size.bytes(), volumes))
         });
         let catalog = self.catalog.read().expect(NO_PANIC);

@@ -150,6 +150,7 @@ impl Executor for Keeper {
                 Ok(Answer::Deleting { finished })
             }),
             Command::Status => Ok(Answer::Status(Box::new(status_of(&world)))),
+            Command::CountShared => Ok(Answer::Counting(false)),
             Command::Volumes if world.failed => Err(Error::new(ErrorKind::Failed, "failed stop")),
             Command::Volumes => Ok(Answer::Volumes(
                 world
@@ -180,6 +181,7 @@ fn info_of(id: VolumeId, created: u64, openers: u32) -> engine::VolumeInfo {
         },
         highest_mapped: None,
         openers,
+        sharing: None,
     }
 }
 

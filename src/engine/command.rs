@@ -110,6 +110,9 @@ pub enum Command {
     Status,
     /// Answer: `Volumes`.
     Volumes,
+    /// Count in the background what volumes share, if what is known of it is not of this moment; [`Command::Volumes`] tells
+    /// the result. Answer: `Counting`, at once.
+    CountShared,
     /// Commit now. Answer: `Done`.
     Commit,
     /// Finish: waits for running requests, commits, and refuses everything from then on. Answer: `Done`.
@@ -131,6 +134,9 @@ pub enum Answer {
     Status(Box<PoolStatus>),
     /// See [`Command::Volumes`]; in order of ids, those being deleted left out.
     Volumes(Vec<VolumeInfo>),
+    /// See [`Command::CountShared`]: whether a count is under way. If not, what is known is of this moment, or it is too soon
+    /// after a long count for another one.
+    Counting(bool),
 }
 
 /// The state a pool is in.
@@ -186,4 +192,21 @@ pub struct VolumeInfo {
     pub highest_mapped: Option<VirtualBlock>,
     /// Number of clients that have it open.
     pub openers: u32,
+    /// What of it is shared, as last counted ([`Command::CountShared`]); `None` before that.
+    pub sharing: Option<SharingInfo>,
+}
+
+/// What of a volume is shared, at one commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SharingInfo {
+    /// Data blocks that it mapped.
+    pub mapped_blocks: u64,
+    /// Of these, those that its deletion would have freed.
+    pub exclusive_blocks: u64,
+    /// How long ago that was.
+    pub age_seconds: u64,
+    /// Whether nothing at all has changed in the pool since: then it is so now.
+    pub is_current: bool,
+    /// Number of the count.
+    pub count: u64,
 }

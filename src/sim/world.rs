@@ -10,11 +10,11 @@ use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::Disk;
 use crate::engine::{
     Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
-    Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag,
+    Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag, VolumeInfo,
 };
 use crate::error::Result;
 use crate::metadata::{Access, Geometry, Metadata};
-use crate::units::{BlockSize, VolumeId};
+use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -264,7 +264,43 @@ impl World {
                 self.keeper.tick(&mut out);
                 self.deliver(out)?;
             }
+            9 if self.chance.one_in(30) => self.count_shared(),
             _ => self.happen()?,
+        }
+        Ok(())
+    }
+
+    fn count_shared(&mut self) {
+        // Answered at once; the count is background work.
+        self.keeper.command(u64::MAX, Command::CountShared, &mut Outbox::default());
+    }
+
+    /// With nothing else going on, what is counted is what the metadata says to who adds it up.
+    fn check_sharing(&mut self) -> Result<(), String> {
+        self.count_shared();
+        self.run_dry()?;
+        if !self.is_powered() {
+            return Ok(());
+        }
+        let wrong = |error: crate::error::Error| format!("adding up what is shared: {error}");
+        let mut metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadOnly).map_err(wrong)?;
+        let mut holders: HashMap<DataBlock, Vec<VolumeId>> = HashMap::new();
+        for (id, _) in metadata.volumes().map_err(wrong)? {
+            let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
+            metadata.for_each_mapping(id, 0..u64::MAX, &mut add).map_err(wrong)?;
+        }
+        for volume in self.volume_infos()? {
+            let own = holders.values().filter(|holders| holders[..] == [volume.id]).count() as u64;
+            let found = volume.sharing.ok_or("what is shared was not counted")?;
+            // A metadata snapshot holds more or less of it.
+            let is_own = found.exclusive_blocks == own
+                || (metadata.held_root().is_some() && found.exclusive_blocks <= own);
+            if !is_own || (found.mapped_blocks, found.is_current) != (volume.details.mapped_blocks, true) {
+                return Err(format!(
+                    "{own} blocks are volume {}'s own, and {found:?} was counted",
+                    volume.id
+                ));
+            }
         }
         Ok(())
     }
@@ -354,6 +390,7 @@ impl World {
         }
         self.outcome.rests += 1;
         self.check_metadata(Verdict::Clean)?;
+        self.check_sharing()?;
         for id in self.model.volumes().collect::<Vec<_>>() {
             let stamps = self.read_volume(id)?;
             self.model.check_read(id, 0..stamps.len() as u64, u64::MAX, &stamps)?;
@@ -518,7 +555,13 @@ impl World {
             let UnderWay { volumes, origins, step } = self.command.take().ok_or("an answer to no command")?;
             let powered = self.is_powered();
             match &answer {
-                Ok(Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Volumes(_)) => {}
+                Ok(
+                    Answer::Done
+                    | Answer::Deleting { .. }
+                    | Answer::Status(_)
+                    | Answer::Volumes(_)
+                    | Answer::Counting(_),
+                ) => {}
                 Err(error) if !powered => drop(error.clone()),
                 Err(error) if error.kind() == crate::error::ErrorKind::NoMetadataSpace => {}
                 Err(error) => return Err(format!("a command for volumes {volumes:?} failed: {error}")),
@@ -688,7 +731,7 @@ impl World {
             self.model.cut_off(&volumes, id == step.to);
         }
         let mut found = BTreeMap::new();
-        for id in self.volume_ids()? {
+        for VolumeInfo { id, .. } in self.volume_infos()? {
             found.insert(id, self.read_volume(id)?);
         }
         let half_deleted: Vec<VolumeId> =
@@ -714,13 +757,11 @@ impl World {
         Ok(())
     }
 
-    fn volume_ids(&mut self) -> Result<Vec<VolumeId>, String> {
+    fn volume_infos(&mut self) -> Result<Vec<VolumeInfo>, String> {
         let mut out = Outbox::default();
         self.keeper.command(0, Command::Volumes, &mut out);
         match out.answers.pop() {
-            Some((_, Ok(Answer::Volumes(volumes)))) => {
-                Ok(volumes.into_iter().map(|volume| volume.id).collect())
-            }
+            Some((_, Ok(Answer::Volumes(volumes)))) => Ok(volumes),
             other => Err(format!("listing volumes: {other:?}")),
         }
     }

@@ -247,4 +247,12 @@ BUGS = {
         [(LANE, "                let begin = piece.block.0 * self.block_size.bytes() + fill.written_bytes;",
           "                let begin = piece.block.0 * self.block_size.bytes() + fill.written_bytes + if BUG { 512 * u64::from(piece.at_bytes > 0) } else { 0 };")],
     ),
+    "own-though-the-nodes-are-shared": (
+        "blocks are counted as a volume's own although the nodes that lead to them are shared",
+        [("metadata/sharing.rs", "|| walk.is_shared(block) {", "|| (walk.is_shared(block) && !BUG) {")],
+    ),
+    "count-of-another-time": (
+        "a count passes for one of this moment although commits have followed",
+        [("engine/keeper/sharing.rs", "known.commit == self.commits)", "(BUG || known.commit == self.commits))")],
+    ),
 }

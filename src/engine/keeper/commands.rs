@@ -39,6 +39,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 return self.unmap_step(Unmap { asker, volume, left: blocks }, out);
             }
             Command::Delete { volume, step } => self.delete(volume, step, out),
+            Command::CountShared => {
+                self.want_sharing();
+                return out.answers.push((number, Ok(Answer::Counting(self.counts()))));
+            }
             Command::Volumes => {
                 let volumes = self.volume_infos().map(Answer::Volumes);
                 return out.answers.push((number, volumes));
@@ -221,6 +225,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     fn forget_snapshots(&mut self, pairs: &[(VolumeId, VolumeId)], out: &mut Outbox) {
         for (_, snapshot) in pairs {
             self.volumes.remove(snapshot);
+            self.forget_sharing_of(*snapshot);
             if let Err(error) = self.metadata.delete_volume(*snapshot, usize::MAX) {
                 return self.fail(error, out);
             }
@@ -339,6 +344,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                     self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
                 }
                 self.volumes.remove(&id);
+                self.forget_sharing_of(id);
                 if progress == Progress::Done {
                     return Ok(Answer::Deleting { finished: true });
                 }
@@ -400,6 +406,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 details,
                 highest_mapped: self.metadata.highest_mapped(*id)?,
                 openers: volume.openers(),
+                sharing: self.sharing_of(*id),
             });
         }
         Ok(infos)

@@ -16,8 +16,9 @@
 
 mod commands;
 mod settle;
+mod sharing;
 
-use super::command::{Answer, Command, IdStep, Mode, PoolStatus, VolumeInfo, WhenFull};
+use super::command::{Answer, Command, IdStep, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull};
 use super::epochs::{Epoch, Epochs};
 use super::map_table::{Lookup, page_of};
 use super::origin::Behind;
@@ -198,6 +199,10 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// Out of everybody's reach; the data disk has not been told yet.
     discards: VecDeque<Range<u64>>,
 
+    /// Commits so far that changed something.
+    commits: u64,
+    sharing: sharing::Sharing,
+
     /// How often a lane was told that the map cannot be read.
     unreadable: u64,
     /// Why the pool has failed stop.
@@ -262,6 +267,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             limbo: VecDeque::new(),
             holders_lost: None,
             discards: VecDeque::new(),
+            commits: 0,
+            sharing: sharing::Sharing::default(),
             unreadable: 0,
             failed: None,
         })
