@@ -1,5 +1,6 @@
 //! `uthin-fsck check`, alias `thin_check`: words, JSON and exit status of a check.
 
+use super::progress::Watched;
 use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, open_metadata, require_metadata, to_json};
 use crate::check::report::{Report, Severity, Verdict};
 use crate::check::{CheckOptions, MendOptions, Mended, Scope, check, check_and_mend};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// Touched parts of volumes that are listed for one finding on a terminal; all are in the JSON.
 const TOUCHED_SHOWN: usize = 4;
+const CHECKING: &str = "checking";
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -69,10 +71,12 @@ impl Arguments {
     fn look(&self) -> Result<(Report, Mended)> {
         let mend = MendOptions { space_maps: self.auto_repair, needs_check: self.clear_needs_check_flag };
         if mend == MendOptions::default() {
-            return Ok((check(&open_metadata(&self.metadata)?, &self.options())?, Mended::default()));
+            let disk = Watched::new(open_metadata(&self.metadata)?, CHECKING, self.quiet);
+            return Ok((check(&disk, &self.options())?, Mended::default()));
         }
         require_metadata(&self.metadata)?;
         let disk = FileDisk::open(&self.metadata, OpenMode::ReadWrite)?.through_page_cache()?;
+        let disk = Watched::new(disk, CHECKING, self.quiet);
         check_and_mend(&disk, &self.options(), mend)
     }
 }

@@ -11,9 +11,11 @@ mod dump;
 mod list;
 mod look;
 mod pack;
+mod progress;
 mod repair;
 mod restore;
 mod rmap;
+mod shrink;
 mod size;
 mod trim;
 
@@ -84,6 +86,9 @@ enum Command {
     /// Give free data blocks back to the data device, of a pool that is not in use.
     #[command(visible_alias = "thin_trim")]
     Trim(trim::Arguments),
+    /// Make a pool that is not in use fit a smaller data device.
+    #[command(visible_alias = "thin_shrink")]
+    Shrink(shrink::Arguments),
     /// What a metadata block is, and who points at it.
     Explain(look::ExplainArguments),
     /// A picture of the data device by volume, sharing and age.
@@ -159,6 +164,7 @@ impl Command {
             Command::Pack(arguments) => pack::run_pack(arguments, terminal),
             Command::Unpack(arguments) => pack::run_unpack(arguments, terminal),
             Command::Trim(arguments) => trim::run(arguments, terminal),
+            Command::Shrink(arguments) => shrink::run(arguments, terminal),
             Command::Explain(arguments) => look::run_explain(arguments, terminal),
             Command::Map(arguments) => look::run_map(arguments, terminal),
             Command::Damage(arguments) => look::run_damage(arguments, terminal),

@@ -1,5 +1,6 @@
 //! `uthin-fsck repair`, alias `thin_repair`.
 
+use super::progress::Watched;
 use super::restore::{OverrideArguments, remarks};
 use super::{CLEAN, Terminal, open_metadata, open_output, require_different, to_json};
 use crate::check::build::{Builder, Built};
@@ -78,7 +79,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
 }
 
 fn repair(arguments: &Arguments) -> Result<(Salvage, Option<Built>)> {
-    let input = open_metadata(&arguments.input)?;
+    let input = Watched::new(open_metadata(&arguments.input)?, "repairing", arguments.quiet);
     let source = Source::new(&input);
     let overrides = arguments.overrides.overrides();
     let root = arguments.root.map(|RootArgument(root)| root);
