@@ -10,6 +10,7 @@ mod delta;
 mod dump;
 mod list;
 mod look;
+mod names;
 mod pack;
 mod progress;
 mod repair;
@@ -22,13 +23,14 @@ mod trim;
 use super::open;
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manual;
 use crate::units::META_BLOCK_BYTES;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const CLEAN: u8 = 0;
@@ -95,6 +97,17 @@ enum Command {
     Map(look::MapArguments),
     /// Damage metadata, for tests.
     Damage(look::DamageArguments),
+    /// Print a script that completes commands and options in a shell.
+    Completion {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages, one for each command, into a directory.
+    Man {
+        /// The directory, for example /usr/local/share/man/man1.
+        directory: PathBuf,
+    },
 }
 
 /// Where words go, and whose words they are.
@@ -168,6 +181,14 @@ impl Command {
             Command::Explain(arguments) => look::run_explain(arguments, terminal),
             Command::Map(arguments) => look::run_map(arguments, terminal),
             Command::Damage(arguments) => look::run_damage(arguments, terminal),
+            Command::Completion { shell } => {
+                terminal.say(&manual::completion(Fsck::command(), *shell));
+                CLEAN
+            }
+            Command::Man { directory } => match manual::write_man_pages(Fsck::command(), directory) {
+                Ok(()) => CLEAN,
+                Err(error) => terminal.failed(&error, false),
+            },
         }
     }
 }
