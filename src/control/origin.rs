@@ -294,7 +294,7 @@ mod tests {
     fn what_cannot_be_an_origin_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let refused = |path: &str, kind, says: &str| {
-            let error = ExternalOrigin::examine(path, directory.path()).err().expect("no origin");
+            let error = ExternalOrigin::examine(path, directory.path()).expect_err("no origin");
             assert!(error.kind() == kind && error.message().contains(says), "{error}");
         };
         refused("base", ErrorKind::Invalid, "not absolute");
