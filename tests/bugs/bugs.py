@@ -114,7 +114,7 @@ BUGS = {
     ),
     "metadata-block-reused": (
         "a metadata block of the last commit is overwritten by the transaction that freed it",
-        [(META_MAP, "            if self.committed[word] & bit == 0 {", "            if self.committed[word] & bit == 0 || BUG {")],
+        [(META_MAP, "            if self.committed[word] & bit == 0 && !self", "            if (self.committed[word] & bit == 0 || BUG) && !self")],
     ),
     "discard-overtakes-fill": (
         "a discard does not wait for the fill of a block in its range",
