@@ -15,7 +15,7 @@ use super::protocol::{
     ChunkKind, Command, Errno, OPTION_REPLY_MAGIC, ReplyKind, SIMPLE_REPLY_MAGIC, command_flags, take_u16,
     take_u32, take_u64,
 };
-use super::session::tests::Bench;
+use super::session::bench::Bench;
 use super::session::{Closing, MEMORY_LIMIT_BYTES, REQUESTS_LIMIT, Session};
 use super::validate::{Terms, check};
 use crate::engine::IoError;

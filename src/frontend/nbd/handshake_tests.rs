@@ -7,18 +7,18 @@ use crate::units::BlockSize;
 use proptest::prelude::*;
 
 /// A client that has said everything already.
-pub(in crate::frontend::nbd) struct Script {
-    pub(in crate::frontend::nbd) input: Vec<u8>,
-    pub(in crate::frontend::nbd) at: usize,
-    pub(in crate::frontend::nbd) output: Vec<u8>,
+pub struct Script {
+    pub input: Vec<u8>,
+    pub at: usize,
+    pub output: Vec<u8>,
     /// Most bytes that one read returns.
     step: usize,
-    pub(in crate::frontend::nbd) limits: Vec<Duration>,
-    pub(in crate::frontend::nbd) tls: TlsMode,
+    pub limits: Vec<Duration>,
+    pub tls: TlsMode,
 }
 
 impl Script {
-    pub(in crate::frontend::nbd) fn new(input: Vec<u8>, step: usize) -> Script {
+    pub fn new(input: Vec<u8>, step: usize) -> Script {
         Script { input, at: 0, output: Vec::new(), step, limits: Vec::new(), tls: TlsMode::Unavailable }
     }
 }
@@ -60,7 +60,7 @@ impl Channel for Script {
 }
 
 /// Exports of these names; entering one yields its name.
-pub(in crate::frontend::nbd) struct Names(&'static [&'static str]);
+pub struct Names(&'static [&'static str]);
 
 impl Host for Names {
     type Entered = String;
@@ -86,10 +86,10 @@ impl Host for Names {
     }
 }
 
-pub(in crate::frontend::nbd) const TWO: Names = Names(&["v1", "v2"]);
+pub const TWO: Names = Names(&["v1", "v2"]);
 const ONE: Names = Names(&["only"]);
 
-pub(in crate::frontend::nbd) fn option(number: u32, data: &[u8]) -> Vec<u8> {
+pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
     let header = OptionHeader { number, length_bytes: data.len() as u32 };
     [&header.encode()[..], data].concat()
 }
@@ -98,14 +98,14 @@ fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
 }
 
-pub(in crate::frontend::nbd) fn choice(name: &str, requests: &[u16]) -> Vec<u8> {
+pub fn choice(name: &str, requests: &[u16]) -> Vec<u8> {
     let mut data = string(name);
     data.extend((requests.len() as u16).to_be_bytes());
     requests.iter().for_each(|request| data.extend(request.to_be_bytes()));
     data
 }
 
-pub(in crate::frontend::nbd) fn contexts(name: &str, queries: &[&str]) -> Vec<u8> {
+pub fn contexts(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = string(name);
     data.extend((queries.len() as u32).to_be_bytes());
     queries.iter().for_each(|query| data.extend(string(query)));

@@ -635,5 +635,9 @@ fn describe(error: IoError) -> (Errno, &'static str) {
 }
 
 #[cfg(test)]
+#[path = "session_bench.rs"]
+pub(super) mod bench;
+
+#[cfg(test)]
 #[path = "session_tests.rs"]
-pub(super) mod tests;
+mod tests;
