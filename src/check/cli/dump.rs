@@ -1,5 +1,6 @@
 //! `uthin-fsck dump`, alias `thin_dump`.
 
+use super::progress::Watched;
 use super::restore::OverrideArguments;
 use super::{CLEAN, Terminal, open_metadata};
 use crate::check::dump::{HumanSink, JsonSink, Selection, State, XmlSink, dump, plan, superblock_of};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::units::MetaBlock;
 use clap::ValueEnum;
 use std::fs::File;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 /// How a dump is written.
@@ -74,7 +75,9 @@ pub(super) fn state_of(metadata_snap: Option<Option<u64>>) -> State {
 }
 
 fn write_dump(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> {
-    let disk = open_metadata(&arguments.metadata)?;
+    // A bar would run through what a terminal is shown.
+    let is_shown = arguments.output.is_none() && std::io::stdout().is_terminal();
+    let disk = Watched::new(open_metadata(&arguments.metadata)?, "dumping", arguments.quiet || is_shown);
     let source = Source::new(&disk);
     let selection = Selection {
         volumes: arguments.dev_id.iter().copied().collect(),
