@@ -259,9 +259,8 @@ impl World {
 
     fn run_steps(&mut self) -> Result<(), String> {
         for _ in 0..self.options.steps {
-            if self.metadata_disk.is_off() || self.data_disk.is_off() {
-                self.power_cycle()?;
-            } else if self.has_failed() && self.chance.one_in(STEPS_AFTER_A_FAULT) {
+            let is_off = self.metadata_disk.is_off() || self.data_disk.is_off();
+            if is_off || (self.has_failed() && self.chance.one_in(STEPS_AFTER_A_FAULT)) {
                 self.power_cycle()?;
             } else if self.chance.one_in(self.options.steps_between_power_cuts) {
                 match self.chance.below(3) {
