@@ -3,7 +3,9 @@
 //! What scripts rely on: the exit code ([`exit_code`]), `--json` with `"schema": "uthin/v1"`, `-H` with tabs, errors on
 //! stderr (with `--json` as `{"error":{"code","message","hint"}}`). Nothing but the answer goes to stdout.
 
+mod adopt;
 mod docker;
+mod doctor;
 mod pool;
 mod serve;
 mod size;

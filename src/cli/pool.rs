@@ -12,7 +12,7 @@ use crate::disk::OpenMode;
 use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(clap::Subcommand, Debug)]
@@ -22,6 +22,11 @@ pub(super) enum Verb {
     /// Without --data and --metadata these are files in the pool's directory. Data need no space until they are
     /// written; metadata of up to 64 MiB have theirs from the start, larger ones 64 MiB ahead of what is in use.
     Create(CreateArgs),
+    /// Make a pool of one that LVM, Docker, containerd or another dm-thin has made
+    ///
+    /// The metadata and data stay where they are, and nothing is written to them. They are checked first, and must not be
+    /// in use. Volumes appear under the names of a backup (--lvm, --docker) or those given, else under their numbers.
+    Adopt(super::adopt::Args),
     /// Show how a pool is doing
     Status {
         /// The pool
@@ -70,6 +75,10 @@ pub(super) enum Verb {
         #[arg(long)]
         release: bool,
     },
+    /// Look for what does not fit together in a pool, and mend it
+    ///
+    /// Exits with 0 when nothing is left to do, 3 when something should be seen to, 4 when a pool cannot be served as it is.
+    Doctor(super::doctor::Args),
     /// End the daemon that serves a pool, and wait until it is gone
     Close {
         /// The pool
@@ -182,6 +191,16 @@ fn low_water_shown(low_water: LowWater) -> String {
     }
 }
 
+/// What of the pool's options is to be as it says, and nothing else.
+pub(super) fn changes(options: OptionArgs, attention: AttentionArgs) -> SetPool {
+    SetPool {
+        discard: options.discard(),
+        zero_new_blocks: options.zero_new_blocks(),
+        low_water: attention.low_water,
+        when_full: attention.when_full,
+    }
+}
+
 impl OptionArgs {
     pub(super) fn zero_new_blocks(self) -> Option<bool> {
         (self.zero || self.no_zero).then_some(self.zero)
@@ -223,6 +242,7 @@ pub(super) enum DiscardArg {
 pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
     let done = match verb {
         Verb::Create(args) => create(args, json),
+        Verb::Adopt(args) => super::adopt::run(args, json),
         Verb::Status { pool, format, exit_code, table } => {
             return match status(&pool, format, json, &table) {
                 Ok(health) if exit_code => Ok(health_code(health)),
@@ -235,6 +255,7 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
                 Err(error) => Err(error),
             };
         }
+        Verb::Doctor(args) => return super::doctor::run(&args, json),
         Verb::Set { pool, options, attention } => set(&pool, options, attention, json),
         Verb::Grow { pool, size, metadata_size } => {
             grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)
@@ -282,7 +303,6 @@ fn health_code(health: Health) -> ExitCode {
 }
 
 fn create(args: CreateArgs, json: bool) -> Result<()> {
-    let default = PoolOptions::default();
     let wanted = CreatePool {
         size_bytes: args.size,
         data: args.data,
@@ -292,12 +312,7 @@ fn create(args: CreateArgs, json: bool) -> Result<()> {
             MetadataSize::Auto => None,
             MetadataSize::Bytes(bytes) => Some(bytes),
         },
-        options: PoolOptions {
-            discard: args.options.discard().unwrap_or(default.discard),
-            zero_new_blocks: args.options.zero_new_blocks().unwrap_or(default.zero_new_blocks),
-            low_water: args.attention.low_water.unwrap_or(default.low_water),
-            when_full: args.attention.when_full.unwrap_or(default.when_full),
-        },
+        options: PoolOptions::default().changed_by(&changes(args.options, args.attention)),
         force: args.force,
     };
     let made = create::create(&args.pool, &wanted)?;
@@ -428,12 +443,7 @@ fn base_bytes(list: &VolumeList) -> u64 {
 }
 
 fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -> Result<()> {
-    let request = SetPool {
-        discard: args.discard(),
-        zero_new_blocks: args.zero_new_blocks(),
-        low_water: attention.low_water,
-        when_full: attention.when_full,
-    };
+    let request = changes(args, attention);
     if request == SetPool::default() {
         return Err(Error::new(ErrorKind::Invalid, "nothing to set")
             .hint("give --discard, --zero, --no-zero, --low-water or --when-full"));
@@ -517,37 +527,39 @@ const LIST_COLUMNS: &[Column<Listed>] = &[
 fn list(json: bool, table: &TableArgs) -> Result<()> {
     refuse_table_options(json, table)?;
     let columns = select(LIST_COLUMNS, table)?;
-    let base = base_directory();
-    let mut names = Vec::new();
-    match std::fs::read_dir(&base) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry =
-                    entry.map_err(|source| Error::io(format!("reading {}", base.display()), &source))?;
-                names.extend(entry.file_name().into_string());
-            }
-        }
-        // Nobody has made a pool yet.
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::io(format!("reading {}", base.display()), &source)),
-    }
-    names.sort();
-    let pools: Vec<_> = names.iter().filter_map(|name| listed(name)).collect();
+    let pools = named_pools(&base_directory())?;
+    let pools: Vec<_> = pools.iter().map(listed).collect();
     if json {
         return print_json(&serde_json::json!({ "schema": SCHEMA, "pools": pools }));
     }
     print(&render(&columns, &pools, table))
 }
 
-/// `None` for what is no pool.
-fn listed(name: &str) -> Option<Listed> {
-    let pool = PoolRef::parse(name).ok()?;
-    if !pool.path().join("metadata").symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
-        return None;
+/// The pools under `base`, in order.
+pub(super) fn named_pools(base: &Path) -> Result<Vec<PoolRef>> {
+    let context = |source: std::io::Error| Error::io(format!("reading {}", base.display()), &source);
+    let mut names = Vec::new();
+    match std::fs::read_dir(base) {
+        Ok(entries) => {
+            for entry in entries {
+                names.extend(entry.map_err(context)?.file_name().into_string());
+            }
+        }
+        // Nobody has made a pool yet.
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(context(source)),
     }
+    names.sort();
+    let is_pool = |pool: &PoolRef| {
+        pool.path().join("metadata").symlink_metadata().is_ok_and(|metadata| !metadata.is_dir())
+    };
+    Ok(names.iter().filter_map(|name| PoolRef::parse_under(name, base).ok()).filter(is_pool).collect())
+}
+
+fn listed(pool: &PoolRef) -> Listed {
     let path = pool.path().display().to_string();
     let empty = Listed {
-        name: name.to_owned(),
+        name: pool.text().to_owned(),
         path,
         state: "unreadable",
         error: None,
@@ -555,7 +567,7 @@ fn listed(name: &str) -> Option<Listed> {
         data_total_bytes: None,
         data_used_bytes: None,
     };
-    Some(match look(&pool, |pool| pool.status()) {
+    match look(pool, |pool| pool.status()) {
         Ok(info) => Listed {
             state: if info.served_by.is_some() { "served" } else { "closed" },
             volumes: Some(info.volumes),
@@ -567,5 +579,5 @@ fn listed(name: &str) -> Option<Listed> {
             let state = if error.kind() == ErrorKind::Busy { "in use" } else { "unreadable" };
             Listed { state, error: Some(error), ..empty }
         }
-    })
+    }
 }

@@ -1,6 +1,6 @@
 //! How a pool is to be run: kept in its catalog, in force whenever somebody opens it. A lost catalog means the defaults.
 
-use super::api::Discard;
+use super::api::{Discard, SetPool};
 use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,17 @@ impl PoolOptions {
     /// Whether nobody has chosen anything.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// With what is mentioned in `request` as it says there.
+    #[must_use]
+    pub fn changed_by(self, request: &SetPool) -> Self {
+        PoolOptions {
+            discard: request.discard.unwrap_or(self.discard),
+            zero_new_blocks: request.zero_new_blocks.unwrap_or(self.zero_new_blocks),
+            low_water: request.low_water.unwrap_or(self.low_water),
+            when_full: request.when_full.unwrap_or(self.when_full),
+        }
     }
 
     /// Whether freed blocks are given back to what holds the data.

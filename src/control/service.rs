@@ -13,7 +13,7 @@ use super::api::{
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::label;
 use super::name::VolumeName;
-use super::reconcile::volume_bytes_limit;
+use super::reconcile::{Note, volume_bytes_limit};
 use super::time;
 use crate::engine::{self, Answer, Command, IdStep, PoolStatus, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
@@ -46,7 +46,7 @@ pub struct Parts {
     /// The catalog, in step with the metadata.
     pub catalog: Catalog,
     /// What had to be put right at opening.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// Whether the metadata asks to be checked.
     pub needs_check: bool,
 }
@@ -58,7 +58,7 @@ pub struct Service {
     store: Box<dyn CatalogStore>,
     pub(super) catalog: RwLock<Catalog>,
     change: Mutex<Changes>,
-    notes: Vec<String>,
+    notes: Vec<Note>,
     needs_check: bool,
     serving: OnceLock<(ServedBy, Vec<Address>)>,
 }
@@ -386,7 +386,7 @@ impl PoolApi for Service {
             needs_check: self.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
             exports: self.uris(""),
-            notes: self.notes.clone(),
+            notes: self.notes.iter().map(|note| note.text.clone()).collect(),
         };
         info.health = info.assess();
         Ok(info)
@@ -398,12 +398,8 @@ impl PoolApi for Service {
         }
         let mut changes = self.begin_change()?;
         let options = self.amend(&mut changes, |catalog| {
-            let options = &mut catalog.options;
-            options.discard = request.discard.unwrap_or(options.discard);
-            options.zero_new_blocks = request.zero_new_blocks.unwrap_or(options.zero_new_blocks);
-            options.low_water = request.low_water.unwrap_or(options.low_water);
-            options.when_full = request.when_full.unwrap_or(options.when_full);
-            Ok(*options)
+            catalog.options = catalog.options.changed_by(request);
+            Ok(catalog.options)
         })?;
         if self.serving.get().is_some() && request.when_full.is_some() {
             self.executor.run(Command::SetWhenFull(options.when_full))?;

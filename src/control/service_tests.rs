@@ -270,6 +270,8 @@ fn names(service: &Service) -> Vec<String> {
 enum Step {
     Create(usize),
     Snapshot(usize, usize),
+    /// A volume, the one whose contents it gets, and a name for what it held.
+    RollBack(usize, usize, usize),
     Delete(usize),
     Rename(usize, usize),
     /// The background work of deletions gets through, without a commit.
@@ -287,6 +289,11 @@ fn perform(world: &Shared, service: &Service, step: &Step) -> Result<()> {
         }
         Step::Create(new) => service.create(&create(NAMES[*new])).map(drop),
         Step::Snapshot(origin, new) => service.snapshot(&pair(NAMES[*origin], NAMES[*new])).map(drop),
+        Step::RollBack(volume, to, keep) => {
+            let keep = Some(name(NAMES[*keep]));
+            let request = RollBackVolume { to: name(NAMES[*to]), keep, force: false };
+            service.roll_back(&name(NAMES[*volume]), &request).map(drop)
+        }
         Step::Delete(old) => service.delete(&name(NAMES[*old])).map(drop),
         Step::Rename(old, new) => {
             service.rename(&name(NAMES[*old]), &RenameVolume { name: name(NAMES[*new]) }).map(drop)
@@ -302,6 +309,10 @@ fn expected(before: &[String], step: &Step) -> Option<Vec<String>> {
         Step::Background => true,
         Step::Create(new) => !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Snapshot(origin, new) => has(origin) && !has(new) && after.insert(NAMES[*new].to_owned()),
+        Step::RollBack(volume, to, keep) => {
+            let can = volume != to && has(volume) && has(to) && !has(keep);
+            can && after.insert(NAMES[*keep].to_owned())
+        }
         Step::Delete(old) => after.remove(NAMES[*old]),
         Step::Rename(old, new) => {
             has(old) && !has(new) && after.remove(NAMES[*old]) && after.insert(NAMES[*new].to_owned())
@@ -314,6 +325,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (0..4usize).prop_map(Step::Create),
         3 => (0..4usize, 0..4usize).prop_map(|(origin, new)| Step::Snapshot(origin, new)),
+        2 => (0..4usize, 0..4usize, 0..4usize).prop_map(|(volume, to, keep)| Step::RollBack(volume, to, keep)),
         2 => (0..4usize).prop_map(Step::Delete),
         2 => (0..4usize, 0..4usize).prop_map(|(old, new)| Step::Rename(old, new)),
         1 => Just(Step::Background),
