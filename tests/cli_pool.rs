@@ -73,16 +73,21 @@ fn options_are_kept_with_the_pool() {
     let daemon = place.serve(&[]);
     assert_eq!(options(&place.json(&["pool", "status", POOL])), ("nopassdown".into(), true.into()));
     let set = place.json(&["pool", "set", POOL, "--discard", "passdown"]);
-    assert_eq!((&set["options"]["discard"], &set["in_force"]), (&"passdown".into(), &false.into()));
-    assert!(place.ok(&["pool", "set", POOL, "--zero"]).contains("the daemon goes on as it began"));
+    assert_eq!((&set["options"]["discard"], &set["in_force"]), (&"passdown".into(), &true.into()));
     let status = place.json(&["pool", "status", POOL]);
-    assert_eq!(options(&status), ("nopassdown".into(), true.into()), "the daemon does as it did");
+    assert_eq!(options(&status), ("passdown".into(), true.into()), "at once");
     assert_eq!(options(&status["options"]), ("passdown".into(), true.into()));
     place.ok(&["pool", "close", POOL]);
     assert_eq!(daemon.wait(), 0);
     let daemon = place.serve(&["--no-zero"]);
     let status = place.json(&["pool", "status", POOL]);
     assert_eq!(options(&status), ("passdown".into(), false.into()), "--no-zero is for this time");
+    place.ok(&["pool", "set", POOL, "--low-water", "5%"]);
+    assert_eq!(
+        options(&place.json(&["pool", "status", POOL])),
+        ("passdown".into(), false.into()),
+        "it still is"
+    );
     assert_eq!(place.json(&["pool", "set", POOL, "--no-zero"])["in_force"], true);
     daemon.kill();
     assert_eq!(options(&place.json(&["pool", "status", POOL])), ("passdown".into(), false.into()));

@@ -1,7 +1,7 @@
 //! `uthin pool`.
 
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
-use super::{change, docker, look, print, print_json, refuse_table_options, size};
+use super::{change, dm, docker, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{Discard, GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
 use crate::control::client::Client;
 use crate::control::create::{self, CreatePool};
@@ -42,7 +42,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         table: TableArgs,
     },
-    /// Change what is kept with a pool: how it is run from the next time it is served
+    /// Change how a pool is run: kept with it, and in force at once
     Set {
         /// The pool
         #[arg(value_parser = PoolRef::parse)]
@@ -65,6 +65,27 @@ pub(super) enum Verb {
         /// Space for metadata in all [default: all of its file or device]
         #[arg(long, value_parser = size::parse)]
         metadata_size: Option<u64>,
+    },
+    /// Send a pool one of dm-thin's messages: the same words, the same errors
+    ///
+    /// create_thin ID; create_snap ID ORIGIN; delete ID; set_transaction_id CURRENT NEW; reserve_metadata_snap;
+    /// release_metadata_snap. A volume that is made is called by its number.
+    Message {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        /// The message, in one word or several; a sector before it, as for `dmsetup message`, is passed over
+        #[arg(required = true, value_name = "WORD")]
+        message: Vec<String>,
+        /// The size of the volume that create_thin makes, which the message has no place for [default: none]
+        #[arg(long, value_parser = size::parse)]
+        size: Option<u64>,
+    },
+    /// Print the table line that the kernel's thin-pool target would have on the same metadata and data
+    Table {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
     },
     /// Keep the metadata as it is now, for tools that read it beside the running pool
     MetadataSnapshot {
@@ -125,8 +146,7 @@ pub(super) struct CreateArgs {
 /// How a pool is run. `pool create` and `pool set` keep it with the pool; `serve` does so once.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct OptionArgs {
-    /// Whether the space of freed blocks goes back to the filesystem or device that holds the data; it does unless the
-    /// pool was told otherwise
+    /// What becomes of discards, and of the space of freed blocks: `passdown` unless the pool was told otherwise
     #[arg(long, value_enum)]
     discard: Option<DiscardArg>,
     /// Leave the unwritten rest of a fresh block as it was on the data device, instead of zeroing it. Old data shows
@@ -210,6 +230,7 @@ impl OptionArgs {
         self.discard.map(|discard| match discard {
             DiscardArg::Passdown => Discard::Passdown,
             DiscardArg::Nopassdown => Discard::NoPassdown,
+            DiscardArg::Ignore => Discard::Ignore,
         })
     }
 }
@@ -232,11 +253,15 @@ pub(super) enum Format {
     Docker,
 }
 
-/// What becomes of freed blocks' space.
+/// What becomes of discards and freed blocks' space.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum DiscardArg {
+    /// Discards unmap, and the space of freed blocks goes back to what holds the data
     Passdown,
+    /// Discards unmap, and freed blocks keep their space for the pool
     Nopassdown,
+    /// Discards do nothing
+    Ignore,
 }
 
 pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
@@ -260,6 +285,8 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
         Verb::Grow { pool, size, metadata_size } => {
             grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)
         }
+        Verb::Message { pool, message, size } => dm::message(&pool, &message, size, json),
+        Verb::Table { pool } => dm::pool_table(&pool, json),
         Verb::MetadataSnapshot { pool, release } => metadata_snapshot(&pool, release, json),
         Verb::Close { pool } => close(&pool, json),
         Verb::List { table } => list(json, &table),
@@ -395,6 +422,7 @@ fn discard_word(discard: Discard) -> &'static str {
     match discard {
         Discard::Passdown => "passdown",
         Discard::NoPassdown => "nopassdown",
+        Discard::Ignore => "ignore",
     }
 }
 
@@ -454,7 +482,11 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
     }
     let PoolOptions { discard, zero_new_blocks, low_water, when_full } = settings.options;
     let zero = if zero_new_blocks { "yes" } else { "no" };
-    let rest = if settings.in_force { "" } else { "; the daemon goes on as it began, the next one does so" };
+    let rest = if settings.in_force {
+        ""
+    } else {
+        "; what holds the data cannot discard: freed blocks keep their space"
+    };
     print(&format!(
         "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}{rest}\n",
         pool.text(),

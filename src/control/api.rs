@@ -6,6 +6,7 @@
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
 use super::options::{LowWater, PoolOptions};
+pub use crate::engine::Discard;
 use crate::engine::WhenFull;
 use crate::error::{Error, Result};
 use crate::units::META_BLOCK_BYTES;
@@ -62,16 +63,6 @@ impl Health {
             Health::Critical => "critical",
         }
     }
-}
-
-/// What becomes of discarded blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Discard {
-    /// Unmapped, and their space is given back to the filesystem or device that holds the data.
-    Passdown,
-    /// Unmapped only.
-    NoPassdown,
 }
 
 /// Space on the data disk, in whole blocks.
@@ -149,10 +140,13 @@ pub struct PoolInfo {
     /// What becomes of writes that need a block when none is free.
     #[serde(default)]
     pub when_full: WhenFull,
+    /// Whether requests have waited for as long as `when_full` says, so that those that come now do not wait.
+    #[serde(default)]
+    pub queue_expired: bool,
     /// Requests that wait for space now.
     #[serde(default)]
     pub waiting_for_space: u64,
-    /// What is kept with the pool: in force when it is opened next, where `discard` and `zero_new_blocks` say otherwise.
+    /// What is kept with the pool: in force when it is opened next, where the daemon was told otherwise for its own time.
     #[serde(default)]
     pub options: PoolOptions,
     /// Whether the metadata asks to be checked before it is used.
@@ -208,10 +202,12 @@ impl PoolInfo {
             match self.discard {
                 Discard::Passdown => "discard_passdown",
                 Discard::NoPassdown => "no_discard_passdown",
+                Discard::Ignore => "ignore_discard",
             },
             match self.when_full {
-                WhenFull::Error => "error_if_no_space",
-                WhenFull::Queue(_) => "queue_if_no_space",
+                WhenFull::Queue(_) if !self.queue_expired => "queue_if_no_space",
+                // The kernel changes the word with its timeout, until there is space.
+                WhenFull::Queue(_) | WhenFull::Error => "error_if_no_space",
             },
             if self.needs_check { "needs_check" } else { "-" },
             self.metadata_low_water_blocks(),
@@ -219,20 +215,20 @@ impl PoolInfo {
     }
 }
 
-/// The body of `PATCH /v1/pool`: what is not mentioned stays.
+/// The body of `PATCH /v1/pool`: what is not mentioned stays. All of it is in force at once.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetPool {
-    /// What becomes of the space of freed blocks.
+    /// What becomes of discards and of the space of freed blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard: Option<Discard>,
     /// Whether the unwritten rest of a fresh block is zeroed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_new_blocks: Option<bool>,
-    /// With less free space than this the pool asks for attention; in force at once.
+    /// With less free space than this the pool asks for attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_water: Option<LowWater>,
-    /// What becomes of writes that need a block when none is free; in force at once.
+    /// What becomes of writes that need a block when none is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
 }
@@ -244,7 +240,7 @@ pub struct PoolSettings {
     pub schema: String,
     /// What is kept with the pool now.
     pub options: PoolOptions,
-    /// Whether that is in force; else the daemon goes on as it began, and the next one does as it says here.
+    /// Whether that is in force now: `false` only where the data disk cannot do it.
     pub in_force: bool,
 }
 
@@ -260,6 +256,9 @@ pub struct VolumeInfo {
     /// Bytes of data blocks that it maps, shared ones included. This and what else is the pool's to know is `null` when
     /// the pool has failed, or the metadata cannot be read.
     pub mapped_bytes: Option<u64>,
+    /// Where the highest block that it maps ends, 0 if it maps none.
+    #[serde(default)]
+    pub mapped_end_bytes: Option<u64>,
     /// Name of the volume it is a snapshot of, if that still exists.
     pub origin: Option<VolumeName>,
     /// When it was made, RFC 3339; `null` for a volume that was found in the metadata.
@@ -509,6 +508,30 @@ pub struct MetadataSnapshot {
     pub held_root: Option<u64>,
 }
 
+/// The body of `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MessageRequest {
+    /// One of dm-thin's messages.
+    pub message: String,
+    /// The size of the volume that `create_thin` makes, which dm-thin's metadata does not have; 0 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+/// The answer to `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MessageDone {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The metadata's transaction id now.
+    pub transaction_id: u64,
+    /// The volume that was made: its name is its number.
+    pub volume: Option<VolumeName>,
+    /// Its size.
+    pub size_bytes: Option<u64>,
+}
+
 /// The answer to `DELETE /v1/volumes/{name}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
@@ -564,6 +587,8 @@ pub trait PoolApi {
     fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
     /// Lets that go.
     fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
+    /// Does what one of dm-thin's messages says.
+    fn message(&self, request: &MessageRequest) -> Result<MessageDone>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }
@@ -597,6 +622,7 @@ mod tests {
             discard: Discard::Passdown,
             zero_new_blocks: true,
             when_full: WhenFull::default(),
+            queue_expired: false,
             waiting_for_space: 0,
             options: PoolOptions::default(),
             needs_check: false,
@@ -621,6 +647,11 @@ mod tests {
             info.dm_line(),
             "5 6384/16384 1/1000000 17 out_of_data_space no_discard_passdown error_if_no_space - 1024 "
         );
+        info.discard = Discard::Ignore;
+        info.when_full = WhenFull::Queue(60);
+        assert!(info.dm_line().contains(" out_of_data_space ignore_discard queue_if_no_space - "));
+        info.queue_expired = true;
+        assert!(info.dm_line().contains(" ignore_discard error_if_no_space - "));
         info.needs_check = true;
         info.mode = Mode::Ro;
         assert!(info.dm_line().contains(" ro ") && info.dm_line().contains(" needs_check 1024 "));

@@ -1,9 +1,10 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, Failure, GrowPool, Grown, MetadataSnapshot, NewSnapshots, NewVolume,
-    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume,
-    RolledBack, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList, VolumeSettings,
+    Closed, CreateVolume, Deleted, Failure, GrowPool, Grown, MessageDone, MessageRequest, MetadataSnapshot,
+    NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized,
+    RollBackVolume, RolledBack, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
+    VolumeSettings,
 };
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -229,6 +230,10 @@ impl PoolApi for Client {
 
     fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot> {
         self.ask(Method::DELETE, "/v1/pool/metadata-snapshot", &())
+    }
+
+    fn message(&self, request: &MessageRequest) -> Result<MessageDone> {
+        self.ask(Method::POST, "/v1/pool/message", request)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

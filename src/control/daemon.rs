@@ -117,7 +117,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     };
     let keeper_options = KeeperOptions {
         zero_new_blocks: in_force.zero_new_blocks,
-        discard_passdown: in_force.discard_passdown(),
+        discard: in_force.discard,
         when_full: in_force.when_full,
         lanes: Limits::default().connections,
         volume_sizes: opened.volume_sizes(),

@@ -5,8 +5,8 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, Failure, GrowPool, PoolApi, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA,
-    SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
+    Closed, CreateVolume, Failure, GrowPool, MessageRequest, PoolApi, RenameVolume, ResizeVolume,
+    RollBackVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
 };
 use super::name::VolumeName;
 use super::service::Service;
@@ -47,6 +47,7 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
     Router::new()
         .route("/v1/pool", get(pool).patch(set_pool))
         .route("/v1/pool/grow", post(grow))
+        .route("/v1/pool/message", post(message))
         .route("/v1/pool/metadata-snapshot", post(reserve_snapshot).delete(release_snapshot))
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", delete(remove).patch(set))
@@ -149,6 +150,13 @@ async fn resize(State(shared): State<Shared>, name: RawName, body: RawBody) -> R
 async fn grow(State(shared): State<Shared>, body: RawBody) -> Response {
     match parse::<GrowPool>(body) {
         Ok(request) => answer(StatusCode::OK, change(shared, move |service| service.grow(&request)).await),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn message(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<MessageRequest>(body) {
+        Ok(request) => answer(StatusCode::OK, change(shared, move |service| service.message(&request)).await),
         Err(refusal) => refusal.into_response(),
     }
 }

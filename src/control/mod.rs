@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod http;
 pub mod label;
 mod listen;
+mod message;
 pub mod name;
 pub mod open;
 pub mod options;

@@ -1,7 +1,7 @@
 //! How a pool is to be run: kept in its catalog, in force whenever somebody opens it. A lost catalog means the defaults.
 
-use super::api::{Discard, SetPool};
-use crate::engine::WhenFull;
+use super::api::SetPool;
+use crate::engine::{Discard, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -78,14 +78,6 @@ impl PoolOptions {
             zero_new_blocks: request.zero_new_blocks.unwrap_or(self.zero_new_blocks),
             low_water: request.low_water.unwrap_or(self.low_water),
             when_full: request.when_full.unwrap_or(self.when_full),
-        }
-    }
-
-    /// Whether freed blocks are given back to what holds the data.
-    pub fn discard_passdown(&self) -> bool {
-        match self.discard {
-            Discard::Passdown => true,
-            Discard::NoPassdown => false,
         }
     }
 }

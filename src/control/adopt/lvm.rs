@@ -163,6 +163,7 @@ fn facts(group: &Group<'_>, pool: &Logical<'_>) -> Result<PoolFacts> {
     };
     let discard = match pool.segment.text("discards") {
         Some("nopassdown") => Discard::NoPassdown,
+        Some("ignore") => Discard::Ignore,
         Some(_) | None => Discard::Passdown,
     };
     let errors =
