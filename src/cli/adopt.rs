@@ -1,6 +1,6 @@
 //! `uthin pool adopt`.
 
-use super::pool::{AttentionArgs, OptionArgs, changes};
+use super::options::{AttentionArgs, OptionArgs, changes};
 use super::{print, print_json, size};
 use crate::control::adopt::{Adopt, adopt};
 use crate::control::name::{PoolRef, VolumeName};

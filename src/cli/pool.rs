@@ -1,15 +1,15 @@
 //! `uthin pool`.
 
+use super::options::{AttentionArgs, OptionArgs, changes, discard_word, free_space_shown, when_full_shown};
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, docker, look, print, print_json, refuse_table_options, size};
-use crate::control::api::{Discard, GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
+use crate::control::api::{GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
 use crate::control::client::Client;
 use crate::control::create::{self, CreatePool};
 use crate::control::name::{PoolRef, base_directory};
-use crate::control::options::{LowWater, PoolOptions};
+use crate::control::options::PoolOptions;
 use crate::control::pool_dir::PoolDir;
 use crate::disk::OpenMode;
-use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -143,98 +143,6 @@ pub(super) struct CreateArgs {
     force: bool,
 }
 
-/// How a pool is run. `pool create` and `pool set` keep it with the pool; `serve` does so once.
-#[derive(clap::Args, Clone, Copy, Debug)]
-pub(super) struct OptionArgs {
-    /// What becomes of discards, and of the space of freed blocks: `passdown` unless the pool was told otherwise
-    #[arg(long, value_enum)]
-    discard: Option<DiscardArg>,
-    /// Leave the unwritten rest of a fresh block as it was on the data device, instead of zeroing it. Old data shows
-    #[arg(long, conflicts_with = "zero")]
-    no_zero: bool,
-    /// Zero the unwritten rest of a fresh block, as is done unless the pool was told otherwise
-    #[arg(long)]
-    zero: bool,
-}
-
-/// What a pool does when its space runs low.
-#[derive(clap::Args, Clone, Copy, Debug)]
-pub(super) struct AttentionArgs {
-    /// The pool asks for attention with less free space for data than this: a part of all, such as 10%, or a size. 10%
-    /// unless the pool was told otherwise
-    #[arg(long, value_name = "PERCENT%|SIZE", value_parser = parse_low_water)]
-    low_water: Option<LowWater>,
-    /// What a write that needs a block gets when none is free: `error` (no space, at once), or `queue` (it waits, 60 seconds
-    /// or as many as are given, 0 for as long as it takes). `error` unless the pool was told otherwise
-    #[arg(long, value_name = "error|queue[:SECONDS]", value_parser = parse_when_full)]
-    when_full: Option<WhenFull>,
-}
-
-/// dm-thin's own patience.
-const QUEUE_SECONDS: u32 = 60;
-
-fn parse_when_full(text: &str) -> Result<WhenFull> {
-    match text.split_once(':') {
-        None if text == "error" => Ok(WhenFull::Error),
-        None if text == "queue" => Ok(WhenFull::Queue(QUEUE_SECONDS)),
-        Some(("queue", seconds)) if seconds.parse::<u32>().is_ok() => {
-            Ok(WhenFull::Queue(seconds.parse().expect("just parsed")))
-        }
-        Some(_) | None => Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no way to be full"))
-            .hint("write error, queue or queue:SECONDS")),
-    }
-}
-
-fn when_full_shown(when_full: WhenFull) -> String {
-    match when_full {
-        WhenFull::Error => "error".to_owned(),
-        WhenFull::Queue(0) => "queue without end".to_owned(),
-        WhenFull::Queue(seconds) => format!("queue for {seconds} s"),
-    }
-}
-
-fn parse_low_water(text: &str) -> Result<LowWater> {
-    let Some(percent) = text.strip_suffix('%') else { return size::parse(text).map(LowWater::Bytes) };
-    let percent = percent.parse().map_err(|_| {
-        Error::new(ErrorKind::Invalid, format!("`{text}` is no part of the space"))
-            .hint("write 0% to 100%, or a size")
-    })?;
-    let low_water = LowWater::Percent(percent);
-    low_water.check()?;
-    Ok(low_water)
-}
-
-fn low_water_shown(low_water: LowWater) -> String {
-    match low_water {
-        LowWater::Percent(percent) => format!("{percent}%"),
-        LowWater::Bytes(bytes) => size::human(bytes),
-    }
-}
-
-/// What of the pool's options is to be as it says, and nothing else.
-pub(super) fn changes(options: OptionArgs, attention: AttentionArgs) -> SetPool {
-    SetPool {
-        discard: options.discard(),
-        zero_new_blocks: options.zero_new_blocks(),
-        low_water: attention.low_water,
-        when_full: attention.when_full,
-    }
-}
-
-impl OptionArgs {
-    pub(super) fn zero_new_blocks(self) -> Option<bool> {
-        (self.zero || self.no_zero).then_some(self.zero)
-    }
-
-    pub(super) fn discard(self) -> Option<Discard> {
-        self.discard.map(|discard| match discard {
-            DiscardArg::Passdown => Discard::Passdown,
-            DiscardArg::Nopassdown => Discard::NoPassdown,
-            DiscardArg::Ignore => Discard::Ignore,
-        })
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 enum MetadataSize {
     Auto,
@@ -251,17 +159,6 @@ pub(super) enum Format {
     Json,
     Dm,
     Docker,
-}
-
-/// What becomes of discards and freed blocks' space.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum DiscardArg {
-    /// Discards unmap, and the space of freed blocks goes back to what holds the data
-    Passdown,
-    /// Discards unmap, and freed blocks keep their space for the pool
-    Nopassdown,
-    /// Discards do nothing
-    Ignore,
 }
 
 pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
@@ -392,9 +289,14 @@ const COLUMNS: &[Column<PoolInfo>] = &[
     Column {
         name: "low_water",
         by_default: true,
-        cell: |pool| Cell::Text(low_water_shown(pool.options.low_water)),
+        cell: |pool| Cell::Text(free_space_shown(pool.options.low_water)),
     },
     Column { name: "when_full", by_default: true, cell: |pool| Cell::Text(when_full_shown(pool.when_full)) },
+    Column {
+        name: "min_free",
+        by_default: false,
+        cell: |pool| Cell::Text(free_space_shown(pool.options.min_free)),
+    },
     Column {
         name: "waiting_for_space",
         by_default: false,
@@ -416,14 +318,6 @@ fn yes_or_no(value: bool) -> Cell {
 
 fn discard(pool: &PoolInfo) -> &'static str {
     discard_word(pool.discard)
-}
-
-fn discard_word(discard: Discard) -> &'static str {
-    match discard {
-        Discard::Passdown => "passdown",
-        Discard::NoPassdown => "nopassdown",
-        Discard::Ignore => "ignore",
-    }
 }
 
 fn status(pool: &PoolRef, format: Option<Format>, json: bool, table: &TableArgs) -> Result<Health> {
@@ -474,13 +368,13 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
     let request = changes(args, attention);
     if request == SetPool::default() {
         return Err(Error::new(ErrorKind::Invalid, "nothing to set")
-            .hint("give --discard, --zero, --no-zero, --low-water or --when-full"));
+            .hint("give --discard, --zero, --no-zero, --low-water, --when-full or --min-free"));
     }
     let settings = change(pool, |pool| pool.set_pool(&request))?;
     if json {
         return print_json(&settings);
     }
-    let PoolOptions { discard, zero_new_blocks, low_water, when_full } = settings.options;
+    let PoolOptions { discard, zero_new_blocks, low_water, when_full, min_free } = settings.options;
     let zero = if zero_new_blocks { "yes" } else { "no" };
     let rest = if settings.in_force {
         ""
@@ -488,11 +382,12 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
         "; what holds the data cannot discard: freed blocks keep their space"
     };
     print(&format!(
-        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}{rest}\n",
+        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}, min free {}{rest}\n",
         pool.text(),
         discard_word(discard),
-        low_water_shown(low_water),
-        when_full_shown(when_full)
+        free_space_shown(low_water),
+        when_full_shown(when_full),
+        free_space_shown(min_free)
     ))
 }
 

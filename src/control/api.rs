@@ -5,7 +5,7 @@
 
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
-use super::options::{LowWater, PoolOptions};
+use super::options::{FreeSpace, PoolOptions};
 pub use crate::engine::Discard;
 use crate::engine::WhenFull;
 use crate::error::{Error, Result};
@@ -172,9 +172,13 @@ impl PoolInfo {
             return Health::Critical;
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
-        let low_metadata =
-            self.metadata.free_bytes < self.metadata_low_water_blocks() * META_BLOCK_BYTES as u64;
+        let low_metadata = self.metadata.free_bytes < self.metadata_low_water_bytes();
         if low_data || low_metadata { Health::Low } else { Health::Ok }
+    }
+
+    /// With less free metadata than this the pool asks for attention.
+    pub(super) fn metadata_low_water_bytes(&self) -> u64 {
+        self.metadata_low_water_blocks() * META_BLOCK_BYTES as u64
     }
 
     /// The kernel's own mark: a quarter, 4 MiB at the most.
@@ -227,10 +231,13 @@ pub struct SetPool {
     pub zero_new_blocks: Option<bool>,
     /// With less free space than this the pool asks for attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub low_water: Option<LowWater>,
+    pub low_water: Option<FreeSpace>,
     /// What becomes of writes that need a block when none is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
+    /// With less free space than this no volumes and snapshots are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_free: Option<FreeSpace>,
 }
 
 /// The answer to `PATCH /v1/pool`.
@@ -594,10 +601,13 @@ pub trait PoolApi {
 }
 
 #[cfg(test)]
+pub(super) use tests::sample as sample_pool;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    pub(super) fn sample() -> PoolInfo {
+    pub(in super::super) fn sample() -> PoolInfo {
         PoolInfo {
             schema: SCHEMA.to_owned(),
             pool: "p".to_owned(),
@@ -667,7 +677,7 @@ mod tests {
         assert_eq!(info.assess(), Health::Ok, "10% are the mark");
         info.data.free_bytes -= 65_536;
         assert_eq!(info.assess(), Health::Low);
-        info.options.low_water = LowWater::Bytes(65_536);
+        info.options.low_water = FreeSpace::Bytes(65_536);
         assert_eq!(info.assess(), Health::Ok);
         info.metadata.free_bytes = 255 * 4096;
         assert_eq!(info.assess(), Health::Low);
@@ -679,8 +689,8 @@ mod tests {
         assert_eq!(PoolInfo { needs_check: true, ..sample() }.assess(), Health::Critical);
         let full = DataSpace { free_bytes: 0, ..sample().data };
         assert_eq!(PoolInfo { data: full, ..sample() }.assess(), Health::Critical);
-        assert_eq!(LowWater::Percent(100).bytes_of(u64::MAX), u64::MAX);
-        assert!(LowWater::Percent(100).check().is_ok() && LowWater::Percent(101).check().is_err());
+        assert_eq!(FreeSpace::Percent(100).bytes_of(u64::MAX), u64::MAX);
+        assert!(FreeSpace::Percent(100).check().is_ok() && FreeSpace::Percent(101).check().is_err());
     }
 
     #[test]

@@ -272,7 +272,9 @@ impl Catalog {
 
     /// What serde cannot see: that names and numbers are there once, sizes can be, and the pending operation fits.
     fn check(&self) -> Result<(), String> {
-        self.options.low_water.check().map_err(|error| error.message().to_owned())?;
+        for amount in [self.options.low_water, self.options.min_free] {
+            amount.check().map_err(|error| error.message().to_owned())?;
+        }
         let mut names = HashSet::new();
         let mut ids: HashSet<VolumeId> = HashSet::new();
         for entry in &self.volumes {

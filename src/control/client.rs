@@ -6,6 +6,7 @@ use super::api::{
     RollBackVolume, RolledBack, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
     VolumeSettings,
 };
+use super::events::EventList;
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
 use crate::disk::{FileDisk, OpenMode};
@@ -86,6 +87,16 @@ impl Client {
                 Ok(_) | Err(_) => return Ok(()),
             }
         }
+    }
+
+    /// Events after one of that number, or from now on; what has happened by now, or, if that is nothing, what happens within so
+    /// many seconds.
+    pub fn events(&self, after: Option<u64>, wait_seconds: u32) -> Result<EventList> {
+        let path = match after {
+            Some(after) => format!("/v1/events?after={after}&wait={wait_seconds}"),
+            None => format!("/v1/events?wait={wait_seconds}"),
+        };
+        self.ask(Method::GET, &path, &())
     }
 
     /// A handle to the daemon's process that stays its, whatever becomes of the number. `None` where the system has none

@@ -11,6 +11,7 @@ use super::api::{
     SetVolume, SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
+use super::events::Events;
 use super::label;
 use super::name::VolumeName;
 use super::reconcile::{Note, volume_bytes_limit};
@@ -61,6 +62,7 @@ pub struct Service {
     notes: Vec<Note>,
     needs_check: bool,
     serving: OnceLock<(ServedBy, Vec<Address>)>,
+    events: Arc<Events>,
 }
 
 /// Whether changes are possible; locked for the length of one.
@@ -78,7 +80,13 @@ impl Service {
         let Parts { path, executor, store, catalog, notes, needs_check } = parts;
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
-        Service { path, executor, store, catalog, change, notes, needs_check, serving: OnceLock::new() }
+        let (serving, events) = (OnceLock::new(), Arc::new(Events::default()));
+        Service { path, executor, store, catalog, change, notes, needs_check, serving, events }
+    }
+
+    /// What happens to the pool.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// Says who serves the pool, and where; once.
@@ -214,7 +222,7 @@ impl Service {
             Operation::Delete(name) => catalog.find(name).map(|entry| entry.id),
             Operation::Create(_) | Operation::Snapshot(_) | Operation::SetTransactionId => None,
         };
-        catalog.pending = Some(Pending { transaction_id: to.0, operation });
+        catalog.pending = Some(Pending { transaction_id: to.0, operation: operation.clone() });
         self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
         let answer = match self.executor.run(command(IdStep { from, to })) {
             Ok(answer) => answer,
@@ -239,6 +247,7 @@ impl Service {
             tracing::warn!("the catalog is one step behind until the next change: {error}");
         }
         *self.catalog.write().expect(NO_PANIC) = catalog;
+        self.events.done(&operation, deleted.map(VolumeId::get));
         Ok(answer)
     }
 
@@ -409,8 +418,8 @@ impl PoolApi for Service {
     }
 
     fn set_pool(&self, request: &SetPool) -> Result<PoolSettings> {
-        if let Some(low_water) = request.low_water {
-            low_water.check()?;
+        for amount in [request.low_water, request.min_free].into_iter().flatten() {
+            amount.check()?;
         }
         let mut changes = self.begin_change()?;
         let options = self.amend(&mut changes, |catalog| {
@@ -458,6 +467,7 @@ impl PoolApi for Service {
         let mut changes = self.begin_change()?;
         let size_bytes = request.size_bytes;
         check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
+        self.require_min_free().map_err(|error| error.context(format!("volume `{name}` is not made")))?;
         let labels = request.labels.clone();
         let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels)?;
         let volume = entry.id;
@@ -479,6 +489,8 @@ impl PoolApi for Service {
         check_group(request)?;
         let mut changes = self.begin_change()?;
         let planned = self.catalog.read().expect(NO_PANIC).plan_snapshots(&request.snapshots)?;
+        let first = &request.snapshots[0].name;
+        self.require_min_free().map_err(|error| error.context(format!("snapshot `{first}` is not made")))?;
         let pairs = planned.iter().map(|(origin, entry)| (*origin, entry.id)).collect();
         let entries: Vec<_> = planned.into_iter().map(|(_, entry)| entry).collect();
         self.carry_out(&mut changes, Operation::Snapshot(entries.clone()), |step| Command::Snapshot {
