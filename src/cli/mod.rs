@@ -3,7 +3,12 @@
 //! What scripts rely on: the exit code ([`exit_code`]), `--json` with `"schema": "uthin/v1"`, `-H` with tabs, errors on
 //! stderr (with `--json` as `{"error":{"code","message","hint"}}`). Nothing but the answer goes to stdout.
 
+mod adopt;
+mod dm;
 mod docker;
+mod doctor;
+mod events;
+mod options;
 mod pool;
 mod serve;
 mod size;
@@ -49,6 +54,10 @@ enum Noun {
     Volume(volume::Verb),
     /// Serve a pool's volumes over NBD, in the foreground, until SIGTERM or `uthin pool close`
     Serve(serve::Args),
+    /// Print what happens to a pool that is being served, a line for each event, until the daemon ends
+    ///
+    /// Space that runs low or out or is there again, changes of mode, volumes made and deleted.
+    Events(events::Args),
     /// Print a script that completes commands and options in a shell
     ///
     /// For example: `uthin completion bash > /etc/bash_completion.d/uthin`, or `source <(uthin completion bash)`.
@@ -78,6 +87,7 @@ pub fn main() -> ExitCode {
         Noun::Pool(verb) => pool::run(verb, json),
         Noun::Volume(verb) => volume::run(verb, json).map(|()| ExitCode::SUCCESS),
         Noun::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
+        Noun::Events(args) => events::run(&args, json).map(|()| ExitCode::SUCCESS),
         Noun::Completion { shell } => completion(shell, json).map(|()| ExitCode::SUCCESS),
         Noun::Man { directory } => {
             manual::write_man_pages(Cli::command(), &directory).map(|()| ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! `uthin serve`.
 
-use super::pool::OptionArgs;
+use super::options::OptionArgs;
 use crate::control::daemon::{self, ServeOptions};
 use crate::control::name::PoolRef;
 use crate::error::Result;
@@ -26,6 +26,10 @@ pub(super) struct Args {
     insecure_tcp: bool,
     #[command(flatten)]
     options: OptionArgs,
+    /// Run this program for each event (see `uthin events`), without a shell or arguments. It finds UTHIN_EVENT, UTHIN_POOL and
+    /// UTHIN_EVENT_JSON in its environment, may take 30 seconds, and holds up nothing
+    #[arg(long, value_name = "PROGRAM")]
+    hook: Option<PathBuf>,
 }
 
 fn parse_address(text: &str) -> Result<Address> {
@@ -40,6 +44,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         insecure_tcp: args.insecure_tcp,
         zero_new_blocks: args.options.zero_new_blocks(),
         discard: args.options.discard(),
+        hook: args.hook,
     };
     daemon::serve(&args.pool, &options, || {
         // Who waits for it reads it; a closed stdout is no reason not to serve.

@@ -1,14 +1,15 @@
 //! `uthin volume`.
 
-use super::table::{Cell, Column, TableArgs, render, select};
-use super::{change, look, print, print_json, refuse_table_options, size};
+use super::table::{Cell, Column, TableArgs, render, render_properties, select};
+use super::{change, dm, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
-    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SetVolume, SnapshotGroup,
+    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA, SetVolume, SnapshotGroup,
     SnapshotPair, VolumeInfo,
 };
 use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
 use crate::error::{Error, ErrorKind, Result};
+use clap::ValueEnum;
 use std::collections::BTreeMap;
 
 #[derive(clap::Subcommand, Debug)]
@@ -100,6 +101,26 @@ pub(super) enum Verb {
         #[arg(long)]
         discard_rest: bool,
     },
+    /// Show one volume
+    Status {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// `dm` is the kernel's status line of a thin target: mapped sectors, and the highest mapped sector
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+        #[command(flatten)]
+        table: TableArgs,
+    },
+    /// Print the table line that the kernel's thin target would have for a volume
+    Table {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// The pool's device [default: /dev/mapper/POOL]
+        #[arg(long, value_name = "DEVICE")]
+        pool_device: Option<String>,
+    },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
     List {
@@ -143,6 +164,11 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
     Column { name: "id", by_default: true, cell: |volume| Cell::Number(volume.id) },
     Column { name: "size", by_default: true, cell: |volume| Cell::Bytes(volume.size_bytes) },
     Column { name: "mapped", by_default: true, cell: |volume| Cell::maybe_bytes(volume.mapped_bytes) },
+    Column {
+        name: "mapped_end",
+        by_default: false,
+        cell: |volume| Cell::maybe_bytes(volume.mapped_end_bytes),
+    },
     Column { name: "origin", by_default: true, cell: |volume| Cell::maybe(volume.origin.as_ref()) },
     Column { name: "created", by_default: true, cell: |volume| Cell::maybe(volume.created.as_ref()) },
     Column { name: "open", by_default: true, cell: |volume| Cell::maybe_number(volume.open) },
@@ -220,6 +246,8 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             let (old, new) = (size::human(done.old_size_bytes), size::human(done.size_bytes));
             print(&format!("volume {}: {old} -> {new}\n", done.name))
         }
+        Verb::Status { volume, format, table } => status(&volume, format, &table, json),
+        Verb::Table { volume, pool_device } => dm::volume_table(&volume, pool_device.as_deref(), json),
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
             let columns = select(COLUMNS, &table)?;
@@ -237,6 +265,42 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             let rest = if deleted.finished { "" } else { "; its blocks are being freed in the background" };
             print(&format!("volume {} deleted{rest}\n", deleted.name))
         }
+    }
+}
+
+/// How to print a volume.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Format {
+    Table,
+    Json,
+    Dm,
+}
+
+fn status(volume: &VolumeRef, format: Option<Format>, table: &TableArgs, json: bool) -> Result<()> {
+    let format = match (format, json) {
+        (None, false) => Format::Table,
+        (None | Some(Format::Json), _) => Format::Json,
+        (Some(format), false) => format,
+        (Some(Format::Table | Format::Dm), true) => {
+            return Err(Error::new(ErrorKind::Invalid, "--json and another --format exclude each other")
+                .hint("give one of them"));
+        }
+    };
+    refuse_table_options(format != Format::Table, table)?;
+    let columns = select(COLUMNS, table)?;
+    let info = look(&volume.pool, |pool| dm::find(pool.volumes()?.volumes, volume))?;
+    match format {
+        Format::Json => {
+            let mut value =
+                serde_json::to_value(&info).expect("our answers have nothing that JSON cannot hold");
+            value["schema"] = SCHEMA.into();
+            print_json(&value)
+        }
+        Format::Dm => print(&(dm::thin_line(&info) + "\n")),
+        Format::Table if table.no_header || !table.columns.is_empty() => {
+            print(&render(&columns, std::slice::from_ref(&info), table))
+        }
+        Format::Table => print(&render_properties(&columns, &info, table)),
     }
 }
 

@@ -5,7 +5,8 @@
 
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
-use super::options::{LowWater, PoolOptions};
+use super::options::{FreeSpace, PoolOptions};
+pub use crate::engine::Discard;
 use crate::engine::WhenFull;
 use crate::error::{Error, Result};
 use crate::units::META_BLOCK_BYTES;
@@ -62,16 +63,6 @@ impl Health {
             Health::Critical => "critical",
         }
     }
-}
-
-/// What becomes of discarded blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Discard {
-    /// Unmapped, and their space is given back to the filesystem or device that holds the data.
-    Passdown,
-    /// Unmapped only.
-    NoPassdown,
 }
 
 /// Space on the data disk, in whole blocks.
@@ -149,10 +140,13 @@ pub struct PoolInfo {
     /// What becomes of writes that need a block when none is free.
     #[serde(default)]
     pub when_full: WhenFull,
+    /// Whether requests have waited for as long as `when_full` says, so that those that come now do not wait.
+    #[serde(default)]
+    pub queue_expired: bool,
     /// Requests that wait for space now.
     #[serde(default)]
     pub waiting_for_space: u64,
-    /// What is kept with the pool: in force when it is opened next, where `discard` and `zero_new_blocks` say otherwise.
+    /// What is kept with the pool: in force when it is opened next, where the daemon was told otherwise for its own time.
     #[serde(default)]
     pub options: PoolOptions,
     /// Whether the metadata asks to be checked before it is used.
@@ -178,9 +172,13 @@ impl PoolInfo {
             return Health::Critical;
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
-        let low_metadata =
-            self.metadata.free_bytes < self.metadata_low_water_blocks() * META_BLOCK_BYTES as u64;
+        let low_metadata = self.metadata.free_bytes < self.metadata_low_water_bytes();
         if low_data || low_metadata { Health::Low } else { Health::Ok }
+    }
+
+    /// With less free metadata than this the pool asks for attention.
+    pub(super) fn metadata_low_water_bytes(&self) -> u64 {
+        self.metadata_low_water_blocks() * META_BLOCK_BYTES as u64
     }
 
     /// The kernel's own mark: a quarter, 4 MiB at the most.
@@ -208,10 +206,12 @@ impl PoolInfo {
             match self.discard {
                 Discard::Passdown => "discard_passdown",
                 Discard::NoPassdown => "no_discard_passdown",
+                Discard::Ignore => "ignore_discard",
             },
             match self.when_full {
-                WhenFull::Error => "error_if_no_space",
-                WhenFull::Queue(_) => "queue_if_no_space",
+                WhenFull::Queue(_) if !self.queue_expired => "queue_if_no_space",
+                // The kernel changes the word with its timeout, until there is space.
+                WhenFull::Queue(_) | WhenFull::Error => "error_if_no_space",
             },
             if self.needs_check { "needs_check" } else { "-" },
             self.metadata_low_water_blocks(),
@@ -219,22 +219,25 @@ impl PoolInfo {
     }
 }
 
-/// The body of `PATCH /v1/pool`: what is not mentioned stays.
+/// The body of `PATCH /v1/pool`: what is not mentioned stays. All of it is in force at once.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetPool {
-    /// What becomes of the space of freed blocks.
+    /// What becomes of discards and of the space of freed blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard: Option<Discard>,
     /// Whether the unwritten rest of a fresh block is zeroed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_new_blocks: Option<bool>,
-    /// With less free space than this the pool asks for attention; in force at once.
+    /// With less free space than this the pool asks for attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub low_water: Option<LowWater>,
-    /// What becomes of writes that need a block when none is free; in force at once.
+    pub low_water: Option<FreeSpace>,
+    /// What becomes of writes that need a block when none is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
+    /// With less free space than this no volumes and snapshots are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_free: Option<FreeSpace>,
 }
 
 /// The answer to `PATCH /v1/pool`.
@@ -244,7 +247,7 @@ pub struct PoolSettings {
     pub schema: String,
     /// What is kept with the pool now.
     pub options: PoolOptions,
-    /// Whether that is in force; else the daemon goes on as it began, and the next one does as it says here.
+    /// Whether that is in force now: `false` only where the data disk cannot do it.
     pub in_force: bool,
 }
 
@@ -260,6 +263,9 @@ pub struct VolumeInfo {
     /// Bytes of data blocks that it maps, shared ones included. This and what else is the pool's to know is `null` when
     /// the pool has failed, or the metadata cannot be read.
     pub mapped_bytes: Option<u64>,
+    /// Where the highest block that it maps ends, 0 if it maps none.
+    #[serde(default)]
+    pub mapped_end_bytes: Option<u64>,
     /// Name of the volume it is a snapshot of, if that still exists.
     pub origin: Option<VolumeName>,
     /// When it was made, RFC 3339; `null` for a volume that was found in the metadata.
@@ -509,6 +515,30 @@ pub struct MetadataSnapshot {
     pub held_root: Option<u64>,
 }
 
+/// The body of `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MessageRequest {
+    /// One of dm-thin's messages.
+    pub message: String,
+    /// The size of the volume that `create_thin` makes, which dm-thin's metadata does not have; 0 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+/// The answer to `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MessageDone {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The metadata's transaction id now.
+    pub transaction_id: u64,
+    /// The volume that was made: its name is its number.
+    pub volume: Option<VolumeName>,
+    /// Its size.
+    pub size_bytes: Option<u64>,
+}
+
 /// The answer to `DELETE /v1/volumes/{name}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
@@ -564,15 +594,20 @@ pub trait PoolApi {
     fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
     /// Lets that go.
     fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
+    /// Does what one of dm-thin's messages says.
+    fn message(&self, request: &MessageRequest) -> Result<MessageDone>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }
 
 #[cfg(test)]
+pub(super) use tests::sample as sample_pool;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    pub(super) fn sample() -> PoolInfo {
+    pub(in super::super) fn sample() -> PoolInfo {
         PoolInfo {
             schema: SCHEMA.to_owned(),
             pool: "p".to_owned(),
@@ -597,6 +632,7 @@ mod tests {
             discard: Discard::Passdown,
             zero_new_blocks: true,
             when_full: WhenFull::default(),
+            queue_expired: false,
             waiting_for_space: 0,
             options: PoolOptions::default(),
             needs_check: false,
@@ -621,6 +657,11 @@ mod tests {
             info.dm_line(),
             "5 6384/16384 1/1000000 17 out_of_data_space no_discard_passdown error_if_no_space - 1024 "
         );
+        info.discard = Discard::Ignore;
+        info.when_full = WhenFull::Queue(60);
+        assert!(info.dm_line().contains(" out_of_data_space ignore_discard queue_if_no_space - "));
+        info.queue_expired = true;
+        assert!(info.dm_line().contains(" ignore_discard error_if_no_space - "));
         info.needs_check = true;
         info.mode = Mode::Ro;
         assert!(info.dm_line().contains(" ro ") && info.dm_line().contains(" needs_check 1024 "));
@@ -636,7 +677,7 @@ mod tests {
         assert_eq!(info.assess(), Health::Ok, "10% are the mark");
         info.data.free_bytes -= 65_536;
         assert_eq!(info.assess(), Health::Low);
-        info.options.low_water = LowWater::Bytes(65_536);
+        info.options.low_water = FreeSpace::Bytes(65_536);
         assert_eq!(info.assess(), Health::Ok);
         info.metadata.free_bytes = 255 * 4096;
         assert_eq!(info.assess(), Health::Low);
@@ -648,8 +689,8 @@ mod tests {
         assert_eq!(PoolInfo { needs_check: true, ..sample() }.assess(), Health::Critical);
         let full = DataSpace { free_bytes: 0, ..sample().data };
         assert_eq!(PoolInfo { data: full, ..sample() }.assess(), Health::Critical);
-        assert_eq!(LowWater::Percent(100).bytes_of(u64::MAX), u64::MAX);
-        assert!(LowWater::Percent(100).check().is_ok() && LowWater::Percent(101).check().is_err());
+        assert_eq!(FreeSpace::Percent(100).bytes_of(u64::MAX), u64::MAX);
+        assert!(FreeSpace::Percent(100).check().is_ok() && FreeSpace::Percent(101).check().is_err());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! The lock goes last, with the process. A daemon that is killed leaves sockets behind, which the next one removes: it has
 //! the pool's lock, so nobody listens there.
 
-use super::api::{Discard, ServedBy};
+use super::api::{Discard, PoolApi, ServedBy};
+use super::hook;
 use super::http::{self, CloseRequest};
 use super::listen;
 use super::name::PoolRef;
@@ -31,6 +32,9 @@ use tokio::sync::{mpsc, watch};
 /// How long the last answers on the control socket may take.
 const CONTROL_GRACE: Duration = Duration::from_secs(2);
 
+/// How often levels and modes are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
@@ -46,6 +50,8 @@ pub struct ServeOptions {
     pub zero_new_blocks: Option<bool>,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
     pub discard: Option<Discard>,
+    /// A program to run for each event.
+    pub hook: Option<PathBuf>,
 }
 
 /// Serves the pool until somebody ends it: a signal, or a request to close. `ready` is called once, when clients can come.
@@ -67,6 +73,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let dir = PoolDir::of(pool);
     // Before the pool is touched: certificates are where mistakes are made.
     let limits = limits(options)?;
+    let hook = options.hook.as_deref().map(hook::require_program).transpose()?;
     let (service, driver, block_size) = start_pool(&dir, options)?;
     let (close, mut close_requests) = mpsc::channel(1);
     let control = match bind_control(&dir) {
@@ -85,11 +92,20 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let since = time::rfc3339(time::now_unix_seconds());
     service.serve_as(ServedBy { pid, since }, server.addresses().iter().map(absolute).collect());
     let (stop, stopped) = watch::channel(());
+    let watcher = tokio::spawn(watch_pool(service.clone()));
+    if let Some(program) = hook
+        && let Err(error) =
+            dir.absolute().and_then(|path| hook::start(program, path, service.events().clone()))
+    {
+        // Nothing else depends on it, and clients may be there already.
+        tracing::error!("events are not told to the hook: {error}");
+    }
     let router = http::router(service.clone(), close);
     let control = tokio::spawn(listen::serve(control, router, listen::Limits::default(), stopped));
     tracing::info!("pool {} is ready", dir.shown());
     ready();
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
+    watcher.abort();
     let closing = service.clone();
     let closed = tokio::task::spawn_blocking(move || {
         let mut server = server;
@@ -104,12 +120,31 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         // If it has gone away in the meantime, the exit status still tells.
         let _ = asker.send(closed.clone());
     }
+    service.events().close();
     remove_socket(&dir.control_socket());
     drop(stop);
     if tokio::time::timeout(CONTROL_GRACE, control).await.is_err() {
         tracing::warn!("a client of the control socket did not take its answer");
     }
     closed
+}
+
+/// Looks at the pool once a second, and tells what has changed.
+async fn watch_pool(service: Arc<Service>) {
+    let mut clock = tokio::time::interval(WATCH_INTERVAL);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let service = service.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            let info = service.status()?;
+            service.events().observe(&info);
+            Ok::<_, Error>(())
+        });
+        if let Ok(Err(error)) = looked.await {
+            tracing::debug!("the pool does not tell how it is: {error}");
+        }
+    }
 }
 
 /// The pool with its keeper, and what an earlier run left to do under way.
@@ -123,7 +158,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     };
     let keeper_options = KeeperOptions {
         zero_new_blocks: in_force.zero_new_blocks,
-        discard_passdown: in_force.discard_passdown(),
+        discard: in_force.discard,
         when_full: in_force.when_full,
         lanes: Limits::default().connections,
         volume_sizes: opened.volume_sizes(),

@@ -29,7 +29,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
     let opened = open(&dir, Access::ReadWrite)?;
     let options = KeeperOptions {
         zero_new_blocks: opened.catalog.options.zero_new_blocks,
-        discard_passdown: opened.catalog.options.discard_passdown(),
+        discard: opened.catalog.options.discard,
         when_full: WhenFull::Error,
         lanes: 0,
         volume_sizes: opened.volume_sizes(),
@@ -82,7 +82,8 @@ impl Executor for Onlooker {
             | Command::Resize { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
-            | Command::SetWhenFull(_)
+            | Command::Configure(_)
+            | Command::SetTransactionId(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata
             | Command::Delete { .. }
@@ -105,9 +106,10 @@ impl Onlooker {
             usage: metadata.usage(),
             held_root: metadata.held_root().map(|MetaBlock(block)| block),
             // As a daemon does it unless told otherwise.
-            discard_passdown: self.options.discard_passdown(),
+            discard: self.options.discard,
             zero_new_blocks: self.options.zero_new_blocks,
             when_full: self.options.when_full,
+            queue_expired: false,
             waiting_for_space: 0,
             volumes: volumes.len(),
             deleting,
@@ -115,9 +117,13 @@ impl Onlooker {
     }
 
     fn volumes(&self, metadata: &mut Metadata<FileDisk>) -> Result<Vec<VolumeInfo>> {
-        let all = metadata.volumes()?.into_iter().filter(|(id, _)| !self.deleting.contains(id));
-        Ok(all
-            .map(|(id, details)| VolumeInfo { id, size_bytes: 0, details, highest_mapped: None, openers: 0 })
-            .collect())
+        let all: Vec<_> = metadata.volumes()?;
+        let all = all.into_iter().filter(|(id, _)| !self.deleting.contains(id));
+        all.map(|(id, details)| {
+            // What cannot be read of one volume hides no other.
+            let highest_mapped = metadata.highest_mapped(id).unwrap_or(None);
+            Ok(VolumeInfo { id, size_bytes: 0, details, highest_mapped, openers: 0 })
+        })
+        .collect()
     }
 }
