@@ -40,13 +40,14 @@ fn play(disk: MemoryDisk, habits: Habits, seed: u64, rounds: u64, steps: u64) ->
 
 #[test]
 fn ordinary_pools_agree_with_the_model() {
-    let mut operations = 0;
+    let (mut operations, mut counts) = (0, 0);
     for seed in 0..6 {
         let play = play(fresh(4000, 200_000), ORDINARY, seed, 25, 80);
         assert_eq!(play.refusals, 0, "seed {seed}");
         operations += play.operations;
+        counts += play.counts;
     }
-    assert!(operations > 300_000, "{operations}");
+    assert!(operations > 300_000 && counts > 6, "{operations} operations, {counts} counts");
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn kernel_written_pools_agree_with_the_model() {
 
 #[test]
 fn pools_at_the_brink_refuse_and_never_fail_half_way() {
-    let (mut refusals, mut operations) = (0, 0);
+    let (mut refusals, mut operations, mut given_up) = (0, 0, 0);
     for seed in 100..130 {
         let metadata_blocks = [180, 256, 300, 400, 700, 1024][seed as usize % 6];
         let habits = Habits {
@@ -104,8 +105,10 @@ fn pools_at_the_brink_refuse_and_never_fail_half_way() {
         let play = play(fresh(metadata_blocks, 100_000), habits, seed, 30, 60);
         refusals += play.refusals;
         operations += play.operations;
+        given_up += play.counts_given_up;
     }
     assert!(refusals > 1000 && operations > 50_000, "{refusals} refusals, {operations} operations");
+    assert!(given_up > 0, "a count takes space from nobody who needs it");
 }
 
 #[test]

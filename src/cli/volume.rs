@@ -3,8 +3,8 @@
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
-    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA, SetVolume, SnapshotGroup,
-    SnapshotPair, VolumeInfo,
+    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA, SetVolume, Sharing,
+    SnapshotGroup, SnapshotPair, VolumeInfo,
 };
 use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
@@ -14,14 +14,18 @@ use std::collections::BTreeMap;
 
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Verb {
-    /// Make an empty volume
+    /// Make an empty volume, or one on an external origin
     Create {
         /// The volume: POOL/VOLUME
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         volume: VolumeRef,
-        /// Its size, a multiple of 512 bytes; it takes space only as it is written
-        #[arg(long, value_parser = size::parse)]
-        size: u64,
+        /// Its size, a multiple of 512 bytes; it takes space only as it is written [default: that of --origin]
+        #[arg(long, value_parser = size::parse, required_unless_present = "origin")]
+        size: Option<u64>,
+        /// A raw file or block device outside the pool that shows wherever the volume was not written; it is only read, and
+        /// must stay where and as it is
+        #[arg(long, value_name = "FILE|DEV", value_parser = parse_origin)]
+        origin: Option<String>,
         /// A label, for people and programs; may be given several times
         #[arg(long, value_name = "KEY=VALUE", value_parser = label::parse_pair)]
         label: Vec<(LabelKey, LabelValue)>,
@@ -69,6 +73,10 @@ pub(super) enum Verb {
         /// Let clients that come from now on write it
         #[arg(long, group = "setting")]
         read_write: bool,
+        /// Where the external origin is now, or that it is right though it was modified: for all volumes on it, which no client
+        /// may have open
+        #[arg(long, value_name = "FILE|DEV", value_parser = parse_origin, group = "setting")]
+        origin: Option<String>,
     },
     /// Give a volume the contents of a snapshot; what it holds now is kept as a new volume, the way back
     #[command(visible_alias = "roll-back")]
@@ -147,6 +155,17 @@ fn parse_name_alone(text: &str) -> Result<VolumeName> {
     VolumeName::parse_new(text)
 }
 
+/// The path as the daemon can use it: absolute, links left as they are.
+fn parse_origin(path: &str) -> Result<String> {
+    let absolute =
+        std::path::absolute(path).map_err(|source| Error::io(format!("origin `{path}`"), &source))?;
+    let text = absolute.to_str().map(str::to_owned);
+    text.ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, format!("the path {} is no text", absolute.display()))
+            .hint("give it a name in UTF-8, by a link perhaps")
+    })
+}
+
 fn parse_pair(text: &str) -> Result<SnapshotPair> {
     let Some((origin, name)) = text.split_once('=') else {
         return Err(Error::new(ErrorKind::Invalid, format!("`{text}` names no volume and its snapshot"))
@@ -169,7 +188,22 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
         by_default: false,
         cell: |volume| Cell::maybe_bytes(volume.mapped_end_bytes),
     },
-    Column { name: "origin", by_default: true, cell: |volume| Cell::maybe(volume.origin.as_ref()) },
+    Column {
+        name: "exclusive",
+        by_default: true,
+        cell: |volume| shared(volume, |sharing| sharing.exclusive_bytes),
+    },
+    Column {
+        name: "shared",
+        by_default: true,
+        cell: |volume| shared(volume, |sharing| sharing.shared_bytes),
+    },
+    Column {
+        name: "as_of",
+        by_default: false,
+        cell: |volume| Cell::maybe(volume.sharing.as_ref().map(|sharing| &sharing.as_of)),
+    },
+    Column { name: "origin", by_default: true, cell: |volume| Cell::maybe(origin(volume)) },
     Column { name: "created", by_default: true, cell: |volume| Cell::maybe(volume.created.as_ref()) },
     Column { name: "open", by_default: true, cell: |volume| Cell::maybe_number(volume.open) },
     Column {
@@ -192,20 +226,34 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
         by_default: false,
         cell: |volume| Cell::Text(access(volume.read_only).to_owned()),
     },
+    Column {
+        name: "external_origin",
+        by_default: false,
+        cell: |volume| Cell::maybe(volume.external_origin.as_ref().map(|origin| &origin.path)),
+    },
+    Column {
+        name: "problem",
+        by_default: false,
+        cell: |volume| {
+            Cell::maybe(volume.external_origin.as_ref().and_then(|origin| origin.problem.as_ref()))
+        },
+    },
     Column { name: "labels", by_default: false, cell: |volume| Cell::Text(shown(&volume.labels)) },
     Column { name: "exports", by_default: false, cell: |volume| Cell::Text(volume.exports.join(",")) },
 ];
 
 pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
     match verb {
-        Verb::Create { volume, size, label } => {
+        Verb::Create { volume, size, origin, label } => {
             let name = VolumeName::parse_new(volume.volume.as_str())?;
-            let request = CreateVolume { name, size_bytes: size, labels: once_each(label)? };
+            let labels = once_each(label)?;
+            let request = CreateVolume { name, size_bytes: size, labels, external_origin: origin };
             let made = change(&volume.pool, |pool| pool.create(&request))?;
             if json {
                 return print_json(&made);
             }
-            print(&format!("volume {} made: {}\n", made.name, size::human(made.size_bytes)))
+            let on = made.external_origin.map_or_else(String::new, |origin| format!(" on {}", origin.path));
+            print(&format!("volume {} made: {}{on}\n", made.name, size::human(made.size_bytes)))
         }
         Verb::Snapshot { origin, name, group, read_only } => {
             let first = SnapshotPair { origin: origin.volume, name, read_only };
@@ -220,10 +268,10 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             }
             print(&format!("volume {} renamed to {}\n", renamed.old_name, renamed.name))
         }
-        Verb::Set { volume, label, unlabel, read_only, read_write } => {
+        Verb::Set { volume, label, unlabel, read_only, read_write, origin } => {
             let labels = label_changes(label, unlabel)?;
             let read_only = (read_only || read_write).then_some(read_only);
-            set(&volume, &SetVolume { labels, read_only }, json)
+            set(&volume, &SetVolume { labels, read_only, external_origin: origin }, json)
         }
         Verb::Rollback { volume, to, keep, force } => {
             let request = RollBackVolume { to, keep, force };
@@ -255,7 +303,8 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             if json {
                 return print_json(&list);
             }
-            print(&render(&columns, &list.volumes, &table))
+            let note = if table.no_header { String::new() } else { age_note(&columns, &list.volumes) };
+            print(&(render(&columns, &list.volumes, &table) + &note))
         }
         Verb::Delete { volume } => {
             let deleted = change(&volume.pool, |pool| pool.delete(&volume.volume))?;
@@ -287,7 +336,10 @@ fn status(volume: &VolumeRef, format: Option<Format>, table: &TableArgs, json: b
         }
     };
     refuse_table_options(format != Format::Table, table)?;
-    let columns = select(COLUMNS, table)?;
+    let columns = match table.columns.is_empty() {
+        true => COLUMNS.iter().collect(),
+        false => select(COLUMNS, table)?,
+    };
     let info = look(&volume.pool, |pool| dm::find(pool.volumes()?.volumes, volume))?;
     match format {
         Format::Json => {
@@ -331,7 +383,30 @@ fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
         return print_json(&settings);
     }
     let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
-    print(&format!("volume {}: {}, labels {labels}\n", settings.name, access(settings.read_only)))
+    let on = settings.external_origin.map_or_else(String::new, |origin| format!(", on {}", origin.path));
+    print(&format!("volume {}: {}, labels {labels}{on}\n", settings.name, access(settings.read_only)))
+}
+
+fn shared(volume: &VolumeInfo, bytes: impl Fn(&Sharing) -> u64) -> Cell {
+    Cell::maybe_bytes(volume.sharing.as_ref().map(bytes))
+}
+
+/// Numbers that are not of this moment say so.
+fn age_note(columns: &[&Column<VolumeInfo>], volumes: &[VolumeInfo]) -> String {
+    let tells = columns.iter().any(|column| ["exclusive", "shared"].contains(&column.name));
+    let sharing = volumes.iter().find_map(|volume| volume.sharing.as_ref());
+    match sharing.filter(|sharing| tells && !sharing.current) {
+        Some(sharing) => {
+            format!("exclusive and shared: as of {}, and the pool has changed since\n", sharing.as_of)
+        }
+        None => String::new(),
+    }
+}
+
+/// What a volume stands on: another one, or (with a slash) something outside the pool.
+fn origin(volume: &VolumeInfo) -> Option<String> {
+    let external = volume.external_origin.as_ref().map(|origin| origin.path.clone());
+    volume.origin.as_ref().map(VolumeName::to_string).or(external)
 }
 
 fn label_changes(set: Vec<(LabelKey, LabelValue)>, unset: Vec<LabelKey>) -> Result<LabelChanges> {

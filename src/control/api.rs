@@ -266,6 +266,9 @@ pub struct VolumeInfo {
     /// Where the highest block that it maps ends, 0 if it maps none.
     #[serde(default)]
     pub mapped_end_bytes: Option<u64>,
+    /// What of it is its own, at a moment that is told. `null` as long as it was not counted.
+    #[serde(default)]
+    pub sharing: Option<Sharing>,
     /// Name of the volume it is a snapshot of, if that still exists.
     pub origin: Option<VolumeName>,
     /// When it was made, RFC 3339; `null` for a volume that was found in the metadata.
@@ -282,11 +285,39 @@ pub struct VolumeInfo {
     /// Whether clients can only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// What shows wherever it has no block of its own; `null`: zeros.
+    #[serde(default)]
+    pub external_origin: Option<OriginInfo>,
     /// Number of clients that have it open.
     pub open: Option<u32>,
     /// Where it is to be had: NBD URIs; none when the pool is not served.
     #[serde(default)]
     pub exports: Vec<String>,
+}
+
+/// What of a volume was its own, and what shared, at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Sharing {
+    /// Bytes of data blocks that its deletion would have freed.
+    pub exclusive_bytes: u64,
+    /// Bytes of data blocks that it mapped and shared with other volumes, or with a metadata snapshot.
+    pub shared_bytes: u64,
+    /// The moment, RFC 3339.
+    pub as_of: String,
+    /// Whether nothing has changed in the pool since.
+    pub current: bool,
+}
+
+/// An external origin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OriginInfo {
+    /// A file or block device, absolute.
+    pub path: String,
+    /// Its size when a volume was put on it.
+    pub size_bytes: u64,
+    /// Why nobody gets the volume, in words: it is not there, or not what it was. `null` if nothing is wrong.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// All volumes: `GET /v1/volumes`, `uthin volume list --json`.
@@ -319,6 +350,9 @@ pub struct NewVolume {
     /// Whether clients can only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// What shows wherever it has no block of its own; `null`: zeros.
+    #[serde(default)]
+    pub external_origin: Option<OriginInfo>,
 }
 
 /// The body of `POST /v1/volumes`.
@@ -327,11 +361,16 @@ pub struct NewVolume {
 pub struct CreateVolume {
     /// The name that it is to have.
     pub name: VolumeName,
-    /// Its size, a multiple of 512, not 0.
-    pub size_bytes: u64,
+    /// Its size, a multiple of 512, not 0. May be missing where there is an external origin: then it is as large as that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
     /// Its labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// The path of a file or block device, absolute: what shows wherever the volume has no block of its own. It is only
+    /// read, and must not change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_origin: Option<String>,
 }
 
 /// One origin and the snapshot to be made of it.
@@ -409,6 +448,10 @@ pub struct SetVolume {
     /// Whether clients can only read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// Where the external origin of the volume, and of all others on the same, is now (absolute), or that what is there is
+    /// right though it was modified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_origin: Option<String>,
 }
 
 /// The answer to `PATCH /v1/volumes/{name}`: what can be set, as it is now.
@@ -426,6 +469,9 @@ pub struct VolumeSettings {
     /// Whether clients can only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// What shows wherever it has no block of its own; `null`: zeros.
+    #[serde(default)]
+    pub external_origin: Option<OriginInfo>,
 }
 
 /// The body of `POST /v1/volumes/{name}/roll-back`.

@@ -17,6 +17,7 @@ use super::api::SnapshotPair;
 use super::label::{self, Labels};
 use super::name::VolumeName;
 use super::options::PoolOptions;
+use super::origin::ExternalOrigin;
 use super::replace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, TransactionId, VolumeId};
@@ -58,6 +59,9 @@ pub struct VolumeEntry {
     /// Whether clients can only read it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+    /// What shows wherever it has no block of its own; `None`: zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_origin: Option<ExternalOrigin>,
 }
 
 /// An operation under way.
@@ -184,7 +188,13 @@ impl Catalog {
     }
 
     /// The entry of an empty volume that is about to be made. `Exists` if the name is taken.
-    pub fn plan_volume(&self, name: VolumeName, size_bytes: u64, labels: Labels) -> Result<VolumeEntry> {
+    pub fn plan_volume(
+        &self,
+        name: VolumeName,
+        size_bytes: u64,
+        labels: Labels,
+        external_origin: Option<ExternalOrigin>,
+    ) -> Result<VolumeEntry> {
         self.require_free(&name)?;
         Ok(VolumeEntry {
             name,
@@ -195,6 +205,7 @@ impl Catalog {
             origin: None,
             labels,
             read_only: false,
+            external_origin,
         })
     }
 
@@ -215,6 +226,7 @@ impl Catalog {
                 origin: Some(origin.id),
                 labels: Labels::new(),
                 read_only: *read_only,
+                external_origin: origin.external_origin.clone(),
             };
             Ok((origin.id, entry))
         };
@@ -332,6 +344,9 @@ fn check_entry(entry: &VolumeEntry) -> Result<(), String> {
     }
     label::check_count(&entry.labels)
         .map_err(|error| format!("volume `{}`: {}", entry.name, error.message()))?;
+    if let Some(origin) = &entry.external_origin {
+        origin.check().map_err(|what| format!("volume `{}`: {what}", entry.name))?;
+    }
     if entry.name.is_number() && entry.name.as_str() != entry.id.to_string() {
         return Err(format!("volume number {} is called `{}`, the number of another", entry.id, entry.name));
     }

@@ -162,6 +162,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         when_full: in_force.when_full,
         lanes: Limits::default().connections,
         volume_sizes: opened.volume_sizes(),
+        behind: opened.behind(),
     };
     let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
     let block_size = metadata.geometry().block_size;
@@ -274,7 +275,15 @@ impl Exports for PoolExports {
         let not_found =
             || Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"));
         let id = self.service.volume_id(name).ok_or_else(not_found)?;
-        let lease = self.pool.open_volume(id)?;
+        let lease = match self.pool.open_volume(id) {
+            // Its external origin could not be had; perhaps it is back.
+            Err(error) if error.kind() == ErrorKind::Io => self
+                .service
+                .reopen_origin(id)
+                .and_then(|()| self.pool.open_volume(id))
+                .map_err(|error| error.context(format!("volume `{name}`")))?,
+            opened => opened?,
+        };
         let read_only = self.service.is_read_only(id);
         let description = format!("uthin volume {name} (number {id})");
         Ok(Export { lease, read_only, description, block_size: self.block_size })

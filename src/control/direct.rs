@@ -7,11 +7,13 @@ use super::pool_dir::PoolDir;
 use super::service::{Executor, Parts, Service};
 use crate::disk::{Disk, FileDisk};
 use crate::driver::blocking::Blocking;
-use crate::engine::{Answer, Command, Keeper, KeeperOptions, Mode, PoolStatus, VolumeInfo, WhenFull};
+use crate::engine::{
+    Answer, Command, Keeper, KeeperOptions, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::metadata::{Access, Metadata};
+use crate::metadata::{Access, Count, Metadata, VolumeSharing};
 use crate::units::{MetaBlock, VolumeId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
@@ -33,6 +35,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         when_full: WhenFull::Error,
         lanes: 0,
         volume_sizes: opened.volume_sizes(),
+        behind: HashMap::new(), // nobody reads or writes here
     };
     let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
     let data = Arc::new(data);
@@ -76,10 +79,13 @@ impl Executor for Onlooker {
         match command {
             Command::Status => self.status(&mut metadata).map(|status| Answer::Status(Box::new(status))),
             Command::Volumes => self.volumes(&mut metadata).map(Answer::Volumes),
+            // Whoever asks for the volumes gets it.
+            Command::CountShared => Ok(Answer::Counting(false)),
             Command::CreateVolume { .. }
             | Command::Snapshot { .. }
             | Command::RollBack { .. }
             | Command::Resize { .. }
+            | Command::SetOrigin { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
             | Command::Configure(_)
@@ -117,13 +123,29 @@ impl Onlooker {
     }
 
     fn volumes(&self, metadata: &mut Metadata<FileDisk>) -> Result<Vec<VolumeInfo>> {
-        let all: Vec<_> = metadata.volumes()?;
-        let all = all.into_iter().filter(|(id, _)| !self.deleting.contains(id));
-        all.map(|(id, details)| {
-            // What cannot be read of one volume hides no other.
+        let all = metadata.volumes()?.into_iter().filter(|(id, _)| !self.deleting.contains(id));
+        let counted = count_all(metadata).unwrap_or_else(|error| {
+            tracing::warn!("what volumes share cannot be counted: {error}");
+            BTreeMap::new()
+        });
+        let sharing = |id: &VolumeId| {
+            let VolumeSharing { mapped_blocks, exclusive_blocks } = *counted.get(id)?;
+            Some(SharingInfo { mapped_blocks, exclusive_blocks, age_seconds: 0, is_current: true, count: 1 })
+        };
+        // What cannot be read of one volume hides no other.
+        let info = |(id, details)| {
             let highest_mapped = metadata.highest_mapped(id).unwrap_or(None);
-            Ok(VolumeInfo { id, size_bytes: 0, details, highest_mapped, openers: 0 })
-        })
-        .collect()
+            let sharing = sharing(&id);
+            VolumeInfo { id, size_bytes: 0, details, highest_mapped, openers: 0, sharing }
+        };
+        Ok(all.map(info).collect())
+    }
+}
+
+fn count_all(metadata: &mut Metadata<FileDisk>) -> Result<BTreeMap<VolumeId, VolumeSharing>> {
+    metadata.begin_count()?;
+    match metadata.count_step(usize::MAX)? {
+        Count::Done(volumes) => Ok(volumes.into_iter().collect()),
+        Count::More | Count::GivenUp => unreachable!("nothing stops a count that nobody disturbs"),
     }
 }

@@ -192,7 +192,7 @@ impl Service {
         let entry = self.numbered(id, size_bytes.unwrap_or(0), None);
         let size_bytes = entry.size_bytes;
         self.carry_out_unstepped(&mut changes, Operation::Create(entry.clone()), |step| {
-            Command::CreateVolume { volume: id, size_bytes, step }
+            Command::CreateVolume { volume: id, size_bytes, origin: None, step }
         })?;
         Ok(entry)
     }
@@ -276,6 +276,7 @@ impl Service {
 
     fn numbered(&self, id: VolumeId, size_bytes: u64, origin: Option<VolumeId>) -> VolumeEntry {
         VolumeEntry {
+            external_origin: None,
             name: VolumeName::of_unknown(id),
             id,
             size_bytes,

@@ -22,6 +22,7 @@ mod min_free;
 pub mod name;
 pub mod open;
 pub mod options;
+pub mod origin;
 pub mod pool_dir;
 pub mod reconcile;
 mod replace;

@@ -1,9 +1,11 @@
 //! Opening a pool: lock, metadata, catalog, and what the two have to say to each other.
 
 use super::catalog::{Catalog, CatalogStore};
+use super::origin;
 use super::pool_dir::{PoolDir, PoolDisks};
 use super::reconcile::{FoundVolume, Note, Reconciled, reconcile};
 use crate::disk::{Disk, FileDisk, OpenMode};
+use crate::engine::Behind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Metadata};
 use crate::units::VolumeId;
@@ -32,6 +34,11 @@ impl OpenPool {
         // A volume that is being deleted has nothing to show to anybody.
         let deleting = self.catalog.deleting.iter().map(|id| (*id, 0));
         self.catalog.volumes.iter().map(|entry| (entry.id, entry.size_bytes)).chain(deleting).collect()
+    }
+
+    /// What shows where volumes have no block, for a keeper with lanes. Opens the external origins.
+    pub fn behind(&self) -> HashMap<VolumeId, Behind> {
+        origin::open_all(self.catalog.volumes.iter())
     }
 }
 

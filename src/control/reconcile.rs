@@ -162,6 +162,7 @@ pub fn reconcile(
             origin: None,
             labels: Labels::new(),
             read_only: false,
+            external_origin: None,
         });
     }
     Ok(Reconciled { catalog, notes, lost, keep_copy })
@@ -245,6 +246,7 @@ mod tests {
             origin: None,
             labels: Labels::new(),
             read_only: false,
+            external_origin: None,
         }
     }
 

@@ -36,6 +36,11 @@ impl Service {
             .hint("name one of its snapshots"));
         }
         require_writable(&volume)?;
+        if volume.external_origin != to.external_origin {
+            let what = format!("volumes `{name}` and `{}` have different external origins", to.name);
+            return Err(Error::new(ErrorKind::Invalid, what)
+                .hint(format!("take a snapshot of `{}`, and use that in its place", to.name)));
+        }
         self.require_unused(
             &volume,
             request.force,

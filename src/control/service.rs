@@ -8,12 +8,13 @@ use super::api::{
     CreateVolume, DataSpace, Deleted, GROUP_LIMIT, GrowPool, Grown, Health, MessageDone, MessageRequest,
     MetadataSnapshot, MetadataSpace, Mode, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
     RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool,
-    SetVolume, SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
+    SetVolume, Sharing, SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::events::Events;
 use super::label;
 use super::name::VolumeName;
+use super::origin::ExternalOrigin;
 use super::reconcile::{Note, volume_bytes_limit};
 use super::time;
 use crate::engine::{self, Answer, Behaviour, Command, IdStep, PoolStatus, WhenFull};
@@ -21,8 +22,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::time::{Duration, Instant};
 
 /// Carries commands to whoever owns the metadata.
 pub trait Executor: Send + Sync {
@@ -87,6 +89,11 @@ impl Service {
     /// What happens to the pool.
     pub fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// The pool's directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.path
     }
 
     /// Says who serves the pool, and where; once.
@@ -160,7 +167,7 @@ impl Service {
     pub(super) fn pool_status(&self) -> Result<Box<PoolStatus>> {
         match self.executor.run(Command::Status)? {
             Answer::Status(status) => Ok(status),
-            Answer::Done | Answer::Deleting { .. } | Answer::Volumes(_) => {
+            Answer::Done | Answer::Deleting { .. } | Answer::Volumes(_) | Answer::Counting(_) => {
                 unreachable!("the answer is a status")
             }
         }
@@ -296,9 +303,29 @@ impl Service {
     pub(super) fn engine_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
         match self.executor.run(Command::Volumes)? {
             Answer::Volumes(volumes) => Ok(volumes),
-            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) => {
+            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Counting(_) => {
                 unreachable!("the answer is a list")
             }
+        }
+    }
+
+    /// With what they share counted anew, if that is out of date and does not take too long: for who asks, a moment ago is
+    /// as good as now, and a count that takes longer is there for the next.
+    fn counted_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
+        let before = self.engine_volumes()?;
+        if self.executor.run(Command::CountShared)? != Answer::Counting(true) {
+            return Ok(before);
+        }
+        let counted = |volumes: &[engine::VolumeInfo]| volumes.iter().find_map(|volume| volume.sharing);
+        let count = counted(&before).map_or(0, |sharing| sharing.count);
+        let deadline = Instant::now() + COUNT_PATIENCE;
+        loop {
+            let volumes = self.engine_volumes()?;
+            let is_done = |sharing: engine::SharingInfo| sharing.is_current || sharing.count > count;
+            if volumes.is_empty() || counted(&volumes).is_some_and(is_done) || Instant::now() > deadline {
+                return Ok(volumes);
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -327,6 +354,7 @@ impl Service {
             mapped_end_bytes: found.as_ref().map(|(block_size, info)| {
                 info.highest_mapped.map_or(0, |block| block.0.saturating_add(1).saturating_mul(*block_size))
             }),
+            sharing: found.as_ref().and_then(|(block_size, info)| Some(shared(info.sharing?, *block_size))),
             origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
             created: entry.created_unix_seconds.map(time::rfc3339),
             transaction_id: details.map(|details| details.transaction_id.0),
@@ -334,6 +362,7 @@ impl Service {
             snapshotted_time: details.map(|details| details.snapshotted_time.0),
             labels: entry.labels.clone(),
             read_only: entry.read_only,
+            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
             open: found.map(|(_, info)| info.openers),
             exports: self.uris(entry.name.as_str()),
         }
@@ -350,9 +379,23 @@ impl Service {
             created: time::rfc3339(entry.created_unix_seconds.unwrap_or_default()),
             labels: entry.labels.clone(),
             read_only: entry.read_only,
+            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
         }
     }
 }
+
+fn shared(sharing: engine::SharingInfo, block_bytes: u64) -> Sharing {
+    let engine::SharingInfo { mapped_blocks, exclusive_blocks, age_seconds, is_current, count: _ } = sharing;
+    Sharing {
+        exclusive_bytes: exclusive_blocks.saturating_mul(block_bytes),
+        shared_bytes: mapped_blocks.saturating_sub(exclusive_blocks).saturating_mul(block_bytes),
+        as_of: time::rfc3339(time::now_unix_seconds().saturating_sub(age_seconds)),
+        current: is_current,
+    }
+}
+
+/// How long who asks for volumes waits for a count of what they share.
+const COUNT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Nothing that can panic runs under the locks here.
 pub(super) const NO_PANIC: &str = "nobody panics while holding this lock";
@@ -439,7 +482,7 @@ impl PoolApi for Service {
 
     fn volumes(&self) -> Result<VolumeList> {
         let volumes = self.pool_status().and_then(|status| {
-            let volumes = self.engine_volumes()?;
+            let volumes = self.counted_volumes()?;
             Ok((status.block_size.bytes(), volumes))
         });
         let catalog = self.catalog.read().expect(NO_PANIC);
@@ -464,16 +507,24 @@ impl PoolApi for Service {
     fn create(&self, request: &CreateVolume) -> Result<NewVolume> {
         let name = VolumeName::parse_new(request.name.as_str())?;
         label::check_count(&request.labels)?;
+        let origin = request.external_origin.as_deref();
+        let (external_origin, origin) =
+            origin.map(|path| ExternalOrigin::examine(path, &self.path)).transpose()?.unzip();
         let mut changes = self.begin_change()?;
-        let size_bytes = request.size_bytes;
+        let size_bytes = request
+            .size_bytes
+            .or(external_origin.as_ref().map(|origin| origin.size_bytes))
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, "the volume's size is missing").hint("give one"))?;
         check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
         self.require_min_free().map_err(|error| error.context(format!("volume `{name}` is not made")))?;
         let labels = request.labels.clone();
-        let entry = self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels)?;
+        let entry =
+            self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels, external_origin)?;
         let volume = entry.id;
         self.carry_out(&mut changes, Operation::Create(entry.clone()), |step| Command::CreateVolume {
             volume,
             size_bytes,
+            origin,
             step,
         })
         .map_err(|error| error.context(format!("creating volume `{}`", entry.name)))?;
@@ -525,6 +576,8 @@ impl PoolApi for Service {
     fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
         let mut changes = self.begin_change()?;
         let before = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        let moved = request.external_origin.as_deref();
+        let moved = moved.map(|path| self.plan_origin(&before, path)).transpose()?;
         let closes = request.read_only == Some(true) && !before.read_only;
         if closes {
             self.refuse_writers(&before)?;
@@ -536,18 +589,25 @@ impl PoolApi for Service {
             }
             label::apply(&mut entry.labels, &request.labels)
                 .map_err(|error| error.context(format!("volume `{name}`")))?;
-            Ok(entry.clone())
+            if let Some(moved) = &moved {
+                moved.amend(catalog);
+            }
+            catalog.require(name).cloned()
         });
         if closes && amended.is_err() {
             self.show_read_only(before.id, false);
         }
         let entry = amended?;
+        if let Some(moved) = moved {
+            self.put_behind(moved);
+        }
         Ok(VolumeSettings {
             schema: SCHEMA.to_owned(),
             name: entry.name,
             id: entry.id.get(),
             labels: entry.labels,
             read_only: entry.read_only,
+            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
         })
     }
 

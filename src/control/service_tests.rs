@@ -128,6 +128,7 @@ impl Executor for Keeper {
                 Ok(Answer::Done)
             }),
             Command::Resize { .. }
+            | Command::SetOrigin { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
             | Command::Configure(_)
@@ -153,6 +154,7 @@ impl Executor for Keeper {
                 Ok(Answer::Deleting { finished })
             }),
             Command::Status => Ok(Answer::Status(Box::new(status_of(&world)))),
+            Command::CountShared => Ok(Answer::Counting(false)),
             Command::Volumes if world.failed => Err(Error::new(ErrorKind::Failed, "failed stop")),
             Command::Volumes => Ok(Answer::Volumes(
                 world
@@ -183,6 +185,7 @@ fn info_of(id: VolumeId, created: u64, openers: u32) -> engine::VolumeInfo {
         },
         highest_mapped: None,
         openers,
+        sharing: None,
     }
 }
 
@@ -252,7 +255,7 @@ fn name(text: &str) -> VolumeName {
 }
 
 fn create(text: &str) -> CreateVolume {
-    CreateVolume { name: name(text), size_bytes: 1 << 20, labels: Labels::new() }
+    CreateVolume { name: name(text), size_bytes: Some(1 << 20), labels: Labels::new(), external_origin: None }
 }
 
 fn pair(origin: &str, new: &str) -> SnapshotPair {
@@ -476,12 +479,11 @@ fn unknown_and_duplicate_names_and_bad_sizes_are_refused() {
     assert_eq!(kind(service.snapshot(&pair("a", "a"))), ErrorKind::Exists);
     assert_eq!(service.delete(&name("x")).expect_err("refused").kind(), ErrorKind::NotFound);
     for size_bytes in [0, 511, 513, (1 << 52) + 512, u64::MAX] {
-        let result = service.create(&CreateVolume { name: name("z"), size_bytes, labels: Labels::new() });
+        let result = service.create(&CreateVolume { size_bytes: Some(size_bytes), ..create("z") });
         assert_eq!(kind(result), ErrorKind::Invalid, "{size_bytes}");
     }
-    service
-        .create(&CreateVolume { name: name("z"), size_bytes: 512, labels: Labels::new() })
-        .expect("the least");
+    assert_eq!(kind(service.create(&CreateVolume { size_bytes: None, ..create("z") })), ErrorKind::Invalid);
+    service.create(&CreateVolume { size_bytes: Some(512), ..create("z") }).expect("the least");
 }
 
 #[test]

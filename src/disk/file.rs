@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most that one system call moves through a bounce buffer.
@@ -286,6 +287,10 @@ impl Disk for FileDisk {
         let message =
             format!("the file has {size_bytes} bytes now and had {expected}: somebody has truncated it");
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))
+    }
+
+    fn into_file(self: Arc<Self>) -> Option<Arc<FileDisk>> {
+        Some(self)
     }
 
     fn name(&self) -> String {

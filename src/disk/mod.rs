@@ -14,6 +14,7 @@ pub use file::{FileDisk, OpenMode};
 pub use memory::MemoryDisk;
 
 use std::io;
+use std::sync::Arc;
 
 /// A place that keeps bytes. All faults of simulated disks hide behind this trait.
 pub trait Disk: Send + Sync {
@@ -49,11 +50,16 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
+    /// The open file, for a driver that does its I/O by itself; `None` for a disk that is none.
+    fn into_file(self: Arc<Self>) -> Option<Arc<FileDisk>> {
+        None
+    }
+
     /// What to call the disk in messages: a path, usually.
     fn name(&self) -> String;
 }
 
-impl<T: Disk + ?Sized> Disk for std::sync::Arc<T> {
+impl<T: Disk + ?Sized> Disk for Arc<T> {
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()
     }

@@ -7,7 +7,7 @@
 use crate::disk::Disk;
 use crate::engine::{
     Action, Answer, Ask, Asker, CHUNK_BYTES, Command, Extent, IoError, Keeper, Kind, Lane, LaneId, OpId,
-    Outbox, Place, Reply, Request, Settled, Tag, Volume,
+    Origin, Outbox, Place, Reply, Request, Settled, Tag, Volume,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::VolumeId;
@@ -47,6 +47,7 @@ struct Pending {
 
 enum Step {
     Read { disk_offset_bytes: u64, length_bytes: u64, into: Place },
+    ReadOrigin { origin: Origin, offset_bytes: u64, length_bytes: u64, into: Place },
     Write { disk_offset_bytes: u64, length_bytes: u64, from: Place },
     Ask(Ask),
     Reply(Reply),
@@ -224,6 +225,11 @@ impl<M: Disk, D: Disk> Blocking<M, D> {
                 let read = self.data.read_at(disk_offset_bytes, lane.bytes_mut(into, length_bytes));
                 lane.lane.io_done(op, ended("reading", &self.data, read), &mut actions);
             }
+            Step::ReadOrigin { origin, offset_bytes, length_bytes, into } => {
+                let disk = origin.disk();
+                let read = disk.read_at(offset_bytes, lane.bytes_mut(into, length_bytes));
+                lane.lane.io_done(op, ended("reading", disk, read), &mut actions);
+            }
             Step::Write { disk_offset_bytes, length_bytes, from } => {
                 let written = self.data.write_at(disk_offset_bytes, lane.bytes(from, length_bytes));
                 lane.lane.io_done(op, ended("writing", &self.data, written), &mut actions);
@@ -292,6 +298,9 @@ impl<M: Disk, D: Disk> Blocking<M, D> {
             let (op, step) = match action {
                 Action::ReadData { op, disk_offset_bytes, length_bytes, into } => {
                     (op, Step::Read { disk_offset_bytes, length_bytes, into })
+                }
+                Action::ReadOrigin { op, origin, offset_bytes, length_bytes, into } => {
+                    (op, Step::ReadOrigin { origin, offset_bytes, length_bytes, into })
                 }
                 Action::WriteData { op, disk_offset_bytes, length_bytes, from } => {
                     (op, Step::Write { disk_offset_bytes, length_bytes, from })

@@ -25,7 +25,7 @@ fn step(number: u64) -> IdStep {
 
 fn with_volume(data_blocks: u64, lanes: usize, size_bytes: u64) -> (Inline, Arc<Volume>) {
     let mut pool = pool(data_blocks, lanes);
-    let create = Command::CreateVolume { volume: id(0), size_bytes, step: step(0) };
+    let create = Command::CreateVolume { volume: id(0), size_bytes, origin: None, step: step(0) };
     assert_eq!(pool.command(create), Ok(Answer::Done));
     let volume = pool.volume(id(0)).unwrap();
     (pool, volume)

@@ -140,7 +140,7 @@ impl Pool {
     }
 
     /// Opens a volume: until the lease is dropped, it cannot be deleted. `NotFound` when there is none or it is being
-    /// deleted. Waits for the keeper, as [`Pool::command`] does.
+    /// deleted; when its external origin cannot be had, what is wrong with that. Waits for the keeper, as [`Pool::command`] does.
     pub fn open_volume(&self, id: VolumeId) -> Result<VolumeLease> {
         self.ask_keeper(|answer| Control::Open(id, answer))
     }
@@ -339,11 +339,11 @@ impl<M: Disk> KeeperThread<M> {
                     self.keeper.command(number, command, &mut self.out);
                 }
                 Control::Open(id, answer) => {
-                    let lease = self.keeper.volume(id).and_then(|volume| volume.open());
-                    let lease = lease.ok_or_else(|| {
+                    let volume = self.keeper.volume(id).ok_or_else(|| {
                         let message = format!("the pool has no volume {id}, or it is being deleted");
                         Error::new(ErrorKind::NotFound, message)
                     });
+                    let lease = volume.and_then(|volume| volume.open());
                     // Whoever asked may have gone; then the lease goes here.
                     let _ = answer.send(lease);
                 }

@@ -57,7 +57,8 @@ impl Bench {
     }
 
     pub(super) fn create(&self, number: u64, size_bytes: u64) {
-        let command = Command::CreateVolume { volume: id(number), size_bytes, step: self.step() };
+        let command =
+            Command::CreateVolume { volume: id(number), size_bytes, origin: None, step: self.step() };
         assert_eq!(self.pool.command(command).unwrap(), Answer::Done);
     }
 

@@ -1,5 +1,6 @@
 //! What the control plane asks of the keeper, and what it is told.
 
+use super::origin::Origin;
 use crate::error::Error;
 use crate::metadata::{Usage, VolumeDetails};
 use crate::units::{BlockSize, SnapTime, TransactionId, VirtualBlock, VolumeId};
@@ -77,6 +78,8 @@ pub enum Command {
         volume: VolumeId,
         /// Its size, a multiple of 512.
         size_bytes: u64,
+        /// What shows where it has no block; `None`: zeros. Its snapshots have the same.
+        origin: Option<Origin>,
         /// The id's step.
         step: IdStep,
     },
@@ -93,7 +96,7 @@ pub enum Command {
     RollBack {
         /// The volume that changes.
         volume: VolumeId,
-        /// The volume, a snapshot mostly, whose contents it gets; no larger than it.
+        /// The volume, a snapshot mostly, whose contents it gets; no larger than it, and with the same external origin.
         to: VolumeId,
         /// A number not in use, for what it held.
         keep: VolumeId,
@@ -107,6 +110,14 @@ pub enum Command {
         volume: VolumeId,
         /// Its new size, a multiple of 512.
         size_bytes: u64,
+    },
+    /// Put an external origin behind a volume in place of the one that it has, or that could not be had; nothing of it is in
+    /// the metadata. `Busy` while a client has it open. Answer: `Done`.
+    SetOrigin {
+        /// The volume.
+        volume: VolumeId,
+        /// With the same contents.
+        origin: Origin,
     },
     /// Unmap whole blocks of a volume, like a client's discard. Answer: `Done`.
     Unmap {
@@ -143,6 +154,9 @@ pub enum Command {
     Status,
     /// Answer: `Volumes`.
     Volumes,
+    /// Count in the background what volumes share, if what is known of it is not of this moment; [`Command::Volumes`] tells
+    /// the result. Answer: `Counting`, at once.
+    CountShared,
     /// Commit now. Answer: `Done`.
     Commit,
     /// Finish: waits for running requests, commits, and refuses everything from then on. Answer: `Done`.
@@ -164,6 +178,9 @@ pub enum Answer {
     Status(Box<PoolStatus>),
     /// See [`Command::Volumes`]; in order of ids, those being deleted left out.
     Volumes(Vec<VolumeInfo>),
+    /// See [`Command::CountShared`]: whether a count is under way. If not, what is known is of this moment, or it is too soon
+    /// after a long count for another one.
+    Counting(bool),
 }
 
 /// The state a pool is in.
@@ -221,4 +238,21 @@ pub struct VolumeInfo {
     pub highest_mapped: Option<VirtualBlock>,
     /// Number of clients that have it open.
     pub openers: u32,
+    /// What of it is shared, as last counted ([`Command::CountShared`]); `None` before that.
+    pub sharing: Option<SharingInfo>,
+}
+
+/// What of a volume is shared, at one commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SharingInfo {
+    /// Data blocks that it mapped.
+    pub mapped_blocks: u64,
+    /// Of these, those that its deletion would have freed.
+    pub exclusive_blocks: u64,
+    /// How long ago that was.
+    pub age_seconds: u64,
+    /// Whether nothing at all has changed in the pool since: then it is so now.
+    pub is_current: bool,
+    /// Number of the count.
+    pub count: u64,
 }

@@ -81,9 +81,11 @@ impl Piece {
 enum Step {
     /// The keeper has been asked; its answer leads on.
     Asked,
+    /// What shows of the external origin is being read.
+    ReadingOrigin,
     /// Data moves in place; `moved_bytes` of the piece are done when this move is.
     InPlace { block: DataBlock, moved_bytes: u64 },
-    /// A chunk of the old block is being read.
+    /// A chunk of the old block, or of the external origin, is being read.
     Reading { fill: Fill, chunk_bytes: u64 },
     /// The block is being written; everything below `fill.written_bytes` is there when this write is.
     Writing { fill: Fill },
@@ -132,17 +134,18 @@ impl Lane {
             self.requests.insert(Running { request, ops_left: 1, result: Ok(()), extents: Vec::new() });
         match kind {
             Kind::Read | Kind::Write { .. } => self.begin_pieces(request, offset..end, offset, out),
-            Kind::WriteZeroes { may_unmap: false, .. } => {
-                self.begin_pieces(request, offset..end, offset, out)
-            }
-            Kind::WriteZeroes { may_unmap: true, .. } if whole.is_empty() => {
-                self.begin_pieces(request, offset..end, offset, out);
-            }
-            Kind::WriteZeroes { may_unmap: true, .. } => {
+            Kind::WriteZeroes { may_unmap, .. } => {
                 let size = self.block_size.bytes();
-                self.begin_pieces(request, offset..whole.start * size, offset, out);
-                self.begin_op(request, Work::Unmap { begin: whole.start, end: whole.end }, out);
-                self.begin_pieces(request, (whole.end * size).min(end)..end, offset, out);
+                // Where an external origin would show, zeros have to be there.
+                let origin_bytes = self.requests.get(request).request.volume.origin_bytes();
+                let begin = whole.start.max(self.block_size.blocks_to_hold(origin_bytes));
+                if !may_unmap || begin >= whole.end {
+                    self.begin_pieces(request, offset..end, offset, out);
+                } else {
+                    self.begin_pieces(request, offset..begin * size, offset, out);
+                    self.begin_op(request, Work::Unmap { begin, end: whole.end }, out);
+                    self.begin_pieces(request, (whole.end * size).min(end)..end, offset, out);
+                }
             }
             Kind::Discard if whole.is_empty() || ignores_discards => {}
             Kind::Discard => self.begin_op(request, Work::Unmap { begin: whole.start, end: whole.end }, out),
@@ -220,17 +223,11 @@ impl Lane {
             Kind::Read => false,
             Kind::Discard | Kind::Flush | Kind::Extents => unreachable!("these move no data"),
         };
-        let zeroes_hole = matches!(kind, Kind::WriteZeroes { may_unmap: true, .. });
+        let zeroes_hole = matches!(kind, Kind::WriteZeroes { may_unmap: true, .. })
+            && self.volume_byte(piece) >= volume.origin_bytes();
         match volume.table.get(piece.block) {
             Lookup::NotLoaded => self.ask(op, Ask::Load(id, piece.block), out),
-            Lookup::Hole if !writes => {
-                out.push(Action::ZeroRequest {
-                    tag,
-                    offset_bytes: piece.request_bytes,
-                    length_bytes: piece.length_bytes,
-                });
-                self.finish(op, Ok(()), out);
-            }
+            Lookup::Hole if !writes => self.read_hole(op, piece, out),
             Lookup::Hole if zeroes_hole => self.finish(op, Ok(()), out), // it reads zeros as it is
             Lookup::Mapped(mapping) if !writes => {
                 self.ops.get_mut(op).step =
@@ -247,6 +244,43 @@ impl Lane {
             }
             Lookup::Hole | Lookup::Mapped(_) => self.ask(op, Ask::Fill(id, piece.block), out),
         }
+    }
+
+    /// Where a piece begins in its volume.
+    fn volume_byte(&self, piece: Piece) -> u64 {
+        piece.block.0 * self.block_size.bytes() + piece.at_bytes
+    }
+
+    /// Reads what shows where nothing is mapped: the external origin, if there is one, and zeros.
+    fn read_hole(&mut self, op: usize, piece: Piece, out: &mut Vec<Action>) {
+        let begin = self.volume_byte(piece);
+        let request = &self.requests.get(self.ops.get(op).request).request;
+        let tag = request.tag;
+        let origin_bytes = request.volume.origin_bytes().saturating_sub(begin).min(piece.length_bytes);
+        if origin_bytes < piece.length_bytes {
+            out.push(Action::ZeroRequest {
+                tag,
+                offset_bytes: piece.request_bytes + origin_bytes,
+                length_bytes: piece.length_bytes - origin_bytes,
+            });
+        }
+        if origin_bytes == 0 {
+            return self.finish(op, Ok(()), out);
+        }
+        self.ops.get_mut(op).step = Step::ReadingOrigin;
+        self.read_origin(op, begin, origin_bytes, Place::Request(tag, piece.request_bytes), out);
+    }
+
+    fn read_origin(
+        &self,
+        op: usize,
+        offset_bytes: u64,
+        length_bytes: u64,
+        into: Place,
+        out: &mut Vec<Action>,
+    ) {
+        let origin = self.volume_of(op).origin().expect("who is told to read an origin has one").clone();
+        out.push(Action::ReadOrigin { op: op_id(op), origin, offset_bytes, length_bytes, into });
     }
 
     /// Writes the piece (zeros: the next chunk of it) where its block is. `moved_bytes` of it are there already.
@@ -287,19 +321,25 @@ impl Lane {
         let size = self.block_size.bytes();
         let Running { request, extents, .. } = self.requests.get_mut(self.ops.get(op).request);
         let end = request.offset_bytes + request.length_bytes;
+        let origin_end = request.volume.origin_bytes();
         while next_byte < end {
             let block = VirtualBlock(next_byte / size);
+            let mut state_end = end.min((block.0 + 1) * size);
             let state = match request.volume.table.get(block) {
                 Lookup::NotLoaded => {
                     let ask = Ask::Load(request.volume.id(), block);
                     self.ops.get_mut(op).work = Work::Describe { next_byte };
                     return self.ask(op, ask, out);
                 }
+                Lookup::Hole if next_byte < origin_end => {
+                    state_end = state_end.min(origin_end);
+                    ExtentState::Origin
+                }
                 Lookup::Hole => ExtentState::Hole,
                 Lookup::Mapped(mapping) if request.volume.is_shared(mapping) => ExtentState::Shared,
                 Lookup::Mapped(_) => ExtentState::Exclusive,
             };
-            let length_bytes = ((block.0 + 1) * size).min(end) - next_byte;
+            let length_bytes = state_end - next_byte;
             match extents.last_mut() {
                 Some(last) if last.state == state => last.length_bytes += length_bytes,
                 Some(_) | None => extents.push(Extent { length_bytes, state }),
@@ -331,7 +371,8 @@ impl Lane {
             (Step::Abandoning(error), Reply::Done | Reply::Failed(_)) => self.finish(op, Err(error), out),
             (Step::Asked | Step::Publishing, Reply::Failed(error)) => self.finish(op, Err(error), out),
             (
-                Step::InPlace { .. }
+                Step::ReadingOrigin
+                | Step::InPlace { .. }
                 | Step::Reading { .. }
                 | Step::Writing { .. }
                 | Step::Publishing
@@ -347,6 +388,7 @@ impl Lane {
         let Op { work, step, .. } = *self.ops.get(op);
         let Work::Move(piece) = work else { unreachable!("only moves do data I/O") };
         match (step, result) {
+            (Step::ReadingOrigin, result) => self.finish(op, result, out),
             (Step::InPlace { .. }, Err(error)) => self.finish(op, Err(error), out),
             (Step::InPlace { moved_bytes, .. }, Ok(())) if moved_bytes == piece.length_bytes => {
                 self.finish(op, Ok(()), out)
@@ -398,14 +440,39 @@ impl Lane {
                     into: Place::Scratch(op_id(op)),
                 });
             }
-            (FillStep::Chunk { length_bytes, patched }, FillSource::Zeros | FillSource::Nothing) => {
-                if !patched || guest.is_none() {
-                    return self.write_fill(op, fill, length_bytes, Place::Zeros, out);
+            (FillStep::Chunk { length_bytes, patched }, FillSource::Origin) => {
+                let begin = piece.block.0 * self.block_size.bytes() + fill.written_bytes;
+                let origin_bytes = self.volume_of(op).origin_bytes().saturating_sub(begin).min(length_bytes);
+                if origin_bytes == 0 {
+                    return self.fill_with_zeros(op, piece, fill, length_bytes, patched, out);
                 }
-                out.push(Action::ZeroScratch { op: op_id(op), length_bytes });
-                self.write_chunk(op, piece, fill, length_bytes, out);
+                if origin_bytes < length_bytes {
+                    out.push(Action::ZeroScratch { op: op_id(op), length_bytes });
+                }
+                self.ops.get_mut(op).step = Step::Reading { fill, chunk_bytes: length_bytes };
+                self.read_origin(op, begin, origin_bytes, Place::Scratch(op_id(op)), out);
+            }
+            (FillStep::Chunk { length_bytes, patched }, FillSource::Zeros | FillSource::Nothing) => {
+                self.fill_with_zeros(op, piece, fill, length_bytes, patched, out);
             }
         }
+    }
+
+    /// Writes a chunk of a fresh block: zeros, with the guest's bytes in it if it is `patched`.
+    fn fill_with_zeros(
+        &mut self,
+        op: usize,
+        piece: Piece,
+        fill: Fill,
+        length_bytes: u64,
+        patched: bool,
+        out: &mut Vec<Action>,
+    ) {
+        if !patched || self.guest_bytes(op).is_none() {
+            return self.write_fill(op, fill, length_bytes, Place::Zeros, out);
+        }
+        out.push(Action::ZeroScratch { op: op_id(op), length_bytes });
+        self.write_chunk(op, piece, fill, length_bytes, out);
     }
 
     /// Patches the guest's bytes into the filler in the scratch buffer and writes that.
@@ -444,7 +511,11 @@ impl Lane {
         if let Work::Move(_) = self.ops.get(op).work {
             match self.ops.get(op).step {
                 Step::Publishing | Step::Abandoning(_) => out.push(Action::DropScratch { op: op_id(op) }),
-                Step::Asked | Step::InPlace { .. } | Step::Reading { .. } | Step::Writing { .. } => {}
+                Step::Asked
+                | Step::ReadingOrigin
+                | Step::InPlace { .. }
+                | Step::Reading { .. }
+                | Step::Writing { .. } => {}
             }
         }
         let request = self.ops.remove(op).request;

@@ -1,7 +1,9 @@
 //! A lane alone, with the test in the place of driver and keeper.
 
 use super::super::map_table::page_of;
+use super::super::origin::{Behind, Origin};
 use super::*;
+use crate::disk::MemoryDisk;
 use crate::units::{Mapping, SnapTime, VolumeId};
 
 const BLOCK: u64 = 65_536;
@@ -14,9 +16,19 @@ struct Bench {
 }
 
 fn bench(block_size: BlockSize, blocks: u64) -> Bench {
+    bench_before(Behind::Zeros, block_size, blocks)
+}
+
+/// With an origin of so many bytes.
+fn bench_over(origin_bytes: u64) -> (Bench, Origin) {
+    let origin = Origin::new(Arc::new(MemoryDisk::zeroed(origin_bytes)));
+    (bench_before(Behind::Origin(origin.clone()), BlockSize::MIN, 6), origin)
+}
+
+fn bench_before(behind: Behind, block_size: BlockSize, blocks: u64) -> Bench {
     let epochs = Arc::new(Epochs::new(1));
     let id = VolumeId::new(7).expect("a small number");
-    let volume = Volume::new(id, blocks * block_size.bytes() - 512, SnapTime(5));
+    let volume = Volume::new(id, blocks * block_size.bytes() - 512, SnapTime(5), behind);
     // Block 0 is a hole, 1 exclusive, 2 shared; the pages of the rest are loaded as holes.
     let mapping = |block, time| Mapping { block: DataBlock(block), time: SnapTime(time) };
     let known = [(VirtualBlock(1), mapping(11, 5)), (VirtualBlock(2), mapping(12, 4))];
@@ -54,7 +66,10 @@ fn failed(error: IoError) -> Action {
 
 fn op_of(action: &Action) -> OpId {
     match action {
-        Action::ReadData { op, .. } | Action::WriteData { op, .. } | Action::Ask { op, .. } => *op,
+        Action::ReadData { op, .. }
+        | Action::ReadOrigin { op, .. }
+        | Action::WriteData { op, .. }
+        | Action::Ask { op, .. } => *op,
         other => panic!("{other:?} has no op"),
     }
 }
@@ -309,4 +324,125 @@ fn written_by_fill(size: BlockSize, source: FillSource, guest: Range<u64>) -> Se
         }
         out = next;
     }
+}
+
+#[test]
+fn a_hole_reads_the_origin_up_to_its_end_and_zeros_beyond() {
+    let (mut bench, origin) = bench_over(3 * BLOCK + 1024);
+    let out = bench.begin(Kind::Read, 3 * BLOCK + 512, BLOCK);
+    let op = op_of(&out[1]);
+    let zeros = |offset_bytes, length_bytes| Action::ZeroRequest { tag: Tag(1), offset_bytes, length_bytes };
+    let read = Action::ReadOrigin {
+        op,
+        origin,
+        offset_bytes: 3 * BLOCK + 512,
+        length_bytes: 512,
+        into: Place::Request(Tag(1), 0),
+    };
+    assert_eq!(out, [zeros(512, BLOCK - 1024), read, zeros(BLOCK - 512, 512)]);
+    assert_eq!(bench.io_done(op, Ok(())), [complete()]);
+    let out = bench.begin(Kind::Read, 0, 512);
+    assert_eq!(bench.io_done(op_of(&out[0]), Err(IoError::Io)), [failed(IoError::Io)]);
+    let out = bench.begin(Kind::Read, BLOCK, 512);
+    assert!(matches!(out[..], [Action::ReadData { .. }]), "what is mapped is the volume's own");
+    bench.io_done(op_of(&out[0]), Ok(()));
+}
+
+#[test]
+fn the_first_write_to_a_block_copies_the_origin_and_zeros_the_tail_beyond_its_end() {
+    let (mut bench, origin) = bench_over(3 * BLOCK + 1024);
+    let fill = Reply::Fill { target: DataBlock(20), source: FillSource::Origin };
+    let out = bench.begin(Kind::Write { fua: false }, 3 * BLOCK + 512, 512);
+    let op = op_of(&out[0]);
+    assert_eq!(out, [Action::Ask { op, ask: Ask::Fill(bench.id(), VirtualBlock(3)) }]);
+    let into = Place::Scratch(op);
+    let read = Action::ReadOrigin { op, origin, offset_bytes: 3 * BLOCK, length_bytes: 1024, into };
+    assert_eq!(bench.reply(op, fill), [Action::ZeroScratch { op, length_bytes: BLOCK }, read]);
+    let from = Place::Request(Tag(1), 0);
+    let patch = Action::PatchScratch { op, at_bytes: 512, length_bytes: 512, from };
+    let write = Action::WriteData { op, disk_offset_bytes: 20 * BLOCK, length_bytes: BLOCK, from: into };
+    assert_eq!(bench.io_done(op, Ok(())), [patch, write]);
+    bench.io_done(op, Ok(()));
+    assert_eq!(bench.reply(op, Reply::Done), [Action::DropScratch { op }, complete()]);
+    // A whole block needs nothing of it.
+    let out = bench.begin(Kind::Write { fua: false }, 0, BLOCK);
+    let op = op_of(&out[0]);
+    let write = Action::WriteData { op, disk_offset_bytes: 20 * BLOCK, length_bytes: BLOCK, from };
+    assert_eq!(bench.reply(op, fill), [write]);
+    bench.io_done(op, Ok(()));
+    bench.reply(op, Reply::Done);
+    // And an origin that cannot be read maps nothing.
+    let out = bench.begin(Kind::Write { fua: false }, 0, 512);
+    let op = op_of(&out[0]);
+    bench.reply(op, fill);
+    let abandon = Ask::Abandon(bench.id(), VirtualBlock(0), DataBlock(20));
+    assert_eq!(bench.io_done(op, Err(IoError::Io)), [Action::Ask { op, ask: abandon }]);
+    assert_eq!(bench.reply(op, Reply::Done), [Action::DropScratch { op }, failed(IoError::Io)]);
+}
+
+#[test]
+fn a_chunk_past_the_origin_s_end_is_zeros() {
+    let size = BlockSize::from_bytes(8 * BLOCK).expect("a block size");
+    let origin = Origin::new(Arc::new(MemoryDisk::zeroed(512)));
+    let mut bench = bench_before(Behind::Origin(origin), size, 4);
+    let out = bench.begin(Kind::Write { fua: false }, CHUNK_BYTES + 512, 512);
+    let op = op_of(&out[0]);
+    let out = bench.reply(op, Reply::Fill { target: DataBlock(0), source: FillSource::Origin });
+    assert!(matches!(out[1], Action::ReadOrigin { length_bytes: 512, .. }), "{out:?}");
+    bench.io_done(op, Ok(()));
+    let out = bench.io_done(op, Ok(()));
+    assert_eq!(out[0], Action::ZeroScratch { op, length_bytes: CHUNK_BYTES });
+    assert!(matches!(out[1], Action::PatchScratch { at_bytes: 512, .. }));
+    assert!(matches!(out[2], Action::WriteData { disk_offset_bytes: CHUNK_BYTES, .. }));
+    bench.io_done(op, Ok(()));
+    bench.reply(op, Reply::Done);
+}
+
+#[test]
+fn zeros_are_written_where_the_origin_would_show_and_unmapped_elsewhere() {
+    let (mut bench, _) = bench_over(3 * BLOCK + 1024);
+    let zeroes = Kind::WriteZeroes { fua: false, may_unmap: true };
+    let out = bench.begin(zeroes, 0, 6 * BLOCK - 512);
+    // Blocks 0 to 3, of which 1 is the volume's own, and then what no origin is behind.
+    let asks: Vec<Ask> = out
+        .iter()
+        .filter_map(|action| if let Action::Ask { ask, .. } = action { Some(ask.clone()) } else { None })
+        .collect();
+    let expected = [0, 2, 3].map(|block| fill_of(&bench, block));
+    assert_eq!(asks, [&expected[..], &[Ask::Unmap(bench.id(), 4..6)]].concat());
+    assert!(matches!(out[1], Action::WriteData { from: Place::Zeros, length_bytes: BLOCK, .. }));
+    let ops: Vec<OpId> = out.iter().map(op_of).collect();
+    bench.io_done(ops[1], Ok(()));
+    bench.reply(ops[4], Reply::Done);
+    for op in [ops[0], ops[2], ops[3]] {
+        let out = bench.reply(op, Reply::Fill { target: DataBlock(20), source: FillSource::Origin });
+        assert!(matches!(out[..], [Action::WriteData { from: Place::Zeros, length_bytes: BLOCK, .. }]));
+        bench.io_done(op, Ok(()));
+        bench.reply(op, Reply::Done);
+    }
+    assert!(bench.lane.is_idle());
+    // Parts of blocks: past the end of the origin a hole reads zeros as it is.
+    assert_eq!(bench.begin(zeroes, 3 * BLOCK + 1024, 512), [complete()]);
+    let out = bench.begin(zeroes, 3 * BLOCK + 512, 1024);
+    assert_eq!(out, [Action::Ask { op: op_of(&out[0]), ask: fill_of(&bench, 3) }]);
+    bench.reply(op_of(&out[0]), Reply::Failed(IoError::NoSpace));
+}
+
+fn fill_of(bench: &Bench, block: u64) -> Ask {
+    Ask::Fill(bench.id(), VirtualBlock(block))
+}
+
+#[test]
+fn a_description_tells_the_origin_from_holes() {
+    let (mut bench, _) = bench_over(3 * BLOCK + 1024);
+    let out = bench.begin(Kind::Extents, 0, 6 * BLOCK - 512);
+    let extent = |length_bytes, state| Extent { length_bytes, state };
+    let extents = vec![
+        extent(BLOCK, ExtentState::Origin),
+        extent(BLOCK, ExtentState::Exclusive),
+        extent(BLOCK, ExtentState::Shared),
+        extent(1024, ExtentState::Origin),
+        extent(3 * BLOCK - 1024 - 512, ExtentState::Hole),
+    ];
+    assert_eq!(out, [Action::Extents { tag: Tag(1), extents }, complete()]);
 }

@@ -7,6 +7,7 @@ mod epochs;
 mod keeper;
 mod lane;
 mod map_table;
+mod origin;
 mod request;
 mod volume;
 
@@ -15,5 +16,6 @@ pub use epochs::{Epoch, Epochs};
 pub use keeper::{Keeper, KeeperOptions, Outbox, Settled};
 pub use lane::Lane;
 pub use map_table::{Lookup, MapTable};
+pub use origin::{Behind, Origin};
 pub use request::*;
 pub use volume::{Volume, VolumeLease};

@@ -1,5 +1,6 @@
 //! What frontends, lanes, drivers and the keeper say to each other.
 
+use super::origin::Origin;
 use super::volume::Volume;
 use crate::units::{DataBlock, VirtualBlock, VolumeId};
 use std::ops::Range;
@@ -23,13 +24,15 @@ pub enum Kind {
         /// Force unit access.
         fua: bool,
     },
-    /// Unmap the blocks that lie wholly inside the range; the rest is left alone.
+    /// Unmap the blocks that lie wholly inside the range; the rest is left alone. They read zeros, or the volume's
+    /// external origin.
     Discard,
     /// Make the range read zeros.
     WriteZeroes {
         /// Force unit access.
         fua: bool,
-        /// Whole blocks may be unmapped; else every block of the range is mapped afterwards.
+        /// Whole blocks may be unmapped, unless an external origin would show; else every block of the range is mapped
+        /// afterwards.
         may_unmap: bool,
     },
     /// Every write that was acknowledged before this began is durable when it completes.
@@ -90,6 +93,19 @@ pub enum Action {
         op: OpId,
         /// Byte on the data disk.
         disk_offset_bytes: u64,
+        /// Number of bytes.
+        length_bytes: u64,
+        /// Where to.
+        into: Place,
+    },
+    /// Read from a volume's external origin; answered by `Lane::io_done(op, …)`. `into` is not `Zeros`.
+    ReadOrigin {
+        /// Whose.
+        op: OpId,
+        /// What to read from.
+        origin: Origin,
+        /// Byte in it. All that is asked for lies before its end.
+        offset_bytes: u64,
         /// Number of bytes.
         length_bytes: u64,
         /// Where to.
@@ -175,6 +191,8 @@ pub struct Extent {
 pub enum ExtentState {
     /// Unmapped: reads zeros, a write needs space.
     Hole,
+    /// Unmapped: reads the external origin, a write needs space.
+    Origin,
     /// Mapped, seen by this volume only: a write goes in place.
     Exclusive,
     /// Mapped and perhaps shared with other volumes: a write needs space.
@@ -211,6 +229,8 @@ pub enum FillSource {
     Zeros,
     /// The old, shared block's bytes.
     Block(DataBlock),
+    /// The bytes of the volume's external origin, and zeros past its end.
+    Origin,
     /// Nothing: the pool does not zero fresh blocks.
     Nothing,
 }

@@ -1,6 +1,8 @@
 //! A volume while its pool is open: the part that lanes share with the keeper.
 
 use super::map_table::MapTable;
+use super::origin::{Behind, Origin};
+use crate::error::{Error, ErrorKind, Result};
 use crate::units::{Mapping, SnapTime, VolumeId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -13,6 +15,8 @@ pub struct Volume {
     id: VolumeId,
     size_bytes: AtomicU64,
     pub(super) table: MapTable,
+    /// Never changes: who gets another origin becomes another `Volume`.
+    behind: Behind,
     snapshotted: AtomicU32,
     frozen: AtomicBool,
     ignores_discards: AtomicBool,
@@ -21,11 +25,12 @@ pub struct Volume {
 }
 
 impl Volume {
-    pub(super) fn new(id: VolumeId, size_bytes: u64, snapshotted: SnapTime) -> Self {
+    pub(super) fn new(id: VolumeId, size_bytes: u64, snapshotted: SnapTime, behind: Behind) -> Self {
         Volume {
             id,
             size_bytes: AtomicU64::new(size_bytes),
             table: MapTable::default(),
+            behind,
             snapshotted: AtomicU32::new(snapshotted.0),
             frozen: AtomicBool::new(false),
             ignores_discards: AtomicBool::new(false),
@@ -47,9 +52,31 @@ impl Volume {
         self.size_bytes.store(size_bytes, Ordering::Release);
     }
 
+    /// What shows where it has no block.
+    pub(super) fn behind(&self) -> &Behind {
+        &self.behind
+    }
+
+    /// Its external origin, if it has one.
+    pub fn origin(&self) -> Option<&Origin> {
+        match &self.behind {
+            Behind::Origin(origin) => Some(origin),
+            Behind::Zeros | Behind::Unavailable(_) => None,
+        }
+    }
+
+    /// Where its external origin ends, a multiple of 512; 0 without one. From here on what is not mapped reads zeros.
+    pub fn origin_bytes(&self) -> u64 {
+        self.origin().map_or(0, Origin::size_bytes)
+    }
+
     /// dm-thin's rule: what was mapped before the volume's last snapshot may be shared.
     pub(super) fn is_shared(&self, mapping: Mapping) -> bool {
         mapping.time.0 < self.snapshotted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn snapshotted(&self) -> SnapTime {
+        SnapTime(self.snapshotted.load(Ordering::Acquire))
     }
 
     pub(super) fn set_snapshotted(&self, time: SnapTime) {
@@ -80,11 +107,17 @@ impl Volume {
         self.openers.load(Ordering::SeqCst) & !CLOSED
     }
 
-    /// Opens it; `None` once it is being deleted.
-    pub fn open(self: &Arc<Self>) -> Option<VolumeLease> {
+    /// Opens it. `NotFound` once it is being deleted, or why its external origin cannot be had.
+    pub fn open(self: &Arc<Self>) -> Result<VolumeLease> {
+        if let Behind::Unavailable(why) = &self.behind {
+            return Err(why.clone());
+        }
         let before = self.openers.fetch_add(1, Ordering::SeqCst);
         let lease = VolumeLease { volume: self.clone() };
-        (before & CLOSED == 0).then_some(lease)
+        if before & CLOSED != 0 {
+            return Err(Error::new(ErrorKind::NotFound, format!("volume {} is being deleted", self.id)));
+        }
+        Ok(lease)
     }
 
     /// Sees to it that nobody opens it from now on; `false`, changing nothing, while somebody has it open.
@@ -122,15 +155,24 @@ mod tests {
 
     #[test]
     fn an_open_volume_cannot_be_closed_and_a_closed_one_not_opened() {
-        let volume = Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0)));
+        let volume = Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), Behind::Zeros));
         let lease = volume.open().expect("nobody closed it");
         assert_eq!(volume.openers(), 1);
         assert!(!volume.close_if_unused());
         drop(lease);
         assert!(volume.close_if_unused());
-        assert!(volume.open().is_none());
+        assert_eq!(volume.open().err().map(|error| error.kind()), Some(ErrorKind::NotFound));
         assert_eq!(volume.openers(), 0);
         volume.reopen();
-        assert!(volume.open().is_some());
+        assert!(volume.open().is_ok());
+    }
+
+    #[test]
+    fn nobody_opens_a_volume_whose_origin_cannot_be_had() {
+        let why = Error::new(ErrorKind::WrongState, "the origin has gone").hint("bring it back");
+        let volume = Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), Behind::Unavailable(why.clone()));
+        let volume = Arc::new(volume);
+        assert_eq!(volume.open().err(), Some(why));
+        assert!(volume.close_if_unused(), "it can be deleted");
     }
 }

@@ -109,7 +109,7 @@ impl<D: Disk> Metadata<D> {
     /// is then known, and mostly far less than the worst case. `NoMetadataSpace`.
     pub(super) fn afford(&mut self, ask: &Ask) -> Result<()> {
         self.require_backing(ask)?;
-        if self.can_afford(ask) || self.back_until(|this| this.can_afford(ask)) {
+        if self.can_make_room(ask) || self.back_until(|this| this.can_afford(ask)) {
             return Ok(());
         }
         if self.pending.len() > 0 || !self.space.references.data.is_empty() {
@@ -132,6 +132,11 @@ impl<D: Disk> Metadata<D> {
         Err(Error::new(ErrorKind::NoMetadataSpace, what).hint(
             "commit, which gives back replaced blocks; then grow the metadata device, or delete volumes",
         ))
+    }
+
+    /// As [`Metadata::can_afford`], at the cost of a count that is under way, if it must be.
+    pub(super) fn can_make_room(&mut self, ask: &Ask) -> bool {
+        self.can_afford(ask) || (self.end_count() && self.can_afford(ask))
     }
 
     /// Whether the operation can be carried through from the present state.

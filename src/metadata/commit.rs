@@ -56,7 +56,11 @@ impl<D: Disk> Metadata<D> {
         self.space.references.data.committed();
         self.space.tally.commit();
         self.has_grown = false;
-        Ok(self.data.committed())
+        let freed = self.data.committed();
+        if self.walk.is_some() && !self.is_covered() {
+            self.end_count();
+        }
+        Ok(freed)
     }
 
     /// A step whose failure leaves open what the disk holds: it is never tried again.

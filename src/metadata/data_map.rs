@@ -159,6 +159,11 @@ impl DataMap {
         self.index.len() as u64
     }
 
+    /// Where the bitmaps are.
+    pub fn index(&self) -> &[IndexEntry] {
+        &self.index
+    }
+
     /// Nodes of the index tree.
     pub fn index_nodes(&self) -> u64 {
         self.index_nodes

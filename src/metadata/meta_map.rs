@@ -22,6 +22,8 @@ pub(super) struct MetaMap {
     blocked: Vec<u64>,
     /// One bit a block: its count was not 0 at the last commit.
     committed: Vec<u64>,
+    /// One bit a block: it belongs to an earlier commit that is still read, and is blocked for that. Empty: there is none.
+    pinned: Vec<u64>,
     available: u64,
     /// Blocks at the end of the device, all free, that operations must not count on ([`super::backing`]).
     withheld: u64,
@@ -74,6 +76,7 @@ impl MetaMap {
             blocked: committed.clone(),
             available: committed.iter().map(|word| u64::from(word.count_zeros())).sum(),
             committed,
+            pinned: Vec::new(),
             withheld: 0,
             allocated,
             cursor: 0,
@@ -100,6 +103,12 @@ impl MetaMap {
             bits.resize(bitmaps * WORDS_PER_BITMAP, u64::MAX);
             for block in old..new {
                 bits[block / WORD_BITS] &= !(1 << (block % WORD_BITS));
+            }
+        }
+        if self.is_pinned() {
+            self.pinned.resize(bitmaps * WORDS_PER_BITMAP, 0);
+            for block in old..new {
+                self.pinned[block / WORD_BITS] &= !(1 << (block % WORD_BITS));
             }
         }
         self.available += (new - old) as u64;
@@ -206,6 +215,49 @@ impl MetaMap {
         self.lost_holders
     }
 
+    /// From here on, what the last commit uses is not allocated, until [`MetaMap::unpin`].
+    pub fn pin(&mut self) {
+        self.unpin();
+        self.pinned = self.committed.clone();
+    }
+
+    /// Whether an earlier commit is kept as it is.
+    pub fn is_pinned(&self) -> bool {
+        !self.pinned.is_empty()
+    }
+
+    /// Lets go what only the pinned commit used; whether that is anything.
+    pub fn unpin(&mut self) -> bool {
+        let mut found = false;
+        for (word, pinned) in std::mem::take(&mut self.pinned).into_iter().enumerate() {
+            let counts = self.counts.chunks(WORD_BITS).nth(word).unwrap_or_default();
+            let idle = match pinned & !self.committed[word] {
+                0 => 0,
+                candidates => candidates & !used_bits(counts),
+            };
+            if idle != 0 {
+                self.blocked[word] &= !idle;
+                self.available += u64::from(idle.count_ones());
+                self.cursor = self.cursor.min(word);
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// One bit a block: it has several holders.
+    pub fn shared_bits(&self) -> Vec<u64> {
+        let bits = |counts: &[u32]| {
+            let shared = counts.iter().enumerate().filter(|(_, count)| **count > 1);
+            shared.fold(0, |bits, (bit, _)| bits | 1 << bit)
+        };
+        self.counts.chunks(WORD_BITS).map(bits).collect()
+    }
+
+    fn is_pinned_bit(&self, word: usize, bit: u64) -> bool {
+        self.pinned.get(word).is_some_and(|pinned| pinned & bit != 0)
+    }
+
     fn set(&mut self, block: MetaBlock, old: u32, new: u32) {
         let index = block.0 as usize;
         self.counts[index] = new;
@@ -217,7 +269,7 @@ impl MetaMap {
         if new == 0 {
             self.allocated -= 1;
             let (word, bit) = (index / WORD_BITS, 1 << (index % WORD_BITS));
-            if self.committed[word] & bit == 0 {
+            if self.committed[word] & bit == 0 && !self.is_pinned_bit(word, bit) {
                 self.blocked[word] &= !bit;
                 self.available += 1;
                 self.cursor = self.cursor.min(word);
@@ -249,6 +301,11 @@ impl MetaMap {
         self.committed[0] |= 1;
         self.blocked[0] |= 1;
         self.available = self.total() - self.allocated;
+        for (word, pinned) in self.pinned.iter().enumerate() {
+            let idle = pinned & !self.committed[word];
+            self.blocked[word] |= idle;
+            self.available -= u64::from(idle.count_ones());
+        }
         self.cursor = 0;
         self.lost_holders = false;
     }
@@ -283,6 +340,30 @@ mod tests {
         map.committed();
         assert_eq!(map.available(), 100 - 11);
         assert_eq!(map.allocate(), Some(MetaBlock(3)));
+    }
+
+    #[test]
+    fn what_is_pinned_is_not_allocated_until_it_is_let_go() {
+        let mut map = map(200);
+        assert!((0..10).all(|_| map.allocate().is_some()));
+        map.committed();
+        map.pin();
+        map.decrement(MetaBlock(3)).unwrap();
+        map.committed();
+        map.decrement(MetaBlock(4)).unwrap();
+        map.committed();
+        assert_eq!((map.available(), map.allocated()), (200 - 11, 9));
+        assert_eq!(map.allocate(), Some(MetaBlock(11)), "3 and 4 are read");
+        // Not pinned, and not part of the last commit: free again at once.
+        map.decrement(MetaBlock(11)).unwrap();
+        map.grow(40_000);
+        assert_eq!(map.available(), 40_000 - 11);
+        map.decrement(MetaBlock(5)).unwrap();
+        assert!(map.unpin() && !map.is_pinned());
+        assert_eq!(map.available(), 40_000 - 9, "5 still belongs to the last commit");
+        assert_eq!([map.allocate(), map.allocate()], [Some(MetaBlock(3)), Some(MetaBlock(4))]);
+        assert_eq!(map.allocate(), Some(MetaBlock(11)));
+        assert!(!map.unpin());
     }
 
     #[test]

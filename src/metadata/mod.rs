@@ -13,7 +13,7 @@
 //! - After any other error in a changing method the in-core state is not to be trusted: only [`Metadata::abort`] leads on.
 //!
 //! The files, from the bottom: `cache` (blocks), `meta_map` (metadata counts), `data_log` and `data_map` (data counts),
-//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `budget` (worst cases), `backing` (the disk's own space), `open`,
+//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `sharing` (what is whose), `budget` (worst cases), `backing` (the disk's own space), `open`,
 //! `commit`.
 
 mod backing;
@@ -27,6 +27,7 @@ mod held;
 mod meta_map;
 mod open;
 mod pending;
+mod sharing;
 mod space;
 mod tally;
 mod tree;
@@ -43,6 +44,7 @@ use backing::Backing;
 use budget::{Ask, Shape};
 use data_map::{DataMap, bitmaps_for};
 use pending::Pending;
+pub use sharing::{Count, VolumeSharing};
 use space::{References, Space, Span};
 use std::ops::{ControlFlow, Range};
 
@@ -138,6 +140,8 @@ pub struct Metadata<D: Disk> {
     state: State,
     backing: Backing,
     cache_bytes: usize,
+    /// A count of what is shared, under way.
+    walk: Option<sharing::Walk>,
 }
 
 impl<D: Disk> Metadata<D> {

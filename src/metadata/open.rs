@@ -58,6 +58,7 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         state: State::Sound,
         backing: Backing::default(),
         cache_bytes: DEFAULT_CLEAN_BYTES,
+        walk: None,
     };
     metadata.back_new()?;
     metadata.write_transaction()?;
@@ -203,6 +204,7 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         state: State::Sound,
         backing: Backing::default(),
         cache_bytes,
+        walk: None,
     };
     if access == Access::ReadWrite {
         metadata.back();
@@ -323,6 +325,7 @@ impl<D: Disk> Metadata<D> {
         self.pending = Pending::default();
         self.checked_reservations = 0;
         self.has_grown = false;
+        self.walk = None;
         self.state = State::Sound;
         Ok(())
     }

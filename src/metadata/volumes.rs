@@ -120,7 +120,7 @@ impl<D: Disk> Metadata<D> {
         self.root_of(volume)?;
         self.apply_pending_of(volume)?;
         let root = self.root_of(volume)?;
-        if self.exclusive_nodes(root, budget_nodes)? > budget_nodes && self.can_afford(&Ask::unmap()) {
+        if self.exclusive_nodes(root, budget_nodes)? > budget_nodes && self.can_make_room(&Ask::unmap()) {
             let part = self.part_of_nodes(root, budget_nodes)?;
             if part.more {
                 self.change(|this| this.remove_part(volume, 0, &part))?;

@@ -30,11 +30,12 @@ impl World {
         let command = match self.habits.command(&mut self.chance) {
             Errand::Create if has_room || ids.is_empty() => Some(self.create()),
             Errand::Snapshot if has_room && !ids.is_empty() => Some(self.snapshot(&ids)),
-            Errand::RollBack if has_room && ids.len() > 1 => Some(self.roll_back(&ids)),
+            Errand::RollBack if has_room => self.roll_back(&ids),
             Errand::Delete if ids.len() > 1 => self.delete(&ids),
             Errand::Grow => Some(self.grow()),
             Errand::Hold => Some(self.hold_or_release()),
-            Errand::Create | Errand::Snapshot | Errand::RollBack | Errand::Delete => None,
+            Errand::SetOrigin if !ids.is_empty() => self.set_origin(&ids),
+            Errand::Create | Errand::Snapshot | Errand::RollBack | Errand::Delete | Errand::SetOrigin => None,
         };
         if let Some(command) = command {
             let mut out = Outbox::default();
@@ -64,8 +65,10 @@ impl World {
         let volume = self.fresh_ids(1)[0];
         let sectors = self.options.volume_blocks * BLOCK_SECTORS;
         let step = self.under_way(vec![volume], vec![]);
-        self.model.create_begins(volume, sectors);
-        Command::CreateVolume { volume, size_bytes: sectors * SECTOR, step }
+        let origin = self.origins.choose(volume, &mut self.chance);
+        let stamps = (0..sectors).map(|sector| self.origins.stamp(volume, sector)).collect();
+        self.model.create_begins(volume, stamps);
+        Command::CreateVolume { volume, size_bytes: sectors * SECTOR, origin, step }
     }
 
     /// One, or two at one moment: of two volumes, or of one twice.
@@ -76,19 +79,40 @@ impl World {
             pairs.iter().map(|(_, snapshot)| *snapshot).collect(),
             pairs.iter().map(|(origin, _)| *origin).collect(),
         );
+        pairs.iter().for_each(|(origin, snapshot)| self.origins.inherit(*origin, *snapshot));
         self.model.snapshots_begin(&pairs);
         self.outcome.snapshots += pairs.len() as u64;
         Command::Snapshot { pairs, step }
     }
 
-    fn roll_back(&mut self, ids: &[VolumeId]) -> Command {
+    fn roll_back(&mut self, ids: &[VolumeId]) -> Option<Command> {
+        if ids.len() < 2 {
+            return None;
+        }
         let volume = self.one_of(ids);
-        let others: Vec<VolumeId> = ids.iter().copied().filter(|id| *id != volume).collect();
+        let fits = |id: &VolumeId| *id != volume && self.origins.are_same(*id, volume);
+        let others: Vec<VolumeId> = ids.iter().copied().filter(fits).collect();
+        if others.is_empty() {
+            return None;
+        }
         let (to, keep) = (self.one_of(&others), self.fresh_ids(1)[0]);
         let step = self.under_way(vec![keep, volume], vec![volume, to]);
+        self.origins.inherit(volume, keep);
         self.model.roll_back_begins(volume, to, keep);
         self.outcome.roll_backs += 1;
-        Command::RollBack { volume, to, keep, step }
+        Some(Command::RollBack { volume, to, keep, step })
+    }
+
+    /// The origin of a volume that nobody uses is opened anew, as after it was moved; nobody's data changes.
+    fn set_origin(&mut self, ids: &[VolumeId]) -> Option<Command> {
+        let volume = self.one_of(ids);
+        let origin = self.origins.of_volume(volume)?.clone();
+        if self.in_flight.values().any(|request| request.volume == volume) {
+            return None;
+        }
+        let from = self.status().transaction_id;
+        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
+        Some(Command::SetOrigin { volume, origin })
     }
 
     fn delete(&mut self, ids: &[VolumeId]) -> Option<Command> {

@@ -7,7 +7,7 @@ use super::chance::Chance;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Habits {
     requests: [u64; 5],
-    commands: [u64; 6],
+    commands: [u64; 7],
     /// One request in so many may overlap others.
     pub overlaps_one_in: u64,
     /// Blocks at the front of a volume that most requests go to; all if there are fewer.
@@ -33,6 +33,7 @@ pub(super) enum Errand {
     Delete,
     Grow,
     Hold,
+    SetOrigin,
 }
 
 impl Habits {
@@ -40,7 +41,7 @@ impl Habits {
     pub fn of(seed: u64, chance: &mut Chance) -> Self {
         let ordinary = Habits {
             requests: [5, 6, 1, 2, 2],
-            commands: [6, 9, 3, 6, 1, 2],
+            commands: [6, 9, 3, 6, 1, 2, 1],
             overlaps_one_in: 3,
             favourite_blocks: u64::MAX,
         };
@@ -70,8 +71,15 @@ impl Habits {
     }
 
     pub fn command(&self, chance: &mut Chance) -> Errand {
-        let errands =
-            [Errand::Create, Errand::Snapshot, Errand::RollBack, Errand::Delete, Errand::Grow, Errand::Hold];
+        let errands = [
+            Errand::Create,
+            Errand::Snapshot,
+            Errand::RollBack,
+            Errand::Delete,
+            Errand::Grow,
+            Errand::Hold,
+            Errand::SetOrigin,
+        ];
         errands[weighted(&self.commands, chance)]
     }
 }

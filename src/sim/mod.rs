@@ -8,6 +8,7 @@ mod commands;
 mod disk;
 mod habits;
 mod model;
+mod origins;
 mod world;
 
 pub use disk::SimDisk;
@@ -62,6 +63,6 @@ mod tests {
         }
         println!("{total:?}");
         assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
-        assert!(total.roll_backs > 0 && total.grown_blocks > 0);
+        assert!(total.roll_backs > 0 && total.grown_blocks > 0 && total.origin_reads > 0);
     }
 }

@@ -14,6 +14,9 @@ use std::ops::Range;
 /// A sector's content.
 pub type Stamp = u64;
 
+/// From here on, stamps are those of external origins: what shows through where nothing is mapped.
+pub const FIRST_SHOWN_STAMP: Stamp = 1 << 60;
+
 /// One sector: what was acknowledged since the last flush that is known to cover it.
 #[derive(Clone, Debug)]
 struct SectorHistory {
@@ -63,7 +66,7 @@ struct Moment(u64, u64);
 pub struct Model {
     volumes: BTreeMap<VolumeId, ModelVolume>,
     clock: u64,
-    creating: BTreeMap<VolumeId, u64>,
+    creating: BTreeMap<VolumeId, Vec<Stamp>>,
     taking: BTreeMap<VolumeId, Taking>,
     /// The volume that is being rolled back, and what it will hold.
     rolling: Option<(VolumeId, Taking)>,
@@ -116,8 +119,9 @@ impl SectorHistory {
 impl Moment {
     /// A sector of a snapshot was seen to hold `stamp`.
     fn narrow(&mut self, candidates: &[Candidate], stamp: Stamp) -> Result<(), String> {
-        // Zeros have many sources; other stamps have one.
-        let source = candidates.iter().find(|candidate| candidate.stamp == stamp && stamp != 0);
+        // Zeros have many sources, and so has what every discard brings back; other stamps have one.
+        let has_one_source = (1..FIRST_SHOWN_STAMP).contains(&stamp);
+        let source = candidates.iter().find(|candidate| candidate.stamp == stamp && has_one_source);
         if let Some(source) = source {
             *self = Moment(self.0.max(source.begun), self.1.min(source.replaced));
         }
@@ -154,19 +158,22 @@ impl Model {
             || self.deleting.contains_key(&id)
     }
 
-    /// A write of `stamp` (0: discard or zeroes) to `range` has been issued; the moment of that.
-    pub fn write_begins(&mut self, id: VolumeId, range: Range<u64>, stamp: Stamp) -> u64 {
+    /// Something that changes `range` has been issued; each sector will hold what `stamp` says. The moment of that.
+    pub fn write_begins(&mut self, id: VolumeId, range: Range<u64>, stamp: impl Fn(u64) -> Stamp) -> u64 {
         self.clock += 1;
-        for sector in self.volumes.get_mut(&id).expect("written volumes exist").slice_mut(range.clone()) {
-            sector.in_flight.push((self.clock, stamp));
+        let begun = self.clock;
+        let volume = self.volumes.get_mut(&id).expect("written volumes exist");
+        for (at, sector) in range.clone().zip(volume.slice_mut(range.clone())) {
+            sector.in_flight.push((begun, stamp(at)));
         }
-        let candidate = Candidate { stamp, begun: self.clock, ended: u64::MAX, replaced: u64::MAX };
         for taking in self.takings_of(id) {
-            for candidates in &mut taking.sectors[range.start as usize..range.end as usize] {
-                candidates.push(candidate);
+            let sectors = &mut taking.sectors[range.start as usize..range.end as usize];
+            for (at, candidates) in range.clone().zip(sectors) {
+                let (ended, replaced) = (u64::MAX, u64::MAX);
+                candidates.push(Candidate { stamp: stamp(at), begun, ended, replaced });
             }
         }
-        self.clock
+        begun
     }
 
     /// The write that began at `begun` has ended. If it failed, its sectors may hold either from now on.
@@ -284,9 +291,9 @@ impl Model {
         Ok(())
     }
 
-    /// An empty volume of `sectors` has been asked for.
-    pub fn create_begins(&mut self, id: VolumeId, sectors: u64) {
-        self.creating.insert(id, sectors);
+    /// A volume has been asked for that holds these.
+    pub fn create_begins(&mut self, id: VolumeId, stamps: Vec<Stamp>) {
+        self.creating.insert(id, stamps);
     }
 
     /// Snapshots have been asked for, all of one moment: origin and snapshot, each.
@@ -332,9 +339,9 @@ impl Model {
     pub fn command_ends(&mut self, ids: &[VolumeId], ok: bool) {
         self.clock += 1;
         for id in ids {
-            if let Some(sectors) = self.creating.remove(id).filter(|_| ok) {
-                let zeros = (0..sectors).map(|_| BTreeSet::from([0]));
-                self.volumes.insert(*id, ModelVolume::holding(zeros, self.clock));
+            if let Some(stamps) = self.creating.remove(id).filter(|_| ok) {
+                let values = stamps.into_iter().map(|stamp| BTreeSet::from([stamp]));
+                self.volumes.insert(*id, ModelVolume::holding(values, self.clock));
             }
             if let Some(taking) = self.taking.remove(id).filter(|_| ok) {
                 let mut volume = ModelVolume::holding(taking.values(), self.clock);

@@ -5,15 +5,16 @@ use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::habits::{Habits, Wish};
 use super::model::{Model, Stamp};
+use super::origins::Origins;
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
-    Action, Answer, Ask, Asker, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId, Outbox,
-    Place, PoolStatus, Reply, Request, Settled, Tag,
+    Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
+    Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag, VolumeInfo,
 };
 use crate::error::Result;
 use crate::metadata::{Access, Geometry, Metadata};
-use crate::units::{BlockSize, VolumeId};
+use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -114,6 +115,8 @@ pub struct Outcome {
     pub power_cuts: u64,
     /// Reads and writes of the data disk that failed although the power was there.
     pub faults: u64,
+    /// Reads of external origins.
+    pub origin_reads: u64,
     /// Times that everything came to rest and was looked at.
     pub rests: u64,
     /// Writes and flushes of the metadata disk and of the data disk, and with the reads.
@@ -134,6 +137,7 @@ impl Outcome {
         self.deletions += other.deletions;
         self.power_cuts += other.power_cuts;
         self.faults += other.faults;
+        self.origin_reads += other.origin_reads;
         self.rests += other.rests;
         for disk in 0..2 {
             self.operations[disk] += other.operations[disk];
@@ -144,10 +148,16 @@ impl Outcome {
 
 /// Something that will happen.
 enum Event {
-    Read { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, into: Place },
+    Read { lane: usize, op: OpId, from: Source, offset_bytes: u64, length_bytes: u64, into: Place },
     Write { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, from: Place },
     Ask(Asker, Ask),
     Reply(usize, OpId, Reply),
+}
+
+/// What is read from.
+enum Source {
+    Data,
+    Origin(Origin),
 }
 
 /// A request in flight.
@@ -172,6 +182,7 @@ pub struct World {
     pub(super) keeper: Keeper<SimDisk, SimDisk>,
     lanes: Vec<Lane>,
     pub(super) model: Model,
+    pub(super) origins: Origins,
     /// What will happen, and the step before which it does not.
     events: Vec<(u64, Event)>,
     /// Steps so far.
@@ -194,9 +205,11 @@ impl World {
         let data_disk = SimDisk::new("data", (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize);
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
         let metadata = Metadata::format(metadata_disk.clone(), geometry)?;
-        let keeper = Self::keeper(&options, metadata, data_disk.clone())?;
+        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new())?;
         let mut chance = Chance::new(options.seed);
+        let volume_sectors = options.volume_blocks * BLOCK_SECTORS;
         let mut world = World {
+            origins: Origins::of(options.seed, volume_sectors, &mut chance),
             habits: Habits::of(options.seed, &mut chance),
             chance,
             lanes: Vec::new(),
@@ -231,11 +244,12 @@ impl World {
         options: &WorldOptions,
         mut metadata: Metadata<SimDisk>,
         data: SimDisk,
+        behind: HashMap<VolumeId, Behind>,
     ) -> Result<Keeper<SimDisk, SimDisk>> {
         let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
         let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
         let lanes = usize::from(options.lanes);
-        let options = KeeperOptions { lanes, volume_sizes, ..KeeperOptions::default() };
+        let options = KeeperOptions { lanes, volume_sizes, behind, ..KeeperOptions::default() };
         Keeper::new(metadata, data, options)
     }
 
@@ -298,7 +312,43 @@ impl World {
                 self.keeper.tick(&mut out);
                 self.deliver(out)?;
             }
+            9 if self.chance.one_in(30) => self.count_shared(),
             _ => self.happen()?,
+        }
+        Ok(())
+    }
+
+    fn count_shared(&mut self) {
+        // Answered at once; the count is background work.
+        self.keeper.command(u64::MAX, Command::CountShared, &mut Outbox::default());
+    }
+
+    /// With nothing else going on, what is counted is what the metadata says to who adds it up.
+    fn check_sharing(&mut self) -> Result<(), String> {
+        self.count_shared();
+        self.run_dry()?;
+        if !self.is_powered() {
+            return Ok(());
+        }
+        let wrong = |error: crate::error::Error| format!("adding up what is shared: {error}");
+        let mut metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadOnly).map_err(wrong)?;
+        let mut holders: HashMap<DataBlock, Vec<VolumeId>> = HashMap::new();
+        for (id, _) in metadata.volumes().map_err(wrong)? {
+            let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
+            metadata.for_each_mapping(id, 0..u64::MAX, &mut add).map_err(wrong)?;
+        }
+        for volume in self.volume_infos()? {
+            let own = holders.values().filter(|holders| holders[..] == [volume.id]).count() as u64;
+            let found = volume.sharing.ok_or("what is shared was not counted")?;
+            // A metadata snapshot holds more or less of it.
+            let is_own = found.exclusive_blocks == own
+                || (metadata.held_root().is_some() && found.exclusive_blocks <= own);
+            if !is_own || (found.mapped_blocks, found.is_current) != (volume.details.mapped_blocks, true) {
+                return Err(format!(
+                    "{own} blocks are volume {}'s own, and {found:?} was counted",
+                    volume.id
+                ));
+            }
         }
         Ok(())
     }
@@ -315,11 +365,11 @@ impl World {
         };
         let mut actions = Vec::new();
         let lane = match self.events.swap_remove(chosen).1 {
-            Event::Read { lane, op, offset_bytes, length_bytes, into } => {
+            Event::Read { lane, op, from, offset_bytes, length_bytes, into } => {
                 let mut bytes = vec![0; length_bytes as usize];
                 let result = match self.is_faulty() {
                     true => Err(IoError::Io),
-                    false => self.data_disk.read_at(offset_bytes, &mut bytes).map_err(|_| IoError::Io),
+                    false => self.read(&from, offset_bytes, &mut bytes),
                 };
                 let (buffer, at) = self.place(lane, into);
                 buffer[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -346,6 +396,14 @@ impl World {
             }
         };
         self.act(lane, actions)
+    }
+
+    fn read(&self, from: &Source, offset_bytes: u64, bytes: &mut [u8]) -> Result<(), IoError> {
+        let read = match from {
+            Source::Data => self.data_disk.read_at(offset_bytes, bytes),
+            Source::Origin(origin) => origin.disk().read_at(offset_bytes, bytes),
+        };
+        read.map_err(|_| IoError::Io)
     }
 
     /// Whether a read or write fails now, without having done anything.
@@ -386,6 +444,7 @@ impl World {
         }
         self.outcome.rests += 1;
         self.check_metadata(Verdict::Clean)?;
+        self.check_sharing()?;
         for id in self.model.volumes().collect::<Vec<_>>() {
             let stamps = match self.read_volume(id) {
                 Err(_) if self.has_failed() => return Ok(()),
@@ -473,7 +532,13 @@ impl World {
         for action in actions {
             match action {
                 Action::ReadData { op, disk_offset_bytes: offset_bytes, length_bytes, into } => {
-                    self.add_event(Event::Read { lane, op, offset_bytes, length_bytes, into });
+                    let from = Source::Data;
+                    self.add_event(Event::Read { lane, op, from, offset_bytes, length_bytes, into });
+                }
+                Action::ReadOrigin { op, origin, offset_bytes, length_bytes, into } => {
+                    self.outcome.origin_reads += 1;
+                    let from = Source::Origin(origin);
+                    self.add_event(Event::Read { lane, op, from, offset_bytes, length_bytes, into });
                 }
                 Action::WriteData { op, disk_offset_bytes: offset_bytes, length_bytes, from } => {
                     self.add_event(Event::Write { lane, op, offset_bytes, length_bytes, from });
@@ -548,7 +613,13 @@ impl World {
             let UnderWay { volumes, origins, step } = self.command.take().ok_or("an answer to no command")?;
             let powered = self.is_powered();
             match &answer {
-                Ok(Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Volumes(_)) => {}
+                Ok(
+                    Answer::Done
+                    | Answer::Deleting { .. }
+                    | Answer::Status(_)
+                    | Answer::Volumes(_)
+                    | Answer::Counting(_),
+                ) => {}
                 Err(error) if !powered => drop(error.clone()),
                 Err(error) if error.kind() == crate::error::ErrorKind::NoMetadataSpace => {}
                 Err(error) => return Err(format!("a command for volumes {volumes:?} failed: {error}")),
@@ -652,12 +723,18 @@ impl World {
         self.next_stamp += 1;
         let begun = match kind {
             Kind::Read | Kind::Flush | Kind::Extents => self.model.flush_begins(),
-            Kind::Write { .. } | Kind::WriteZeroes { .. } | Kind::Discard => {
-                self.model.write_begins(volume, changes.clone(), stamp)
+            Kind::Write { .. } | Kind::WriteZeroes { .. } => {
+                self.model.write_begins(volume, changes.clone(), |_| stamp)
+            }
+            Kind::Discard => {
+                let origins = &self.origins;
+                self.model.write_begins(volume, changes.clone(), |sector| origins.stamp(volume, sector))
             }
         };
         let length = (range.end - range.start) * SECTOR;
-        let buffer = stamp.to_le_bytes().repeat((length / 8) as usize);
+        // What is read must come from somewhere: not from what the buffer held before.
+        let held = if kind == Kind::Read { u64::from_le_bytes([0xee; 8]) } else { stamp };
+        let buffer = held.to_le_bytes().repeat((length / 8) as usize);
         self.buffers.insert((lane, tag), buffer);
         let request = InFlight { volume, range: range.clone(), changes, kind, begun };
         self.in_flight.insert((lane, tag), request);
@@ -712,7 +789,7 @@ impl World {
             self.model.cut_off(&volumes, id == step.to);
         }
         let mut found = BTreeMap::new();
-        for id in self.volume_ids()? {
+        for VolumeInfo { id, .. } in self.volume_infos()? {
             found.insert(id, self.read_volume(id)?);
         }
         let half_deleted: Vec<VolumeId> =
@@ -733,8 +810,8 @@ impl World {
     fn recover(&mut self) -> Result<(), String> {
         let read = |world: &mut Self| {
             world.reopen()?;
-            let ids = world.volume_ids()?;
-            ids.into_iter().try_for_each(|id| world.read_volume(id).map(drop))
+            let volumes = world.volume_infos()?;
+            volumes.into_iter().try_for_each(|volume| world.read_volume(volume.id).map(drop))
         };
         let recovered = read(self);
         if recovered.is_ok() || !self.has_failed() {
@@ -751,18 +828,17 @@ impl World {
     fn reopen(&mut self) -> Result<(), String> {
         let wrong = |error: crate::error::Error| format!("reopening after a power cut: {error}");
         let metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadWrite).map_err(wrong)?;
-        self.keeper = Self::keeper(&self.options, metadata, self.data_disk.clone()).map_err(wrong)?;
+        let data = self.data_disk.clone();
+        self.keeper = Self::keeper(&self.options, metadata, data, self.origins.behind()).map_err(wrong)?;
         self.seat_lanes();
         Ok(())
     }
 
-    fn volume_ids(&mut self) -> Result<Vec<VolumeId>, String> {
+    fn volume_infos(&mut self) -> Result<Vec<VolumeInfo>, String> {
         let mut out = Outbox::default();
         self.keeper.command(0, Command::Volumes, &mut out);
         match out.answers.pop() {
-            Some((_, Ok(Answer::Volumes(volumes)))) => {
-                Ok(volumes.into_iter().map(|volume| volume.id).collect())
-            }
+            Some((_, Ok(Answer::Volumes(volumes)))) => Ok(volumes),
             other => Err(format!("listing volumes: {other:?}")),
         }
     }
@@ -785,9 +861,13 @@ impl World {
             }
             self.act(0, std::mem::take(&mut actions))?;
             match self.events.pop().ok_or("a read got stuck")?.1 {
-                Event::Read { op, offset_bytes, length_bytes, into, .. } => {
+                Event::Read { op, from, offset_bytes, length_bytes, into, .. } => {
                     let mut bytes = vec![0; length_bytes as usize];
-                    let result = self.data_disk.peek(offset_bytes, &mut bytes).map_err(|_| IoError::Io);
+                    let result = match &from {
+                        Source::Data => self.data_disk.peek(offset_bytes, &mut bytes),
+                        Source::Origin(origin) => origin.disk().read_at(offset_bytes, &mut bytes),
+                    };
+                    let result = result.map_err(|_| IoError::Io);
                     let (buffer, at) = self.place(0, into);
                     buffer[at..at + bytes.len()].copy_from_slice(&bytes);
                     self.lanes[0].io_done(op, result, &mut actions);

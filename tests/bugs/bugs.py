@@ -217,4 +217,42 @@ BUGS = {
         [(KEEPER, "        if matches!(volume.table.get(block), Lookup::Mapped(mapping) if", "        if !BUG && matches!(volume.table.get(block), Lookup::Mapped(mapping) if")],
         "engine::keeper::tests::a_block_that_is_somebody_s_alone",
     ),
+    "origin-not-copied": (
+        "the first write to a block on an external origin fills the rest with zeros",
+        [(KEEPER, "            None if block.0.saturating_mul(block_bytes) < volume.origin_bytes() =>",
+          "            None if !BUG && block.0.saturating_mul(block_bytes) < volume.origin_bytes() =>")],
+    ),
+    "origin-s-tail-not-zeroed": (
+        "the rest of a block past the end of an external origin is not zeroed",
+        [(LANE, "                if origin_bytes < length_bytes {\n", "                if origin_bytes < length_bytes && !BUG {\n")],
+    ),
+    "origin-read-past-its-end": (
+        "a read across the end of an external origin leaves the rest of its buffer as it was",
+        [(LANE, "        if origin_bytes < piece.length_bytes {\n", "        if origin_bytes < piece.length_bytes && (!BUG || origin_bytes == 0) {\n")],
+    ),
+    "zeroes-show-the-origin": (
+        "zeros over an external origin are made by unmapping",
+        [(LANE, "                let begin = whole.start.max(self", "                let begin = whole.start.max(if BUG { 0 } else { 1 } * self")],
+    ),
+    "zeroes-trust-the-hole": (
+        "zeros over a part of a block that is not mapped are taken for done although an external origin shows there",
+        [(LANE, "            && self.volume_byte(piece) >= volume.origin_bytes();", "            && (BUG || self.volume_byte(piece) >= volume.origin_bytes());")],
+    ),
+    "snapshot-without-origin": (
+        "a snapshot loses the external origin of its volume",
+        [(COMMANDS, "origin.size_bytes(), time, origin.behind().clone());", "origin.size_bytes(), time, if BUG { Behind::Zeros } else { origin.behind().clone() });")],
+    ),
+    "origin-chunk-misplaced": (
+        "a fill reads the external origin from the place of the request, not of the block",
+        [(LANE, "                let begin = piece.block.0 * self.block_size.bytes() + fill.written_bytes;",
+          "                let begin = piece.block.0 * self.block_size.bytes() + fill.written_bytes + if BUG { 512 * u64::from(piece.at_bytes > 0) } else { 0 };")],
+    ),
+    "own-though-the-nodes-are-shared": (
+        "blocks are counted as a volume's own although the nodes that lead to them are shared",
+        [("metadata/sharing.rs", "|| walk.is_shared(block) {", "|| (walk.is_shared(block) && !BUG) {")],
+    ),
+    "count-of-another-time": (
+        "a count passes for one of this moment although commits have followed",
+        [("engine/keeper/sharing.rs", "known.commit == self.commits)", "(BUG || known.commit == self.commits))")],
+    ),
 }

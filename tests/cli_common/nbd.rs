@@ -94,6 +94,11 @@ impl Client {
         self.simple(4, offset_bytes, length, &[])
     }
 
+    /// Makes it read zeros; blocks may be unmapped.
+    pub fn zero(&mut self, offset_bytes: u64, length: usize) -> std::result::Result<(), u32> {
+        self.simple(6, offset_bytes, length, &[])
+    }
+
     fn simple(
         &mut self,
         kind: u16,

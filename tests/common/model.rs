@@ -5,7 +5,7 @@ use super::{Random, oracle};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use uthin::disk::{Disk, MemoryDisk, flush_data};
 use uthin::error::{Error, ErrorKind, Result};
-use uthin::metadata::{Access, Metadata, Progress, VolumeDetails};
+use uthin::metadata::{Access, Count, Metadata, Progress, VolumeDetails};
 use uthin::units::{DataBlock, SnapTime, TransactionId, VirtualBlock, VolumeId};
 
 /// Data block and time by virtual block.
@@ -81,6 +81,11 @@ pub struct Play {
     /// Blocks that the metadata snapshot holds, now and as committed, if there is one.
     held: Option<HashSet<u64>>,
     committed_held: Option<HashSet<u64>>,
+    /// A count of what is shared: the commit that it is of, and what the metadata snapshot held then.
+    counting: Option<(Model, Option<HashSet<u64>>)>,
+    /// Counts that came to their end, and those that were ended.
+    pub counts: u64,
+    pub counts_given_up: u64,
     /// Mappings made, removed and looked up.
     pub operations: u64,
     /// How often there was no metadata or data space.
@@ -108,6 +113,9 @@ impl Play {
             leaked,
             committed_held: held.clone(),
             held,
+            counting: None,
+            counts: 0,
+            counts_given_up: 0,
             operations: 0,
             refusals: 0,
         }
@@ -138,6 +146,38 @@ impl Play {
             assert!(is_full(&error), "{error}");
             self.refusals += 1;
         }
+        if self.random.one_in(4) {
+            self.count();
+        }
+    }
+
+    /// Goes on with a count, whatever has become of the pool since it began.
+    fn count(&mut self) {
+        let Some((model, held)) = &self.counting else { return };
+        let found = match self.metadata.count_step(1 + self.random.below(60) as usize).unwrap() {
+            Count::More => return,
+            Count::Done(found) => found,
+            Count::GivenUp => {
+                (self.counting, self.counts_given_up) = (None, self.counts_given_up + 1);
+                return;
+            }
+        };
+        let mut holders: HashMap<u64, usize> = HashMap::new();
+        let blocks = model.volumes.values().flat_map(|volume| volume.mappings.values());
+        blocks.for_each(|(block, _)| *holders.entry(*block).or_default() += 1);
+        let is_held = |block: &u64| held.as_ref().is_some_and(|held| held.contains(block));
+        let is_own = |block: &u64| holders[block] == 1 && !self.leaked.contains(block) && !is_held(block);
+        assert_eq!(found.len(), model.volumes.len());
+        for ((volume, expected), (number, sharing)) in model.volumes.iter().zip(found) {
+            let own = expected.mappings.values().filter(|(block, _)| is_own(block)).count() as u64;
+            assert_eq!((*volume, expected.mappings.len() as u64), (number.get(), sharing.mapped_blocks));
+            match held {
+                None => assert_eq!(sharing.exclusive_blocks, own, "volume {volume}"),
+                // It holds nodes, and so perhaps more than it names.
+                Some(_) => assert!(sharing.exclusive_blocks <= own, "volume {volume}"),
+            }
+        }
+        (self.counting, self.counts) = (None, self.counts + 1);
     }
 
     fn pick(&mut self) -> Option<u64> {
@@ -472,6 +512,10 @@ impl Play {
         self.committed = self.model.clone();
         if let Some(volume) = self.pick().filter(|_| self.random.one_in(3)) {
             self.check_exclusive(volume).unwrap();
+        }
+        if self.counting.is_none() && self.random.one_in(2) {
+            self.metadata.begin_count().unwrap();
+            self.counting = Some((self.committed.clone(), self.committed_held.clone()));
         }
     }
 

@@ -101,7 +101,9 @@ impl Served {
     /// Adds a volume.
     pub fn volume(&mut self, name: &str, size_bytes: u64) {
         let (volume, step) = (self.add(name, false), self.step());
-        self.pool.command(Command::CreateVolume { volume, size_bytes, step }).expect("a new volume");
+        self.pool
+            .command(Command::CreateVolume { volume, size_bytes, origin: None, step })
+            .expect("a new volume");
     }
 
     /// Snapshots a volume; the snapshot is read-only.

@@ -326,6 +326,7 @@ impl Plan<'_> {
         let name = self.name(id, known.as_ref());
         let (size_bytes, size_from) = self.size(id, &name, known.as_ref(), mapped_end)?;
         let mut entry = VolumeEntry {
+            external_origin: None,
             name,
             id,
             size_bytes,

@@ -8,7 +8,7 @@
 
 use super::bursts::Bursts;
 use super::ring::{Completion, DataFile, Ring, Submit};
-use super::transfer::{Direction, Outcome, Transfer, Transfers, Wanted};
+use super::transfer::{Direction, Outcome, Side, Transfer, Transfers, Wanted};
 use crate::disk::{AlignedBuffer, Disk, FileDisk};
 use crate::driver::buffers::zeros;
 use crate::driver::hash::{NumberMap, NumberSet};
@@ -16,7 +16,7 @@ use crate::driver::inbox::Ended;
 use crate::driver::pool::{Seat, Shared};
 use crate::driver::{BufferPool, told_to_clients};
 use crate::engine::{
-    Action, Ask, CHUNK_BYTES, Extent, IoError, Lane, LaneId, OpId, Place, Reply, Request, Tag,
+    Action, Ask, CHUNK_BYTES, Extent, IoError, Lane, LaneId, OpId, Origin, Place, Reply, Request, Tag,
 };
 use crate::error::Result;
 use crate::units::BlockSize;
@@ -82,6 +82,8 @@ pub struct UringLane {
     seat: Seat,
     data: Arc<FileDisk>,
     data_file: Option<DataFile>,
+    /// External origins that were read from, kept open: one usually, as a client is there for one volume.
+    origins: Vec<Arc<FileDisk>>,
     /// Requests begun and not completed.
     running: usize,
     requests: NumberMap<Tag, Held>,
@@ -117,6 +119,7 @@ impl UringLane {
             seat,
             data,
             data_file: None,
+            origins: Vec::new(),
             running: 0,
             requests: NumberMap::default(),
             scratch: NumberMap::default(),
@@ -285,7 +288,8 @@ impl UringLane {
 
     /// The operation of a transfer has ended.
     fn moved(&mut self, slot: usize, result: i32, ring: &mut impl Submit) {
-        let unit_bytes = if self.data.is_direct() { FileDisk::SECTOR_BYTES as u64 } else { 1 };
+        let side = self.transfers.get_mut(slot).side;
+        let unit_bytes = if self.disk(side).is_direct() { FileDisk::SECTOR_BYTES as u64 } else { 1 };
         let result = match self.transfers.get_mut(slot).advance(result, unit_bytes) {
             Outcome::More => return self.start(slot, ring),
             Outcome::Done => Ok(()),
@@ -312,17 +316,32 @@ impl UringLane {
             return;
         }
         let transfer = self.transfers.get_mut(slot);
-        let doing = match transfer.direction {
-            Direction::Read => "reading",
-            Direction::Write => "writing",
+        let (side, offset_bytes, length_bytes) =
+            (transfer.side, transfer.disk_offset_bytes, transfer.length_bytes);
+        let doing = match (transfer.direction, side) {
+            (Direction::Read, Side::Data) => "reading the data disk",
+            (Direction::Read, Side::Origin(_)) => "reading an external origin",
+            (Direction::Write, Side::Data | Side::Origin(_)) => "writing the data disk",
         };
-        tracing::error!(
-            disk = self.data.name(),
-            offset_bytes = transfer.disk_offset_bytes,
-            length_bytes = transfer.length_bytes,
-            failures = self.failures,
-            "{doing} the data disk failed: {error}"
-        );
+        let (disk, failures) = (self.disk(side).name(), self.failures);
+        tracing::error!(disk, offset_bytes, length_bytes, failures, "{doing} failed: {error}");
+    }
+
+    fn disk(&self, side: Side) -> &Arc<FileDisk> {
+        match side {
+            Side::Data => &self.data,
+            Side::Origin(number) => &self.origins[number],
+        }
+    }
+
+    /// The side that an origin is on, for this lane.
+    fn side_of(&mut self, origin: &Origin) -> Side {
+        let file = origin.disk().clone().into_file().expect("a pool that rings serve has files for origins");
+        let known = self.origins.iter().position(|known| Arc::ptr_eq(known, &file));
+        Side::Origin(known.unwrap_or_else(|| {
+            self.origins.push(file);
+            self.origins.len() - 1
+        }))
     }
 
     fn take_replies(&mut self, ended: Option<Ended>) {
@@ -348,13 +367,18 @@ impl UringLane {
         for action in actions.drain(..) {
             match action {
                 Action::ReadData { op, disk_offset_bytes, length_bytes, into } => {
-                    let direction = Direction::Read;
-                    let wanted = Wanted { direction, disk_offset_bytes, length_bytes, place: into, op };
+                    let (direction, side) = (Direction::Read, Side::Data);
+                    let wanted = Wanted { direction, side, disk_offset_bytes, length_bytes, place: into, op };
+                    open = Some(self.transfer(open, wanted, ring));
+                }
+                Action::ReadOrigin { op, origin, offset_bytes: disk_offset_bytes, length_bytes, into } => {
+                    let (direction, side) = (Direction::Read, self.side_of(&origin));
+                    let wanted = Wanted { direction, side, disk_offset_bytes, length_bytes, place: into, op };
                     open = Some(self.transfer(open, wanted, ring));
                 }
                 Action::WriteData { op, disk_offset_bytes, length_bytes, from } => {
-                    let direction = Direction::Write;
-                    let wanted = Wanted { direction, disk_offset_bytes, length_bytes, place: from, op };
+                    let (direction, side) = (Direction::Write, Side::Data);
+                    let wanted = Wanted { direction, side, disk_offset_bytes, length_bytes, place: from, op };
                     open = Some(self.transfer(open, wanted, ring));
                 }
                 Action::ZeroRequest { tag, offset_bytes, length_bytes } => {
@@ -413,11 +437,15 @@ impl UringLane {
     /// Pushes the next operation of a transfer.
     fn push(&mut self, slot: usize, ring: &mut impl Submit) {
         let transfer = self.transfers.get_mut(slot);
-        let (direction, place, operation) = (transfer.direction, transfer.place, transfer.next_operation());
+        let (direction, side, place) = (transfer.direction, transfer.side, transfer.place);
+        let operation = transfer.next_operation();
         assert!(direction == Direction::Write || place != Place::Zeros, "nobody reads into the zeros");
         let length = operation.length_bytes;
         let memory = self.memory(place, operation.at_bytes, u64::from(length));
-        let file = *self.data_file.get_or_insert_with(|| ring.data_file(&self.data));
+        let file = match side {
+            Side::Data => *self.data_file.get_or_insert_with(|| ring.data_file(&self.data)),
+            Side::Origin(number) => ring.data_file(&self.origins[number]),
+        };
         let offset = operation.disk_offset_bytes;
         let entry = match (direction, file) {
             (Direction::Read, DataFile::Registered(index)) => {

@@ -18,10 +18,20 @@ pub(super) enum Direction {
     Write,
 }
 
+/// The disk that something is read from or written to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Side {
+    /// The data disk.
+    Data,
+    /// The external origin of this number among those that the lane has met.
+    Origin(usize),
+}
+
 /// A read or write as the engine wants it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Wanted {
     pub(super) direction: Direction,
+    pub(super) side: Side,
     pub(super) disk_offset_bytes: u64,
     pub(super) length_bytes: u64,
     pub(super) place: Place,
@@ -32,6 +42,7 @@ pub(super) struct Wanted {
 #[derive(Debug)]
 pub(super) struct Transfer {
     pub(super) direction: Direction,
+    pub(super) side: Side,
     pub(super) disk_offset_bytes: u64,
     pub(super) length_bytes: u64,
     pub(super) place: Place,
@@ -66,9 +77,9 @@ impl Transfer {
     /// A transfer of one op. `ops` is an empty vector, perhaps one used before.
     pub(super) fn new(wanted: Wanted, mut ops: Vec<OpId>) -> Self {
         debug_assert!(ops.is_empty(), "a used vector is emptied first");
-        let Wanted { direction, disk_offset_bytes, length_bytes, place, op } = wanted;
+        let Wanted { direction, side, disk_offset_bytes, length_bytes, place, op } = wanted;
         ops.push(op);
-        Transfer { direction, disk_offset_bytes, length_bytes, place, ops, done_bytes: 0, fruitless: 0 }
+        Transfer { direction, side, disk_offset_bytes, length_bytes, place, ops, done_bytes: 0, fruitless: 0 }
     }
 
     /// Takes the bytes of another op in if they come right after its own, on the disk and in memory. Only before the
@@ -87,6 +98,7 @@ impl Transfer {
             ) => false,
         };
         let adjoins = self.direction == wanted.direction
+            && self.side == wanted.side
             && self.disk_offset_bytes + self.length_bytes == wanted.disk_offset_bytes
             && adjoins_in_memory;
         if adjoins {
@@ -199,7 +211,8 @@ mod tests {
     const TAG: Tag = Tag(7);
 
     fn wanted(direction: Direction, disk: u64, length: u64, place: Place, op: u64) -> Wanted {
-        Wanted { direction, disk_offset_bytes: disk, length_bytes: length, place, op: OpId(op) }
+        let side = Side::Data;
+        Wanted { direction, side, disk_offset_bytes: disk, length_bytes: length, place, op: OpId(op) }
     }
 
     fn read(disk: u64, length: u64, place: Place, op: u64) -> Transfer {
@@ -234,6 +247,9 @@ mod tests {
             );
             assert_eq!((transfer.length_bytes, transfer.ops.len()), (4096, 1));
         }
+        let mut data = read(0, 4096, Place::Request(TAG, 0), 1);
+        let elsewhere = wanted(Direction::Read, 4096, 512, next, 2);
+        assert!(!data.absorb(Wanted { side: Side::Origin(0), ..elsewhere }) && data.absorb(elsewhere));
         let mut scratch = read(0, 4096, Place::Scratch(OpId(1)), 1);
         assert!(!scratch.absorb(wanted(Direction::Read, 4096, 4096, Place::Scratch(OpId(1)), 1)));
     }

@@ -2,6 +2,7 @@
 
 use super::super::command::Behaviour;
 use super::*;
+use crate::engine::origin::Origin;
 use crate::units::{META_BLOCK_BYTES, SnapTime};
 
 impl<M: Disk, D: Disk> Keeper<M, D> {
@@ -14,8 +15,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return out.answers.push((number, Err(failed_stop(error))));
         }
         let result = match command {
-            Command::CreateVolume { volume, size_bytes, step } => {
-                self.create_volume(volume, size_bytes, step, out)
+            Command::CreateVolume { volume, size_bytes, origin, step } => {
+                let behind = origin.map_or(Behind::Zeros, Behind::Origin);
+                self.create_volume(volume, size_bytes, behind, step, out)
             }
             Command::Snapshot { pairs, step } => {
                 return self.freeze(number, Frozen::Snapshots(pairs), step, out);
@@ -35,11 +37,16 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Command::HoldMetadata => self.hold_metadata(out),
             Command::ReleaseMetadata => self.change(out, Metadata::release_snapshot).map(|()| Answer::Done),
             Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
+            Command::SetOrigin { volume, origin } => self.set_origin(volume, origin),
             Command::Unmap { volume, blocks } => {
                 let asker = Asker::Command(number);
                 return self.unmap_step(Unmap { asker, volume, left: blocks }, out);
             }
             Command::Delete { volume, step } => self.delete(volume, step, out),
+            Command::CountShared => {
+                self.want_sharing();
+                return out.answers.push((number, Ok(Answer::Counting(self.counts()))));
+            }
             Command::Volumes => {
                 let volumes = self.volume_infos().map(Answer::Volumes);
                 return out.answers.push((number, volumes));
@@ -61,6 +68,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         &mut self,
         id: VolumeId,
         size_bytes: u64,
+        behind: Behind,
         step: IdStep,
         out: &mut Outbox,
     ) -> Result<Answer> {
@@ -68,13 +76,19 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.change(out, |metadata| metadata.create_volume(id))?;
         self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
         let time = self.metadata.time();
-        self.volumes.insert(id, self.new_volume(id, size_bytes, time));
+        self.volumes.insert(id, self.new_volume(id, size_bytes, time, behind));
         Ok(Answer::Done)
     }
 
     /// A volume that has just come to be, or was found.
-    pub(super) fn new_volume(&self, id: VolumeId, size_bytes: u64, snapshotted: SnapTime) -> Arc<Volume> {
-        let volume = Volume::new(id, size_bytes, snapshotted);
+    pub(super) fn new_volume(
+        &self,
+        id: VolumeId,
+        size_bytes: u64,
+        snapshotted: SnapTime,
+        behind: Behind,
+    ) -> Arc<Volume> {
+        let volume = Volume::new(id, size_bytes, snapshotted, behind);
         volume.set_ignores_discards(self.discard.ignores());
         Arc::new(volume)
     }
@@ -130,6 +144,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
         }
         if let Frozen::RollBack { volume, to, .. } = what {
+            // Else what neither maps would change to what neither held.
+            if !self.open_volume(*volume)?.behind().is_like(self.open_volume(*to)?.behind()) {
+                let what = format!("volumes {volume} and {to} have different external origins");
+                return Err(
+                    Error::new(ErrorKind::Invalid, what).hint("take a snapshot of the other one instead")
+                );
+            }
             let (has, needs) = (self.open_volume(*volume)?.size_bytes(), self.open_volume(*to)?.size_bytes());
             if needs > has {
                 let what = format!("volume {volume} has {has} bytes, fewer than the {needs} of volume {to}");
@@ -204,7 +225,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             };
             let origin = &self.volumes[origin];
             origin.set_snapshotted(time);
-            let volume = self.new_volume(*snapshot, origin.size_bytes(), time);
+            // What the origin does not map shows through here as it does there.
+            let volume = self.new_volume(*snapshot, origin.size_bytes(), time, origin.behind().clone());
             self.volumes.insert(*snapshot, volume);
         }
         Ok(())
@@ -234,6 +256,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     fn forget_snapshots(&mut self, pairs: &[(VolumeId, VolumeId)], out: &mut Outbox) {
         for (_, snapshot) in pairs {
             self.volumes.remove(snapshot);
+            self.forget_sharing_of(*snapshot);
             if let Err(error) = self.metadata.delete_volume(*snapshot, usize::MAX) {
                 return self.fail(error, out);
             }
@@ -324,15 +347,25 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         Ok(Answer::Done)
     }
 
+    /// Another origin behind a volume; see [`Command::SetOrigin`]. Nobody looks at it, so it can begin anew.
+    fn set_origin(&mut self, id: VolumeId, origin: Origin) -> Result<Answer> {
+        let volume = self.open_volume(id)?.clone();
+        refuse_frozen(&volume)?;
+        if !volume.close_if_unused() {
+            return Err(in_use(&volume));
+        }
+        let behind = Behind::Origin(origin);
+        let anew = self.new_volume(id, volume.size_bytes(), volume.snapshotted(), behind);
+        self.volumes.insert(id, anew);
+        Ok(Answer::Done)
+    }
+
     pub(super) fn delete(&mut self, id: VolumeId, step: Option<IdStep>, out: &mut Outbox) -> Result<Answer> {
         if let Some(step) = step {
             self.check_step(step)?;
         }
         let volume = self.open_volume(id)?.clone();
-        if volume.is_frozen() {
-            return Err(Error::new(ErrorKind::Busy, format!("a snapshot of volume {id} is being taken"))
-                .hint("try again"));
-        }
+        refuse_frozen(&volume)?;
         if !volume.close_if_unused() {
             return Err(in_use(&volume));
         }
@@ -342,6 +375,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                     self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
                 }
                 self.volumes.remove(&id);
+                self.forget_sharing_of(id);
                 if progress == Progress::Done {
                     return Ok(Answer::Deleting { finished: true });
                 }
@@ -407,6 +441,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 details,
                 highest_mapped: self.metadata.highest_mapped(*id)?,
                 openers: volume.openers(),
+                sharing: self.sharing_of(*id),
             });
         }
         Ok(infos)
@@ -415,6 +450,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
 pub(super) fn no_such_volume(id: VolumeId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no volume {id}"))
+}
+
+fn refuse_frozen(volume: &Volume) -> Result<()> {
+    if !volume.is_frozen() {
+        return Ok(());
+    }
+    let message = format!("a snapshot of volume {} is being taken", volume.id());
+    Err(Error::new(ErrorKind::Busy, message).hint("try again"))
 }
 
 fn in_use(volume: &Volume) -> Error {

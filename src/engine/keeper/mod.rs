@@ -16,10 +16,12 @@
 
 mod commands;
 mod settle;
+mod sharing;
 
-use super::command::{Answer, Command, Discard, IdStep, Mode, PoolStatus, VolumeInfo, WhenFull};
+use super::command::{Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull};
 use super::epochs::{Epoch, Epochs};
 use super::map_table::{Lookup, page_of};
+use super::origin::Behind;
 use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
@@ -57,6 +59,8 @@ pub struct KeeperOptions {
     pub lanes: usize,
     /// The volumes' sizes; one that is missing here gets the size up to its highest mapped block.
     pub volume_sizes: HashMap<VolumeId, u64>,
+    /// What shows where volumes have no block; zeros for those that are not here.
+    pub behind: HashMap<VolumeId, Behind>,
 }
 
 impl Default for KeeperOptions {
@@ -68,6 +72,7 @@ impl Default for KeeperOptions {
             when_full: WhenFull::default(),
             lanes: 1,
             volume_sizes: HashMap::new(),
+            behind: HashMap::new(),
         }
     }
 }
@@ -196,6 +201,10 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// Out of everybody's reach; the data disk has not been told yet.
     discards: VecDeque<Range<u64>>,
 
+    /// Commits so far that changed something.
+    commits: u64,
+    sharing: sharing::Sharing,
+
     /// How often a lane was told that the map cannot be read.
     unreadable: u64,
     /// Why the pool has failed stop.
@@ -233,7 +242,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                         .min(SHOWN_BYTES_LIMIT)
                 }),
             };
-            let volume = Volume::new(id, size_bytes, details.snapshotted_time);
+            let behind = options.behind.get(&id).cloned().unwrap_or_default();
+            let volume = Volume::new(id, size_bytes, details.snapshotted_time, behind);
             volume.set_ignores_discards(options.discard.ignores());
             volumes.insert(id, Arc::new(volume));
         }
@@ -261,6 +271,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             limbo: VecDeque::new(),
             holders_lost: None,
             discards: VecDeque::new(),
+            commits: 0,
+            sharing: sharing::Sharing::default(),
             unreadable: 0,
             failed: None,
         })
@@ -395,8 +407,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.hopeless_ticks = 0;
         let filling = Filling { target, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
+        let block_bytes = self.metadata.geometry().block_size.bytes();
         let source = match current {
             Some(mapping) => FillSource::Block(mapping.block),
+            None if block.0.saturating_mul(block_bytes) < volume.origin_bytes() => FillSource::Origin,
             None if self.zero_new_blocks => FillSource::Zeros,
             None => FillSource::Nothing,
         };

@@ -29,6 +29,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.pass_limbo();
         self.discard_step();
         self.settle_space(out);
+        self.sharing_step(out);
         self.what_is_left()
     }
 
@@ -37,7 +38,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let deletes = !self.deletions.is_empty() && !self.deletions_stalled;
         if self.failed.is_some() {
             Settled::Idle
-        } else if commits || deletes || !(self.unmaps.is_empty() && self.discards.is_empty()) {
+        } else if commits || deletes || self.counts() || !(self.unmaps.is_empty() && self.discards.is_empty())
+        {
             Settled::HasWork
         } else if !self.freezes.is_empty() || !self.limbo.is_empty() {
             Settled::WaitsForLanes
@@ -49,6 +51,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// To be called about once a second: commits what nobody asked to be flushed.
     pub fn tick(&mut self, out: &mut Outbox) {
         self.deletions_stalled = false;
+        self.sharing_tick();
         if !self.space_waiters.is_empty() && self.starved {
             self.hopeless_ticks = self.hopeless_ticks.saturating_add(1);
         }
@@ -78,6 +81,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             // What waits may replace shared blocks.
             self.metadata.apply_pending()?;
             let lost_holders = self.metadata.has_lost_holders();
+            self.commits += 1;
             Ok((self.metadata.commit(data_first)?, lost_holders))
         });
         match freed {

@@ -38,7 +38,11 @@ fn pool(data_blocks: u64) -> Tested {
     let mut keeper = keeper(data_blocks, formatted(data_blocks));
     let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
     let size_bytes = 16 * BlockSize::MIN.bytes();
-    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes, step }, &mut Outbox::default());
+    keeper.command(
+        0,
+        Command::CreateVolume { volume: id(0), size_bytes, origin: None, step },
+        &mut Outbox::default(),
+    );
     let mut out = Outbox::default();
     keeper.settle(&mut out);
     assert_eq!(out.answers, [(0, Ok(Answer::Done))]);
@@ -198,7 +202,7 @@ fn a_failed_pool_says_by_which_command_to_look_at_it() {
     is_failing.store(true, std::sync::atomic::Ordering::Relaxed);
     let mut out = Outbox::default();
     let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
-    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes: 512, step }, &mut out);
+    keeper.command(0, Command::CreateVolume { volume: id(0), size_bytes: 512, origin: None, step }, &mut out);
     keeper.settle(&mut out);
     keeper.command(1, Command::Commit, &mut out);
     let hints: Vec<_> =
@@ -338,7 +342,7 @@ fn how_it_behaves_can_change_while_it_runs() {
     let mut keeper = keeper(8, formatted(8));
     let create = |number: u64, from: u64| {
         let step = IdStep { from: TransactionId(from), to: TransactionId(from + 1) };
-        Command::CreateVolume { volume: id(number), size_bytes: 1 << 20, step }
+        Command::CreateVolume { volume: id(number), size_bytes: 1 << 20, origin: None, step }
     };
     run(&mut keeper, create(0, 0)).unwrap();
     let ignore = Behaviour { discard: Some(Discard::Ignore), ..Behaviour::default() };
@@ -463,4 +467,90 @@ fn a_snapshot_that_cannot_be_read_is_not_rolled_back_to_and_harms_nobody() {
     assert_eq!((keeper.status().mode, keeper.status().volumes), (Mode::Write, 2));
     assert!(!keeper.volume(id(0)).unwrap().is_frozen());
     run(&mut keeper, Command::Snapshot { pairs: vec![(id(0), id(2))], step }).unwrap();
+}
+
+/// A count that takes several steps: of 200 volumes with a block each.
+fn pool_with_many_volumes() -> Tested {
+    let mut metadata = formatted(300);
+    for volume in 0..200 {
+        metadata.create_volume(id(volume)).unwrap();
+        let target = metadata.reserve_block().unwrap();
+        metadata.map(id(volume), VirtualBlock(3), target);
+    }
+    metadata.commit(flush_data(&MemoryDisk::default()).unwrap()).unwrap();
+    keeper(300, metadata)
+}
+
+/// The count that the keeper knows of a volume.
+fn shared(keeper: &mut Tested, volume: u64) -> Option<SharingInfo> {
+    let Answer::Volumes(volumes) = run(keeper, Command::Volumes).unwrap() else { panic!("no volumes") };
+    volumes.into_iter().find(|info| info.id == id(volume)).expect("it is there").sharing
+}
+
+#[test]
+fn a_count_is_of_one_commit_and_says_so_when_it_is_old() {
+    let mut keeper = pool_with_many_volumes();
+    assert_eq!(shared(&mut keeper, 7), None);
+    assert_eq!(keeper.settle(&mut Outbox::default()), Settled::Idle, "nobody has asked");
+    run(&mut keeper, Command::CountShared).unwrap();
+    assert_eq!(keeper.settle(&mut Outbox::default()), Settled::HasWork);
+    // Volume 199 comes last; it changes while the others are counted.
+    let target = match ask(&mut keeper, 1, Ask::Fill(id(199), VirtualBlock(0)))[..] {
+        [(_, Reply::Fill { target, .. })] => target,
+        ref other => panic!("{other:?}"),
+    };
+    ask(&mut keeper, 1, Ask::Publish(id(199), VirtualBlock(0), target));
+    run(&mut keeper, Command::Commit).unwrap();
+    settle(&mut keeper);
+    let found = shared(&mut keeper, 199).expect("it was counted");
+    assert_eq!((found.mapped_blocks, found.exclusive_blocks, found.is_current), (1, 1, false));
+    run(&mut keeper, Command::CountShared).unwrap();
+    settle(&mut keeper);
+    let found = shared(&mut keeper, 199).expect("it was counted");
+    assert_eq!((found.exclusive_blocks, found.is_current, found.count), (2, true, 2));
+    // What is of this moment is not counted again.
+    run(&mut keeper, Command::CountShared).unwrap();
+    assert_eq!(keeper.settle(&mut Outbox::default()), Settled::Idle);
+}
+
+#[test]
+fn after_a_long_count_there_is_a_rest() {
+    let mut keeper = pool_with_many_volumes();
+    run(&mut keeper, Command::CountShared).unwrap();
+    keeper.settle(&mut Outbox::default());
+    keeper.tick(&mut Outbox::default());
+    settle(&mut keeper);
+    assert_eq!(shared(&mut keeper, 0).map(|found| found.age_seconds), Some(1));
+    let step = next_step(&keeper);
+    run(&mut keeper, Command::Snapshot { pairs: vec![(id(0), id(200))], step }).unwrap();
+    run(&mut keeper, Command::CountShared).unwrap();
+    for _ in 0..10 {
+        settle(&mut keeper);
+        let found = shared(&mut keeper, 0).expect("it was counted");
+        assert_eq!((found.exclusive_blocks, found.is_current), (1, false));
+        keeper.tick(&mut Outbox::default());
+    }
+    settle(&mut keeper);
+    let found = shared(&mut keeper, 0).expect("it was counted");
+    assert_eq!((found.exclusive_blocks, found.is_current, found.age_seconds), (0, true, 0));
+}
+
+#[test]
+fn a_number_that_is_used_again_has_nothing_of_the_volume_before() {
+    let mut keeper = pool_with_many_volumes();
+    run(&mut keeper, Command::CountShared).unwrap();
+    settle(&mut keeper);
+    for is_being_counted in [false, true] {
+        if is_being_counted {
+            run(&mut keeper, Command::CountShared).unwrap();
+            assert_eq!(keeper.settle(&mut Outbox::default()), Settled::HasWork);
+        }
+        let step = next_step(&keeper);
+        run(&mut keeper, Command::Delete { volume: id(3), step: Some(step) }).unwrap();
+        let step = next_step(&keeper);
+        let create = Command::CreateVolume { volume: id(3), size_bytes: 1 << 20, origin: None, step };
+        run(&mut keeper, create).unwrap();
+        settle(&mut keeper);
+        assert_eq!(shared(&mut keeper, 3), None);
+    }
 }

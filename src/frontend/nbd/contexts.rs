@@ -18,6 +18,8 @@ pub mod state_flags {
     pub const ZERO: u32 = 1 << 1;
     /// `uthin:mapping` only: mapped, and perhaps shared with other volumes; a write is a copy.
     pub const SHARED: u32 = 1 << 2;
+    /// `uthin:mapping` only: not mapped, and the volume's external origin shows.
+    pub const ORIGIN: u32 = 1 << 3;
 }
 
 /// A metadata context.
@@ -56,10 +58,13 @@ impl Context {
 
     /// What it says of an extent.
     pub const fn flags_of(self, state: ExtentState) -> u32 {
-        use state_flags::{HOLE, SHARED, ZERO};
+        use state_flags::{HOLE, ORIGIN, SHARED, ZERO};
         match (self, state) {
             (Context::Allocation | Context::Mapping, ExtentState::Hole) => HOLE | ZERO,
             (Context::Allocation | Context::Mapping, ExtentState::Exclusive) => 0,
+            // What shows of an external origin is data, though it lies elsewhere.
+            (Context::Allocation, ExtentState::Origin) => 0,
+            (Context::Mapping, ExtentState::Origin) => HOLE | ORIGIN,
             (Context::Allocation, ExtentState::Shared) => 0,
             (Context::Mapping, ExtentState::Shared) => HOLE | SHARED,
         }

@@ -314,6 +314,7 @@ fn transmissions_that_go_anywhere() {
         let chosen =
             if style.has_chunks() && !seldom(random, 4) { Contexts::all() } else { Contexts::default() };
         let terms = Terms {
+            origin_bytes: 0,
             size_bytes: SIZE_BYTES,
             read_only: seldom(random, 8),
             style,
@@ -346,6 +347,7 @@ fn what_a_handshake_has_led_to_is_transmitted() {
         let Ok(Some(agreed)) = negotiate(&mut script, &TWO, Patience::default()) else { return };
         assert!(script.at <= handshake_bytes, "what follows belongs to the transmission");
         let terms = Terms {
+            origin_bytes: 0,
             size_bytes: SIZE_BYTES,
             read_only: agreed.facts.read_only,
             style: agreed.style,

@@ -386,6 +386,7 @@ fn connect(registered: &Registered, socket: Socket) -> Result<()> {
         style: agreed.style,
         contexts: agreed.contexts,
         block_size: facts.block_size,
+        origin_bytes: channel.lease.volume().origin_bytes(),
     };
     shared.set_waker(*number, channel.lane.waker());
     let (socket, bridge) = join_bridge(line, *number)?;

@@ -136,11 +136,11 @@ enum Stepped {
 }
 
 impl Stepped {
-    /// Data blocks of a step.
-    fn step_blocks(self) -> u64 {
+    /// Data blocks of a step. Over an external origin zeros have to be written.
+    fn step_blocks(self, is_over_origin: bool) -> u64 {
         match self {
-            Stepped::Zeroes { may_unmap: false, .. } => ZEROES_STEP_BLOCKS,
-            Stepped::Trim { .. } | Stepped::Zeroes { may_unmap: true, .. } => UNMAP_STEP_BLOCKS,
+            Stepped::Zeroes { may_unmap, .. } if is_over_origin || !may_unmap => ZEROES_STEP_BLOCKS,
+            Stepped::Trim { .. } | Stepped::Zeroes { .. } => UNMAP_STEP_BLOCKS,
         }
     }
 }
@@ -482,9 +482,9 @@ impl Session {
     /// The next step of something long. Only the last needs force, which covers all that was acknowledged.
     fn step_on(&mut self, slot: usize, what: Stepped, range: Range<u64>, backend: &mut impl Backend) {
         let block_bytes = self.terms.block_size.bytes();
+        let step_blocks = what.step_blocks(range.start < self.terms.origin_bytes);
         // Ends between blocks: none is zeroed in two parts, which may mean to fill it first, or not unmapped for being in two.
-        let step_end =
-            (range.start / block_bytes + what.step_blocks()).saturating_mul(block_bytes).min(range.end);
+        let step_end = (range.start / block_bytes + step_blocks).saturating_mul(block_bytes).min(range.end);
         let is_last = step_end == range.end;
         let kind = match what {
             Stepped::Trim { .. } => Kind::Discard,

@@ -250,6 +250,7 @@ impl Bench {
     pub fn with(blocks: usize, style: Style) -> Self {
         let contexts = Context::Allocation;
         let terms = Terms {
+            origin_bytes: 0,
             size_bytes: blocks as u64 * BLOCK,
             read_only: false,
             style,

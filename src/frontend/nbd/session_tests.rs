@@ -56,6 +56,19 @@ fn force_and_flush_reach_the_engine() {
 }
 
 #[test]
+fn zeros_over_an_external_origin_go_in_steps_up_to_its_end() {
+    let mut bench = Bench::new(2048, true);
+    bench.session.terms.origin_bytes = 5 << 20;
+    bench.request(Command::WriteZeroes, flags::FUA, 0..100 << 20, 1);
+    assert_eq!(bench.run(), [Reply::Done(1)]);
+    let zeroes = |fua| Kind::WriteZeroes { fua, may_unmap: true };
+    let mib = 1 << 20;
+    let expected =
+        [(zeroes(false), 0..4 * mib), (zeroes(false), 4 * mib..8 * mib), (zeroes(true), 8 * mib..100 * mib)];
+    assert_eq!(bench.volume.begun, expected);
+}
+
+#[test]
 fn nobody_waits_for_zeros_that_a_client_who_left_has_asked_for() {
     for (closing, steps) in [(Closing::Asked, 1), (Closing::Disconnect, 3)] {
         let mut bench = Bench::new(2048, true);

@@ -19,6 +19,8 @@ pub struct Terms {
     pub contexts: Contexts,
     /// The pool's data block size.
     pub block_size: BlockSize,
+    /// Where the volume's external origin ends; 0 without one. Before that, zeros have to be written.
+    pub origin_bytes: u64,
 }
 
 /// A request that can be carried out, its range inside the export.
@@ -229,7 +231,7 @@ fn check_length(operation: Operation, header: &RequestHeader, terms: &Terms) -> 
 fn check_fast_zero(header: &RequestHeader, terms: &Terms) -> Result<(), Refusal> {
     let end = header.offset_bytes + header.length_bytes;
     let whole = terms.block_size.blocks_covered(header.offset_bytes..end, terms.size_bytes);
-    if header.flags & flags::NO_HOLE != 0 || whole.is_empty() {
+    if header.flags & flags::NO_HOLE != 0 || whole.is_empty() || header.offset_bytes < terms.origin_bytes {
         return refuse(Errno::NotSupported, "zeroing this is not faster than writing it");
     }
     Ok(())
@@ -249,6 +251,7 @@ mod tests {
             style: Style::Structured,
             contexts: Contexts::all(),
             block_size: BlockSize::MIN,
+            origin_bytes: 0,
         }
     }
 
@@ -416,6 +419,14 @@ mod tests {
         }
         assert!(!names_contexts(&request(7, 0, 0, 512), &extended));
         assert!(!names_contexts(&request(7, flags::PAYLOAD_LEN, 0, 16), &terms()));
+    }
+
+    #[test]
+    fn zeros_over_an_external_origin_are_not_fast() {
+        let over = Terms { origin_bytes: MIB + 512, ..terms() };
+        let at = |offset| error(&request(6, flags::FAST_ZERO, offset, 2 * MIB), &over);
+        assert_eq!([0, MIB].map(at), [Some(Errno::NotSupported); 2]);
+        assert_eq!(at(MIB + 65_536), None, "past its end they are");
     }
 
     proptest! {
