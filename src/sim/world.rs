@@ -331,7 +331,8 @@ impl World {
             return Ok(());
         }
         let wrong = |error: crate::error::Error| format!("adding up what is shared: {error}");
-        let mut metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadOnly).map_err(wrong)?;
+        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
+        let mut metadata = Metadata::open(disk, Access::ReadOnly).map_err(wrong)?;
         let mut holders: HashMap<DataBlock, Vec<VolumeId>> = HashMap::new();
         for (id, _) in metadata.volumes().map_err(wrong)? {
             let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
