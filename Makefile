@@ -2,7 +2,7 @@
 
 RUST_NEEDS  := cargo gcc,libc6-dev=cc
 CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
-TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit zstd python3 python3-libnbd
+TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit nbd-client openssl zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
 .PHONY: help build install lint test simulate vmtest demo bench clean

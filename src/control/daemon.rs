@@ -18,7 +18,7 @@ use super::time;
 use crate::driver::Pool;
 use crate::engine::{Answer, Command, Keeper, KeeperOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::frontend::nbd::{Address, Export, Exports, Limits, Server};
+use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
 use crate::metadata::Access;
 use crate::units::BlockSize;
 use std::os::unix::fs::FileTypeExt;
@@ -40,8 +40,12 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 pub struct ServeOptions {
     /// Where to serve NBD; the pool's own socket if empty.
     pub listen: Vec<Address>,
-    /// Whether addresses other than loopback ones are allowed.
-    pub allow_remote: bool,
+    /// Where the certificates for TLS are; `None`: no TLS.
+    pub tls_certificates: Option<PathBuf>,
+    /// Whether clients must have a certificate, too.
+    pub tls_verify_peer: bool,
+    /// Without TLS: whether TCP addresses other than loopback ones are allowed.
+    pub insecure_tcp: bool,
     /// Zero the unwritten rest of fresh blocks; `None`: as is kept with the pool.
     pub zero_new_blocks: Option<bool>,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
@@ -68,6 +72,8 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let mut signals = (listen_to(SignalKind::terminate())?, listen_to(SignalKind::interrupt())?);
     let dir = PoolDir::of(pool);
     let hook = options.hook.as_deref().map(hook::require_program).transpose()?;
+    // Before the pool is touched: certificates are where mistakes are made.
+    let limits = limits(options)?;
     let (service, driver, block_size) = start_pool(&dir, options)?;
     let (close, mut close_requests) = mpsc::channel(1);
     let control = match bind_control(&dir) {
@@ -75,7 +81,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         Err(error) => return give_up(&service, error),
     };
     let exports = Arc::new(PoolExports { service: service.clone(), pool: driver.clone(), block_size });
-    let server = match start_nbd(&dir, options, driver, exports) {
+    let server = match start_nbd(&dir, options, limits, driver, exports) {
         Ok(server) => server,
         Err(error) => {
             remove_socket(&dir.control_socket());
@@ -168,13 +174,19 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     Ok((Arc::new(service), driver, block_size))
 }
 
+fn limits(options: &ServeOptions) -> Result<Limits> {
+    let load = |directory: &PathBuf| Tls::load(directory, options.tls_verify_peer);
+    let tls = options.tls_certificates.as_ref().map(load).transpose()?;
+    Ok(Limits { tls, insecure_tcp: options.insecure_tcp, ..Limits::default() })
+}
+
 fn start_nbd(
     dir: &PoolDir,
     options: &ServeOptions,
+    limits: Limits,
     driver: Pool,
     exports: Arc<PoolExports>,
 ) -> Result<Server> {
-    let limits = Limits { allow_remote: options.allow_remote, ..Limits::default() };
     if !options.listen.is_empty() {
         return Server::start(&options.listen, driver, exports, limits);
     }

@@ -1,8 +1,10 @@
 //! `uthin-fsck check`, alias `thin_check`: words, JSON and exit status of a check.
 
+use super::beside::open_state;
 use super::names::Names;
 use super::progress::Watched;
-use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, open_metadata, require_metadata, to_json};
+use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, require_metadata, to_json};
+use crate::check::dump::State;
 use crate::check::report::{Report, Severity, Verdict};
 use crate::check::{CheckOptions, MendOptions, Mended, Scope, check, check_and_mend};
 use crate::disk::{FileDisk, OpenMode};
@@ -73,12 +75,13 @@ impl Arguments {
     fn look(&self) -> Result<(Report, Mended)> {
         let mend = MendOptions { space_maps: self.auto_repair, needs_check: self.clear_needs_check_flag };
         if mend == MendOptions::default() {
-            let disk = Watched::new(open_metadata(&self.metadata)?, CHECKING, self.quiet);
+            let state = if self.metadata_snap { State::Snapshot } else { State::Live };
+            let disk = Watched::new(open_state(&self.metadata, state)?, CHECKING, self.quiet);
             return Ok((check(&disk, &self.options())?, Mended::default()));
         }
         require_metadata(&self.metadata)?;
         let disk = FileDisk::open(&self.metadata, OpenMode::ReadWrite)?.through_page_cache()?;
-        let disk = Watched::new(disk, CHECKING, self.quiet);
+        let disk = Watched::new(Box::new(disk), CHECKING, self.quiet);
         check_and_mend(&disk, &self.options(), mend)
     }
 }

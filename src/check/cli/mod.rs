@@ -5,6 +5,7 @@
 //! when nothing could be said, 2 for wrong usage; under a tool's name the status is that tool's: 0 or 1. There leaks end
 //! in 0 with a warning: they are safe, and no machine should fail to boot over one.
 
+mod beside;
 mod check;
 mod delta;
 mod dump;

@@ -1,7 +1,7 @@
 //! How far long work has come, on a terminal; elsewhere nothing.
 
 use crate::check::source::Source;
-use crate::disk::{Disk, FileDisk};
+use crate::disk::Disk;
 use crate::units::{META_BLOCK_BYTES, MetaBlock};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal, Read};
@@ -41,14 +41,14 @@ impl Drop for Progress {
 
 /// Metadata with a bar for what is read of them: most commands read what is allocated, once.
 pub(super) struct Watched {
-    disk: FileDisk,
+    disk: Box<dyn Disk>,
     progress: Progress,
 }
 
 impl Watched {
     /// `doing` is what the bar says.
-    pub(super) fn new(disk: FileDisk, doing: &'static str, is_quiet: bool) -> Self {
-        let superblock = Source::new(&disk).superblock(MetaBlock::SUPERBLOCK).ok();
+    pub(super) fn new(disk: Box<dyn Disk>, doing: &'static str, is_quiet: bool) -> Self {
+        let superblock = Source::new(&*disk).superblock(MetaBlock::SUPERBLOCK).ok();
         let allocated = superblock.map(|found| found.metadata_space_map.allocated_blocks.get());
         let bytes = allocated.map(|blocks| blocks.saturating_mul(META_BLOCK_BYTES as u64));
         let size_bytes = disk.size_bytes();

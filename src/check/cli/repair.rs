@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
 }
 
 fn repair(arguments: &Arguments) -> Result<(Salvage, Option<Built>)> {
-    let input = Watched::new(open_metadata(&arguments.input)?, "repairing", arguments.quiet);
+    let input = Watched::new(Box::new(open_metadata(&arguments.input)?), "repairing", arguments.quiet);
     let source = Source::new(&input);
     let overrides = arguments.overrides.overrides();
     let root = arguments.root.map(|RootArgument(root)| root);
