@@ -51,7 +51,7 @@ fn end_of(mappings: &[(u64, u64, u64)], block_bytes: u64) -> u64 {
 
 #[test]
 fn what_the_kernel_wrote_is_read_through_a_client() {
-    for name in ["08-deleted", "15-bs192k"] {
+    for name in ["17-many-devices", "15-bs192k"] {
         let (place, dump) = place_with_data(name);
         let (metadata, data) =
             (fs::read(place.path("meta")).unwrap(), fs::metadata(place.path("disk")).unwrap());

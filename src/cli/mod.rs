@@ -112,7 +112,7 @@ fn completion(shell: clap_complete::Shell, json: bool) -> Result<()> {
 }
 
 /// The exit codes that scripts rely on: 1 failed, 2 usage, 5 not found or in the wrong state, 6 in use, 7 no space.
-/// (3 and 4 belong to `check`.)
+/// (3 and 4 belong to `check` and to `doctor`.)
 fn exit_code(kind: ErrorKind) -> ExitCode {
     ExitCode::from(match kind {
         ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Io | ErrorKind::Failed => 1,
