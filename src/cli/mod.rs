@@ -4,6 +4,8 @@
 //! stderr (with `--json` as `{"error":{"code","message","hint"}}`). Nothing but the answer goes to stdout.
 
 mod docker;
+mod doctor;
+mod export;
 mod pool;
 mod serve;
 mod size;
@@ -47,6 +49,20 @@ enum Noun {
     Volume(volume::Verb),
     /// Serve a pool's volumes over NBD, in the foreground, until SIGTERM or `uthin pool close`
     Serve(serve::Args),
+    /// Make a volume a block device of this machine, or list those that are
+    Export(export::ExportArgs),
+    /// Take a volume's block device away
+    Unexport(export::UnexportArgs),
+    /// Say what this machine lacks for block devices, and how to get it
+    ///
+    /// The exit code is 0 if nothing is missing, and 1 otherwise; warnings do not count.
+    Doctor,
+    /// Print user and group of whoever made a ublk device, if that is an ordinary user: for udev's rules
+    #[command(hide = true)]
+    UblkOwner {
+        /// The device's name: ublkc0, ublkb0
+        name: String,
+    },
     /// Print a script that completes commands and options in a shell
     ///
     /// For example: `uthin completion bash > /etc/bash_completion.d/uthin`, or `source <(uthin completion bash)`.
@@ -71,6 +87,10 @@ pub fn main() -> ExitCode {
         Noun::Pool(verb) => pool::run(verb, json),
         Noun::Volume(verb) => volume::run(verb, json).map(|()| ExitCode::SUCCESS),
         Noun::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
+        Noun::Export(args) => export::export(args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Unexport(args) => export::unexport(&args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Doctor => doctor::run(json),
+        Noun::UblkOwner { name } => export::owner(&name).map(|()| ExitCode::SUCCESS),
         Noun::Completion { shell } => completion(shell, json).map(|()| ExitCode::SUCCESS),
     };
     match done {

@@ -2,7 +2,7 @@
 
 use super::pool::OptionArgs;
 use crate::control::daemon::{self, ServeOptions};
-use crate::control::name::PoolRef;
+use crate::control::name::{PoolRef, VolumeName};
 use crate::error::Result;
 use crate::frontend::nbd::Address;
 
@@ -17,6 +17,9 @@ pub(super) struct Args {
     /// Allow addresses other than loopback ones. NBD has no passwords: whoever connects reads and writes every volume
     #[arg(long)]
     allow_remote: bool,
+    /// Make this volume a block device from the beginning; may be given several times
+    #[arg(long, value_name = "VOLUME", value_parser = VolumeName::parse)]
+    ublk: Vec<VolumeName>,
     #[command(flatten)]
     options: OptionArgs,
 }
@@ -31,6 +34,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         allow_remote: args.allow_remote,
         zero_new_blocks: args.options.zero_new_blocks(),
         discard: args.options.discard(),
+        block_devices: args.ublk,
     };
     daemon::serve(&args.pool, &options, || {
         // Who waits for it reads it; a closed stdout is no reason not to serve.

@@ -5,10 +5,11 @@
 //! The lock goes last, with the process. A daemon that is killed leaves sockets behind, which the next one removes: it has
 //! the pool's lock, so nobody listens there.
 
-use super::api::{Discard, ServedBy};
+use super::api::{Discard, ExportKind, ExportVolume, PoolApi, ServedBy};
+use super::exports::Exports as BlockDevices;
 use super::http::{self, CloseRequest};
 use super::listen;
-use super::name::PoolRef;
+use super::name::{PoolRef, VolumeName};
 use super::open::{OpenPool, open};
 use super::options::PoolOptions;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -31,6 +32,9 @@ use tokio::sync::{mpsc, watch};
 /// How long the last answers on the control socket may take.
 const CONTROL_GRACE: Duration = Duration::from_secs(2);
 
+/// Lanes for the queues of block devices, beside those of NBD connections.
+const BLOCK_DEVICE_LANES: usize = 192;
+
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
@@ -42,10 +46,14 @@ pub struct ServeOptions {
     pub zero_new_blocks: Option<bool>,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
     pub discard: Option<Discard>,
+    /// Volumes to make block devices of from the beginning.
+    pub block_devices: Vec<VolumeName>,
 }
 
 /// Serves the pool until somebody ends it: a signal, or a request to close. `ready` is called once, when clients can come.
 pub fn serve(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Result<()> {
+    // Before there are other threads: they inherit it.
+    prepare_process();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -68,13 +76,21 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         Err(error) => return give_up(&service, error),
     };
     let exports = Arc::new(PoolExports { service: service.clone(), pool: driver.clone(), block_size });
-    let server = match start_nbd(&dir, options, driver, exports) {
+    let server = match start_nbd(&dir, options, driver.clone(), exports) {
         Ok(server) => server,
         Err(error) => {
             remove_socket(&dir.control_socket());
             return give_up(&service, error);
         }
     };
+    let folder = dir.absolute().unwrap_or_else(|_| dir.path().to_owned()).join("dev");
+    service.export_with(Arc::new(BlockDevices::new(driver.clone(), block_size, folder)));
+    if let Err(error) = export_first(&service, &options.block_devices) {
+        service.unexport_all();
+        drop(server);
+        remove_socket(&dir.control_socket());
+        return give_up(&service, error);
+    }
     let pid = std::process::id();
     let since = time::rfc3339(time::now_unix_seconds());
     service.serve_as(ServedBy { pid, since }, server.addresses().iter().map(absolute).collect());
@@ -83,12 +99,15 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let control = tokio::spawn(listen::serve(control, router, listen::Limits::default(), stopped));
     tracing::info!("pool {} is ready", dir.shown());
     ready();
+    tell_supervisor(sd_notify::NotifyState::Ready);
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
+    tell_supervisor(sd_notify::NotifyState::Stopping);
     let closing = service.clone();
     let closed = tokio::task::spawn_blocking(move || {
         let mut server = server;
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
         let _ = closing.let_nobody_wait();
+        closing.unexport_all();
         server.stop();
         closing.close()
     })
@@ -119,7 +138,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         zero_new_blocks: in_force.zero_new_blocks,
         discard_passdown: in_force.discard_passdown(),
         when_full: in_force.when_full,
-        lanes: Limits::default().connections,
+        lanes: Limits::default().connections + BLOCK_DEVICE_LANES,
         volume_sizes: opened.volume_sizes(),
     };
     let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
@@ -131,6 +150,37 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     let service = Service::new(Parts { path, executor, store, catalog, notes, needs_check });
     service.resume_deletions()?;
     Ok((Arc::new(service), driver, block_size))
+}
+
+/// The block devices that are there from the beginning. Whoever is told `ready` finds them.
+fn export_first(service: &Service, volumes: &[VolumeName]) -> Result<()> {
+    for volume in volumes {
+        let request = ExportVolume::usual(ExportKind::Ublk);
+        let export = service.export(volume, &request)?;
+        tracing::info!("volume {volume} is {}", export.device);
+    }
+    Ok(())
+}
+
+/// What a process needs that stands in the way of writes: the kernel is told not to wait for us in order to give us memory,
+/// and files do not run out before they must.
+fn prepare_process() {
+    use rustix::process::{Resource, configure_io_flusher_behavior, getrlimit, setrlimit};
+    if let Err(errno) = configure_io_flusher_behavior(true) {
+        tracing::debug!("PR_SET_IO_FLUSHER: {errno} (`uthin doctor`)");
+    }
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    if let Err(errno) = setrlimit(Resource::Nofile, files) {
+        tracing::debug!("raising the limit of open files: {errno}");
+    }
+}
+
+/// systemd, if it started us so that it wants to know.
+fn tell_supervisor(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!("telling the service manager: {error}");
+    }
 }
 
 fn start_nbd(

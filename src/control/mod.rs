@@ -10,6 +10,8 @@ pub mod client;
 pub mod create;
 pub mod daemon;
 pub mod direct;
+mod export_volume;
+pub mod exports;
 pub mod http;
 pub mod label;
 mod listen;

@@ -5,12 +5,14 @@
 //! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
 
 use super::api::{
-    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, GrowPool, Grown, Health, MetadataSnapshot,
-    MetadataSpace, Mode, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed,
-    ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, SnapshotGroup,
-    SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
+    CreateVolume, DataSpace, Deleted, Discard, ExportInfo, ExportList, ExportVolume, GROUP_LIMIT, GrowPool,
+    Grown, Health, MetadataSnapshot, MetadataSpace, Mode, NewSnapshots, NewVolume, PoolApi, PoolInfo,
+    PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy,
+    SetPool, SetVolume, SnapshotGroup, SnapshotPair, UnexportVolume, Unexported, VolumeInfo, VolumeList,
+    VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
+use super::exports::Exports;
 use super::label;
 use super::name::VolumeName;
 use super::reconcile::volume_bytes_limit;
@@ -61,6 +63,8 @@ pub struct Service {
     notes: Vec<String>,
     needs_check: bool,
     serving: OnceLock<(ServedBy, Vec<Address>)>,
+    /// Block devices; a pool that nobody serves has none.
+    pub(super) block_devices: OnceLock<Arc<Exports>>,
 }
 
 /// Whether changes are possible; locked for the length of one.
@@ -78,7 +82,8 @@ impl Service {
         let Parts { path, executor, store, catalog, notes, needs_check } = parts;
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
-        Service { path, executor, store, catalog, change, notes, needs_check, serving: OnceLock::new() }
+        let (serving, block_devices) = (OnceLock::new(), OnceLock::new());
+        Service { path, executor, store, catalog, change, notes, needs_check, serving, block_devices }
     }
 
     /// Says who serves the pool, and where; once.
@@ -87,7 +92,7 @@ impl Service {
     }
 
     /// The URIs of an export; none if nobody serves. The export without a name stands for all.
-    fn uris(&self, export: &str) -> Vec<String> {
+    pub(super) fn uris(&self, export: &str) -> Vec<String> {
         self.serving.get().map_or_else(Vec::new, |(_, addresses)| {
             addresses.iter().map(|address| address.uri(export)).collect()
         })
@@ -311,7 +316,7 @@ impl Service {
             labels: entry.labels.clone(),
             read_only: entry.read_only,
             open: found.map(|(_, info)| info.openers),
-            exports: self.uris(entry.name.as_str()),
+            exports: self.exports_of(entry),
         }
     }
 
@@ -495,6 +500,7 @@ impl PoolApi for Service {
             entry.name = new.clone();
             Ok(entry.id.get())
         })?;
+        self.renamed(VolumeId::new(id), &new);
         Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id })
     }
 
@@ -547,6 +553,18 @@ impl PoolApi for Service {
         self.release_snapshot()
     }
 
+    fn exports(&self) -> Result<ExportList> {
+        Ok(self.list_exports())
+    }
+
+    fn export(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo> {
+        self.export_volume(name, request)
+    }
+
+    fn unexport(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported> {
+        self.unexport_volume(name, request)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
         let mut changes = self.begin_change()?;
         let volume = self.catalog.read().expect(NO_PANIC).require(name)?.id;
@@ -557,8 +575,7 @@ impl PoolApi for Service {
             })
             .map_err(|error| {
                 if error.kind() == ErrorKind::Busy {
-                    return Error::new(ErrorKind::Busy, format!("volume `{name}` is in use by a client"))
-                        .hint("disconnect its clients first; `uthin volume list POOL` counts them");
+                    return self.in_use(volume, name);
                 }
                 error.context(format!("deleting volume `{name}`"))
             })?;
