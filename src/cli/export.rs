@@ -28,19 +28,19 @@ pub(super) struct ExportArgs {
     #[arg(long)]
     list: bool,
     /// Queues of the device, each with a thread of the daemon [default: 1]
-    #[arg(long, value_name = "N", requires = "ublk")]
+    #[arg(long, value_name = "N", conflicts_with = "list")]
     queues: Option<u16>,
     /// Requests of a queue at a time [default: 128]
-    #[arg(long, value_name = "D", requires = "ublk")]
+    #[arg(long, value_name = "D", conflicts_with = "list")]
     depth: Option<u16>,
     /// Its smallest unit, 512 or 4K [default: 512]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "ublk")]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, conflicts_with = "list")]
     logical_block: Option<u64>,
     /// What is said to be written in one piece, 512 or 4K [default: 4K]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "ublk")]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, conflicts_with = "list")]
     physical_block: Option<u64>,
     /// The device can only be read, though the volume can be written
-    #[arg(long, requires = "ublk")]
+    #[arg(long, conflicts_with = "list")]
     read_only: bool,
     #[command(flatten)]
     table: TableArgs,
