@@ -6,10 +6,11 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build lint test simulate vmtest vmbench demo bench clean
+.PHONY: help build install lint test simulate vmtest vmbench demo bench clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
+	@echo 'make install PREFIX=/usr/local   them, their man pages, completion for bash, and links by the names of the thin_ tools in PREFIX/lib/uthin'
 	@echo 'make demo    a pool, a volume, real NBD clients, a snapshot under load: under a minute'
 	@echo 'make test    build, lint and all tests, real clients and independent checkers among them'
 	@echo 'make simulate SEEDS=1..10001   power cuts in a simulated world'
@@ -21,6 +22,10 @@ help:
 build:
 	@tools/need $(RUST_NEEDS)
 	cargo build --locked --release --bins
+
+PREFIX ?= /usr/local
+install: build
+	@tools/install "$(DESTDIR)$(PREFIX)"
 
 lint:
 	@tools/need $(RUST_NEEDS) rustfmt clippy

@@ -3,7 +3,7 @@
 //! A thin pool in the kernel's on-disk format (dm-thin metadata version 2), served as block devices without the
 //! kernel target. Rooms, each importing only from those above it (a test enforces it):
 //!
-//! `units`, `error`, `checksum` → `disk` → `format` → `metadata` → `engine` → `driver` → `frontend` → `control` →
+//! `units`, `error`, `checksum`, `manual` → `disk` → `format` → `metadata` → `engine` → `driver` → `frontend` → `control` →
 //! `check` → `cli`.
 //!
 //! Four rules hold the engine together:
@@ -24,6 +24,7 @@ pub mod engine;
 pub mod error;
 pub mod format;
 pub mod frontend;
+mod manual;
 pub mod metadata;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

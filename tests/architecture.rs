@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms in order: each may import from those before it (and from its own group).
 const GROUPS: [&[&str]; 11] = [
-    &["units", "error", "checksum"],
+    &["units", "error", "checksum", "manual"],
     &["disk"],
     &["format"],
     &["metadata"],

@@ -114,6 +114,20 @@ fn exit_status_and_words_tell_the_verdict() {
     assert_eq!(status, 4);
     assert!(text.contains("damage: mappings of volume 0, metadata block 372: bad checksum"), "{text}");
     assert!(text.contains("touches volume 0, bytes 1376256 to 16580608"), "{text}");
+    // A catalog beside it knows the name; a damaged one is no reason not to check.
+    let catalog = clean.with_file_name("catalog.json");
+    fs::write(&catalog, r#"{"schema":1,"more":[],"volumes":[{"id":0,"name":"web","size_bytes":1}]}"#)
+        .expect("written");
+    let (_, text, _) = run(&["check"], &clean);
+    assert!(text.contains("touches volume 0 (web), bytes 1376256 to 16580608"), "{text}");
+    let (_, json, _) = run(&["check", "--json"], &clean);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["volume_names"]["0"], "web");
+    for broken in ["{", r#"{"volumes":[{"id":0,"name":"\u001b[2J"}]}"#] {
+        fs::write(&catalog, broken).expect("written");
+        let (status, text, _) = run(&["check"], &clean);
+        assert!(status == 4 && text.contains("touches volume 0, bytes"), "{text}");
+    }
     assert!(text.contains("DAMAGED in"), "{text}");
     for quiet in ["-q", "--quiet"] {
         assert_eq!(run(&["check", quiet], &clean), (4, String::new(), String::new()));
@@ -324,4 +338,26 @@ fn parts_of_a_check_look_at_parts() {
     bytes[4000] ^= 1;
     fs::write(&path, &bytes).expect("written");
     assert_eq!(run(&["check", "-q", "--super-block-only"], &path).0, 4);
+}
+
+#[test]
+fn every_command_has_a_man_page_and_completes() {
+    let folder = folder();
+    let program = env!("CARGO_BIN_EXE_uthin-fsck");
+    let directory = folder.path().join("share/man1");
+    let told = Command::new(program).arg("man").arg(&directory).output().expect("it starts");
+    assert!(told.status.success(), "{told:?}");
+    for command in ["", "-check", "-repair", "-shrink", "-metadata_size"] {
+        let page = fs::read_to_string(directory.join(format!("uthin-fsck{command}.1"))).expect("a page");
+        assert!(page.contains(".TH uthin-fsck"), "{page}");
+    }
+    let told = Command::new(program).args(["man", program]).output().expect("it starts");
+    let words = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(told.status.code() == Some(1) && words.contains("no directory"), "{words}");
+    let told = Command::new(program).args(["completion", "bash"]).output().expect("it starts");
+    let script = folder.path().join("completion");
+    fs::write(&script, &told.stdout).expect("written");
+    let line = "source $1; COMP_WORDS=(uthin-fsck shr); COMP_CWORD=1; _uthin__fsck uthin-fsck shr uthin-fsck; echo ${COMPREPLY[@]}";
+    let told = Command::new("bash").args(["-c", line, "bash"]).arg(&script).output().expect("bash");
+    assert_eq!(String::from_utf8_lossy(&told.stdout).trim(), "shrink", "{told:?}");
 }

@@ -52,6 +52,21 @@ fn what_a_pool_holds_open() {
 }
 
 #[test]
+fn a_metadata_snapshot_can_be_looked_at_beside_its_pool() {
+    let folder = folder();
+    let path = unpack(&folder, "09-held-root");
+    let commands: [&[&str]; 4] =
+        [&["check", "-m"], &["dump", "-m"], &["ls", "-m"], &["delta", "-m", "--thin1", "7", "--thin2", "8"]];
+    let alone: Vec<_> =
+        commands.iter().map(|words| ours(&[words, &[text(&path)][..]].concat()).good()).collect();
+    let _held = FileDisk::open(&path, OpenMode::ReadWrite).expect("nobody else has it");
+    for (words, alone) in commands.iter().zip(alone) {
+        let beside = ours(&[words, &[text(&path)][..]].concat()).good();
+        assert!(beside == alone, "{words:?}");
+    }
+}
+
+#[test]
 fn noise_is_refused_or_repaired_from_but_never_touched() {
     let folder = folder();
     let path = folder.path().join("noise");

@@ -19,9 +19,11 @@ use crate::control::name::PoolRef;
 use crate::control::pool_dir::PoolDir;
 use crate::control::service::Service;
 use crate::error::{Error, ErrorKind, Result};
+use crate::manual;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Thin pools in the kernel's on-disk format, in userspace.
@@ -71,6 +73,11 @@ enum Noun {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Write man pages, one for each command, into a directory
+    Man {
+        /// The directory, for example /usr/local/share/man/man1
+        directory: PathBuf,
+    },
 }
 
 /// Runs the command that the process was started with.
@@ -92,6 +99,9 @@ pub fn main() -> ExitCode {
         Noun::Doctor => doctor::run(json),
         Noun::UblkOwner { name } => export::owner(&name).map(|()| ExitCode::SUCCESS),
         Noun::Completion { shell } => completion(shell, json).map(|()| ExitCode::SUCCESS),
+        Noun::Man { directory } => {
+            manual::write_man_pages(Cli::command(), &directory).map(|()| ExitCode::SUCCESS)
+        }
     };
     match done {
         Ok(code) => code,
@@ -102,16 +112,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The script is made of the same definitions as the parser, and so never behind it.
 fn completion(shell: clap_complete::Shell, json: bool) -> Result<()> {
     if json {
         return Err(
             Error::new(ErrorKind::Invalid, "a completion script is no JSON").hint("leave --json away")
         );
     }
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "uthin", &mut script);
-    print(&String::from_utf8_lossy(&script))
+    print(&manual::completion(Cli::command(), shell))
 }
 
 /// The exit codes that scripts rely on: 1 failed, 2 usage, 5 not found or in the wrong state, 6 in use, 7 no space.

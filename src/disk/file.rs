@@ -26,6 +26,8 @@ const BOUNCE_BYTES: usize = 1 << 20;
 pub enum OpenMode {
     /// Nothing is written, a shared lock is taken.
     ReadOnly,
+    /// Nothing is written, and no lock is taken: others may be writing.
+    ReadBeside,
     /// An exclusive lock is taken.
     ReadWrite,
 }
@@ -55,12 +57,12 @@ impl FileDisk {
                 .hint("give a regular file or a block device"));
         }
         let access = match mode {
-            OpenMode::ReadOnly => OFlags::RDONLY,
+            OpenMode::ReadOnly | OpenMode::ReadBeside => OFlags::RDONLY,
             OpenMode::ReadWrite => OFlags::RDWR,
         };
         let exclusive = match (mode, kind.is_block_device()) {
             (OpenMode::ReadWrite, true) => OFlags::EXCL,
-            (OpenMode::ReadWrite, false) | (OpenMode::ReadOnly, _) => OFlags::empty(),
+            (OpenMode::ReadWrite, false) | (OpenMode::ReadOnly | OpenMode::ReadBeside, _) => OFlags::empty(),
         };
         let file = match open_file(path, access | exclusive) {
             // Who has it open exclusively may be one of us: then the lock knows its name.
@@ -71,7 +73,9 @@ impl FileDisk {
             opened => opened?,
         };
         let patience = if kind.is_block_device() { Patience::ForUdev } else { Patience::None };
-        lock(&file, path, patience, mode == OpenMode::ReadWrite)?;
+        if mode != OpenMode::ReadBeside {
+            lock(&file, path, patience, mode == OpenMode::ReadWrite)?;
+        }
         Self::new(file, path)
     }
 

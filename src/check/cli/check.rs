@@ -1,17 +1,23 @@
 //! `uthin-fsck check`, alias `thin_check`: words, JSON and exit status of a check.
 
-use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, open_metadata, require_metadata, to_json};
+use super::beside::open_state;
+use super::names::Names;
+use super::progress::Watched;
+use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, require_metadata, to_json};
+use crate::check::dump::State;
 use crate::check::report::{Report, Severity, Verdict};
 use crate::check::{CheckOptions, MendOptions, Mended, Scope, check, check_and_mend};
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::Result;
 use crate::units::MetaBlock;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Touched parts of volumes that are listed for one finding on a terminal; all are in the JSON.
 const TOUCHED_SHOWN: usize = 4;
+const CHECKING: &str = "checking";
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -69,10 +75,13 @@ impl Arguments {
     fn look(&self) -> Result<(Report, Mended)> {
         let mend = MendOptions { space_maps: self.auto_repair, needs_check: self.clear_needs_check_flag };
         if mend == MendOptions::default() {
-            return Ok((check(&open_metadata(&self.metadata)?, &self.options())?, Mended::default()));
+            let state = if self.metadata_snap { State::Snapshot } else { State::Live };
+            let disk = Watched::new(open_state(&self.metadata, state)?, CHECKING, self.quiet);
+            return Ok((check(&disk, &self.options())?, Mended::default()));
         }
         require_metadata(&self.metadata)?;
         let disk = FileDisk::open(&self.metadata, OpenMode::ReadWrite)?.through_page_cache()?;
+        let disk = Watched::new(Box::new(disk), CHECKING, self.quiet);
         check_and_mend(&disk, &self.options(), mend)
     }
 }
@@ -82,10 +91,11 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
         Ok(looked) => looked,
         Err(error) => return terminal.failed(&error, arguments.json),
     };
+    let names = Names::beside(&arguments.metadata);
     if arguments.json {
-        terminal.say(&report_json(&arguments.metadata, &report));
+        terminal.say(&report_json(&arguments.metadata, &report, &names));
     } else if !arguments.quiet {
-        terminal.say(&report_text(&arguments.metadata, &report));
+        terminal.say(&report_text(&arguments.metadata, &report, &names));
         terminal.say(mended_text(mended));
     }
     // Leaks are safe, and no machine should fail to boot over one.
@@ -108,18 +118,25 @@ fn mended_text(mended: Mended) -> &'static str {
     }
 }
 
-fn report_json(path: &Path, report: &Report) -> String {
+fn report_json(path: &Path, report: &Report, names: &Names) -> String {
     #[derive(Serialize)]
     struct Shown<'a> {
         schema: &'a str,
         file: String,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        volume_names: &'a BTreeMap<u64, String>,
         #[serde(flatten)]
         report: &'a Report,
     }
-    to_json(&Shown { schema: "uthin/v1", file: path.display().to_string(), report })
+    to_json(&Shown {
+        schema: "uthin/v1",
+        file: path.display().to_string(),
+        volume_names: names.all(),
+        report,
+    })
 }
 
-fn report_text(path: &Path, report: &Report) -> String {
+fn report_text(path: &Path, report: &Report, names: &Names) -> String {
     let mut text = String::new();
     let summary = &report.superblock;
     let mapped: u64 = report.volumes.iter().fold(0, |sum, volume| sum.saturating_add(volume.mapped_blocks));
@@ -137,7 +154,7 @@ fn report_text(path: &Path, report: &Report) -> String {
     for finding in &report.findings {
         write!(text, "\n{finding}\n").expect("a string takes everything");
         for touched in finding.touches.iter().take(TOUCHED_SHOWN) {
-            text += &format!("  touches volume {}, ", touched.volume);
+            text += &format!("  touches {}, ", names.volume(touched.volume.get()));
             text += &match touched.end {
                 Some(end) => format!("bytes {} to {}\n", bytes(touched.begin, kib), bytes(end, kib)),
                 None => format!("from byte {} on\n", bytes(touched.begin, kib)),

@@ -1,6 +1,7 @@
 //! `uthin-fsck delta`, alias `thin_delta`.
 
-use super::{CLEAN, Terminal, open_metadata};
+use super::beside::open_state;
+use super::{CLEAN, Terminal};
 use crate::check::dump::{State, Text, superblock_of};
 use crate::check::forest::{Forest, Refuse};
 use crate::check::source::Source;
@@ -55,9 +56,9 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
 }
 
 fn write(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> {
-    let disk = open_metadata(&arguments.metadata)?;
-    let source = Source::new(&disk);
     let state = if arguments.metadata_snap { State::Snapshot } else { State::Live };
+    let disk = open_state(&arguments.metadata, state)?;
+    let source = Source::new(&*disk);
     let superblock = superblock_of(source, state)?;
     let sides = [
         side(source, &superblock, arguments.thin1, arguments.root1)?,

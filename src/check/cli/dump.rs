@@ -1,7 +1,9 @@
 //! `uthin-fsck dump`, alias `thin_dump`.
 
+use super::beside::open_state;
+use super::progress::Watched;
 use super::restore::OverrideArguments;
-use super::{CLEAN, Terminal, open_metadata};
+use super::{CLEAN, Terminal};
 use crate::check::dump::{HumanSink, JsonSink, Selection, State, XmlSink, dump, plan, superblock_of};
 use crate::check::forest::{Collect, Refuse};
 use crate::check::repair::{SaneSink, salvage};
@@ -11,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::units::MetaBlock;
 use clap::ValueEnum;
 use std::fs::File;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 /// How a dump is written.
@@ -74,7 +76,10 @@ pub(super) fn state_of(metadata_snap: Option<Option<u64>>) -> State {
 }
 
 fn write_dump(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> {
-    let disk = open_metadata(&arguments.metadata)?;
+    // A bar would run through what a terminal is shown.
+    let state = state_of(arguments.metadata_snap);
+    let is_shown = arguments.output.is_none() && std::io::stdout().is_terminal();
+    let disk = Watched::new(open_state(&arguments.metadata, state)?, "dumping", arguments.quiet || is_shown);
     let source = Source::new(&disk);
     let selection = Selection {
         volumes: arguments.dev_id.iter().copied().collect(),
@@ -87,7 +92,7 @@ fn write_dump(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> 
             dump(source, &plan, &selection, &mut Collect::default(), &mut SaneSink::new(&mut *sink))
         });
     }
-    let superblock = superblock_of(source, state_of(arguments.metadata_snap))?;
+    let superblock = superblock_of(source, state)?;
     let mut plan = plan(source, &superblock)?;
     arguments.overrides.overrides().apply(&mut plan.pool)?;
     with_output(arguments.output.as_deref(), &arguments.metadata, terminal, |out| {

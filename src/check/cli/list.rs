@@ -1,6 +1,7 @@
 //! `uthin-fsck ls`, alias `thin_ls`: a table of volumes.
 
-use super::{CLEAN, Terminal, open_metadata, to_json};
+use super::beside::open_state;
+use super::{CLEAN, Terminal, to_json};
 use crate::check::dump::{Plan, State, VolumePlan, plan, superblock_of};
 use crate::check::source::Source;
 use crate::check::tools::list::{Taken, taken};
@@ -70,9 +71,9 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
 }
 
 fn table(arguments: &Arguments) -> Result<String> {
-    let disk = open_metadata(&arguments.metadata)?;
-    let source = Source::new(&disk);
     let state = if arguments.metadata_snap { State::Snapshot } else { State::Live };
+    let disk = open_state(&arguments.metadata, state)?;
+    let source = Source::new(&*disk);
     let plan = plan(source, &superblock_of(source, state)?)?;
     let needs_mappings = |field: &Field| match field {
         Field::ExclusiveBlocks

@@ -5,28 +5,33 @@
 //! when nothing could be said, 2 for wrong usage; under a tool's name the status is that tool's: 0 or 1. There leaks end
 //! in 0 with a warning: they are safe, and no machine should fail to boot over one.
 
+mod beside;
 mod check;
 mod delta;
 mod dump;
 mod list;
 mod look;
+mod names;
 mod pack;
+mod progress;
 mod repair;
 mod restore;
 mod rmap;
+mod shrink;
 mod size;
 mod trim;
 
 use super::open;
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manual;
 use crate::units::META_BLOCK_BYTES;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const CLEAN: u8 = 0;
@@ -84,12 +89,26 @@ enum Command {
     /// Give free data blocks back to the data device, of a pool that is not in use.
     #[command(visible_alias = "thin_trim")]
     Trim(trim::Arguments),
+    /// Make a pool that is not in use fit a smaller data device.
+    #[command(visible_alias = "thin_shrink")]
+    Shrink(shrink::Arguments),
     /// What a metadata block is, and who points at it.
     Explain(look::ExplainArguments),
     /// A picture of the data device by volume, sharing and age.
     Map(look::MapArguments),
     /// Damage metadata, for tests.
     Damage(look::DamageArguments),
+    /// Print a script that completes commands and options in a shell.
+    Completion {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages, one for each command, into a directory.
+    Man {
+        /// The directory, for example /usr/local/share/man/man1.
+        directory: PathBuf,
+    },
 }
 
 /// Where words go, and whose words they are.
@@ -159,9 +178,18 @@ impl Command {
             Command::Pack(arguments) => pack::run_pack(arguments, terminal),
             Command::Unpack(arguments) => pack::run_unpack(arguments, terminal),
             Command::Trim(arguments) => trim::run(arguments, terminal),
+            Command::Shrink(arguments) => shrink::run(arguments, terminal),
             Command::Explain(arguments) => look::run_explain(arguments, terminal),
             Command::Map(arguments) => look::run_map(arguments, terminal),
             Command::Damage(arguments) => look::run_damage(arguments, terminal),
+            Command::Completion { shell } => {
+                terminal.say(&manual::completion(Fsck::command(), *shell));
+                CLEAN
+            }
+            Command::Man { directory } => match manual::write_man_pages(Fsck::command(), directory) {
+                Ok(()) => CLEAN,
+                Err(error) => terminal.failed(&error, false),
+            },
         }
     }
 }

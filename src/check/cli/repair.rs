@@ -1,5 +1,7 @@
 //! `uthin-fsck repair`, alias `thin_repair`.
 
+use super::names::Names;
+use super::progress::Watched;
 use super::restore::{OverrideArguments, remarks};
 use super::{CLEAN, Terminal, open_metadata, open_output, require_different, to_json};
 use crate::check::build::{Builder, Built};
@@ -68,7 +70,8 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
             if arguments.json {
                 terminal.say(&json(&salvage, built.as_ref()));
             } else if !arguments.quiet {
-                let text = text(&salvage, built.as_ref());
+                let names = Names::beside(&arguments.input);
+                let text = text(&salvage, built.as_ref(), &names);
                 if arguments.dry_run { terminal.say(&text) } else { terminal.remark(&text) }
             }
             CLEAN
@@ -78,7 +81,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
 }
 
 fn repair(arguments: &Arguments) -> Result<(Salvage, Option<Built>)> {
-    let input = open_metadata(&arguments.input)?;
+    let input = Watched::new(Box::new(open_metadata(&arguments.input)?), "repairing", arguments.quiet);
     let source = Source::new(&input);
     let overrides = arguments.overrides.overrides();
     let root = arguments.root.map(|RootArgument(root)| root);
@@ -145,7 +148,7 @@ fn json(salvage: &Salvage, built: Option<&Built>) -> String {
     })
 }
 
-fn text(salvage: &Salvage, built: Option<&Built>) -> String {
+fn text(salvage: &Salvage, built: Option<&Built>, names: &Names) -> String {
     let mut text = String::new();
     if let Some(fault) = &salvage.superblock_fault {
         line(&mut text, format_args!("superblock: {fault}"));
@@ -174,7 +177,7 @@ fn text(salvage: &Salvage, built: Option<&Built>) -> String {
     }
     more(&mut text, salvage.assumptions.len(), "assumptions");
     for loss in salvage.losses.iter().take(SHOWN) {
-        line(&mut text, loss_line(loss, u64::from(salvage.plan.pool.data_block_sectors) * 512));
+        line(&mut text, loss_line(loss, u64::from(salvage.plan.pool.data_block_sectors) * 512, names));
     }
     more(&mut text, salvage.losses.len(), "losses");
     let volumes = &salvage.plan.volumes;
@@ -215,11 +218,13 @@ fn candidate_line(candidate: &Candidate) -> String {
     )
 }
 
-fn loss_line(loss: &Loss, block_bytes: u64) -> String {
+fn loss_line(loss: &Loss, block_bytes: u64, names: &Names) -> String {
     let bytes = |block: u64| u128::from(block) * u128::from(block_bytes);
     let end = loss.end.map_or("on".to_owned(), |end| format!("to {}", bytes(end)));
     match loss.volume {
-        Some(volume) => format!("lost: volume {volume}, bytes {} {end}: {}", bytes(loss.begin), loss.why),
+        Some(volume) => {
+            format!("lost: {}, bytes {} {end}: {}", names.volume(volume), bytes(loss.begin), loss.why)
+        }
         None => format!("lost: volumes from {} on: {}", loss.begin, loss.why),
     }
 }

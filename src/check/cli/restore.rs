@@ -1,12 +1,14 @@
 //! `uthin-fsck restore`, alias `thin_restore`.
 
+use super::progress::Progress;
 use super::{CLEAN, Terminal, open_output, require_different};
 use crate::check::build::{Builder, Built, Overrides};
 use crate::check::restore::restore;
+use crate::check::stream::Sink;
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::File;
-use std::io::BufReader;
-use std::path::PathBuf;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
 
 /// What is read of the XML at once.
 const INPUT_BYTES: usize = 1 << 18;
@@ -63,20 +65,32 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
 }
 
 fn build(arguments: &Arguments) -> Result<Built> {
-    let shown = arguments.input.display();
-    let file = File::open(&arguments.input).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, format!("{shown}: no such file")),
-        _ => Error::io(format_args!("{shown}: opening"), &error),
-    })?;
+    let input = open_xml(&arguments.input)?;
     require_different(&arguments.input, &arguments.output)?;
     let output = open_output(&arguments.output)?;
     let mut builder = Builder::new(&output, arguments.overrides.overrides());
-    let mut input = BufReader::with_capacity(INPUT_BYTES, file);
-    restore(&mut input, &mut builder).map_err(|error| match error.kind() {
-        ErrorKind::Invalid | ErrorKind::Unsupported => error.context(shown),
-        _ => error,
-    })?;
+    let size_bytes = input.metadata().map_or(0, |found| found.len());
+    let progress = Progress::new("restoring", size_bytes, arguments.quiet);
+    parse(&arguments.input, progress.reading(input), &mut builder)?;
     Ok(builder.into_built())
+}
+
+/// Opens a file of XML.
+pub(super) fn open_xml(path: &Path) -> Result<File> {
+    let shown = path.display();
+    File::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, format!("{shown}: no such file")),
+        _ => Error::io(format_args!("{shown}: opening"), &error),
+    })
+}
+
+/// Reads the XML of `path` into `sink`; what is wrong with it is told with the file's name.
+pub(super) fn parse(path: &Path, input: impl Read, sink: &mut dyn Sink) -> Result<()> {
+    let mut input = BufReader::with_capacity(INPUT_BYTES, input);
+    restore(&mut input, sink).map_err(|error| match error.kind() {
+        ErrorKind::Invalid | ErrorKind::Unsupported => error.context(path.display()),
+        _ => error,
+    })
 }
 
 /// What is worth saying of a device that was built.

@@ -5,5 +5,6 @@ pub(super) mod explain;
 pub(super) mod list;
 pub(super) mod picture;
 pub(super) mod rmap;
+pub(super) mod shrink;
 pub(super) mod size;
 pub(super) mod trim;

@@ -6,6 +6,7 @@
 //!   the keeper has ended, it answers those itself, with a failure.
 //! - An eventfd is read all the time; the keeper (or a [`Waker`]) writes to it to end the thread's wait.
 
+use super::bursts::Bursts;
 use super::ring::{Completion, DataFile, Ring, Submit};
 use super::transfer::{Direction, Outcome, Transfer, Transfers, Wanted};
 use crate::disk::{AlignedBuffer, Disk, FileDisk};
@@ -88,6 +89,7 @@ pub struct UringLane {
     /// The length of a scratch buffer: no fill moves more than a block at a time.
     scratch_bytes: usize,
     transfers: Transfers,
+    bursts: Bursts,
     buffers: BufferPool,
 
     /// Reused by every call; empty between calls.
@@ -120,6 +122,7 @@ impl UringLane {
             scratch: NumberMap::default(),
             scratch_bytes,
             transfers: Transfers::default(),
+            bursts: Bursts::default(),
             buffers,
             actions: Vec::new(),
             replies: Vec::new(),
@@ -159,7 +162,13 @@ impl UringLane {
         self.seat.inbox().is_awake();
         match completion.user_data() & BELL {
             BELL => self.bell_rang(&completion, ring),
-            slot => self.moved(slot as usize, completion.result(), ring),
+            slot => {
+                self.bursts.end();
+                self.moved(slot as usize, completion.result(), ring);
+                while let Some(slot) = self.bursts.next() {
+                    self.push(slot, ring);
+                }
+            }
         }
     }
 
@@ -167,6 +176,7 @@ impl UringLane {
     /// in one go, takes in what it has answered, and sees to it that its next answer ends the wait.
     pub fn before_wait(&mut self, ring: &mut impl Submit) {
         self.listen(ring);
+        self.bursts.turn();
         loop {
             if !self.asks.is_empty() {
                 self.seat.shared.keeper.ask(self.seat.lane, &mut self.asks);
@@ -393,8 +403,15 @@ impl UringLane {
         self.transfers.insert(Transfer::new(wanted, ops))
     }
 
-    /// Pushes the next operation of a transfer.
+    /// Starts the next operation of a transfer, when it is its turn.
     fn start(&mut self, slot: usize, ring: &mut impl Submit) {
+        if self.bursts.begin(slot) {
+            self.push(slot, ring);
+        }
+    }
+
+    /// Pushes the next operation of a transfer.
+    fn push(&mut self, slot: usize, ring: &mut impl Submit) {
         let transfer = self.transfers.get_mut(slot);
         let (direction, place, operation) = (transfer.direction, transfer.place, transfer.next_operation());
         assert!(direction == Direction::Write || place != Place::Zeros, "nobody reads into the zeros");

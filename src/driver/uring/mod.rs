@@ -25,8 +25,10 @@
 //! push of the entry to its completion, take completions by value (each exists once), and leak the buffers if they are
 //! dropped too early, which is a bug and panics.
 
+mod bursts;
 mod lane;
 mod outgoing;
+mod poll;
 mod ring;
 mod socket;
 mod transfer;

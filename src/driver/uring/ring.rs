@@ -1,5 +1,6 @@
 //! The ring: entries in, completions out, one system call a turn.
 
+use super::poll;
 use crate::disk::FileDisk;
 use crate::error::{Error, ErrorKind, Result};
 use io_uring::{IoUring, squeue};
@@ -103,6 +104,18 @@ impl Ring {
                 },
             }
         }
+    }
+
+    /// Like [`Ring::submit_and_wait`] for one completion, which is expected within some 100 µs: looks out for it, at the price
+    /// of a busy CPU, before it sleeps.
+    pub fn submit_and_look(&mut self) -> Result<()> {
+        self.submit_and_wait(0)?;
+        if self.ring.completion().is_empty() {
+            let ring = &mut self.ring;
+            // Completions wait outside the queue, until they are fetched, when the kernel defers its work.
+            poll::look_for(|| !ring.completion().is_empty() || ring.submission().taskrun());
+        }
+        self.submit_and_wait(1)
     }
 
     /// A completion that has come, without a system call.

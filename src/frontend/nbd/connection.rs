@@ -74,6 +74,10 @@ impl Backend for Channel {
     }
 }
 
+/// With so many requests in flight, the thread looks out for completions before it sleeps; with fewer it costs a CPU and
+/// gains nothing (docs/performance.md).
+const LOOK_OUT_FROM: usize = 8;
+
 /// Serves until the client leaves or `is_stopping` says that it is time (whoever makes it say so wakes the lane). An
 /// error is the ring's; then nothing can be waited for any more.
 pub fn serve(
@@ -99,7 +103,11 @@ pub fn serve(
         }
         stream.pause_receiving(session.closing().is_some());
         stream.before_wait(&mut channel.ring);
-        channel.ring.submit_and_wait(1)?;
+        if session.in_flight() >= LOOK_OUT_FROM {
+            channel.ring.submit_and_look()?;
+        } else {
+            channel.ring.submit_and_wait(1)?;
+        }
     }
     let Channel { lease, mut lane, mut ring } = channel;
     lane.drain(&mut ring, |completion, ring| stream.complete(completion, ring))?;
