@@ -37,8 +37,8 @@ const MAY_NOT_KNOW: [(&str, &[&str]); 4] = [
     ("sim", &["driver", "frontend", "control"]),
 ];
 
-/// Files, or folders, in which `unsafe` is allowed: buffers, an ioctl, the ring.
-const UNSAFE_ALLOWED: [&str; 3] = ["disk/buffer.rs", "disk/ioctl.rs", "driver/"];
+/// Files, or folders, in which `unsafe` is allowed: buffers, an ioctl, the ring, what ublk's driver is told and shows.
+const UNSAFE_ALLOWED: [&str; 4] = ["disk/buffer.rs", "disk/ioctl.rs", "driver/", "frontend/ublk/"];
 
 /// The most lines that a file may have.
 const LINES_LIMIT: usize = 900;

@@ -8,6 +8,8 @@ mod dm;
 mod docker;
 mod doctor;
 mod events;
+mod export;
+mod machine;
 mod options;
 mod pool;
 mod serve;
@@ -58,6 +60,20 @@ enum Noun {
     ///
     /// Space that runs low or out or is there again, changes of mode, volumes made and deleted.
     Events(events::Args),
+    /// Make a volume a block device of this machine, or list those that are
+    Export(export::ExportArgs),
+    /// Take a volume's block device away
+    Unexport(export::UnexportArgs),
+    /// Say what this machine lacks for block devices, and how to get it
+    ///
+    /// The exit code is 0 if nothing is missing, and 1 otherwise; warnings do not count.
+    Doctor,
+    /// Print user and group of whoever made a ublk device, if that is an ordinary user: for udev's rules
+    #[command(hide = true)]
+    UblkOwner {
+        /// The device's name: ublkc0, ublkb0
+        name: String,
+    },
     /// Print a script that completes commands and options in a shell
     ///
     /// For example: `uthin completion bash > /etc/bash_completion.d/uthin`, or `source <(uthin completion bash)`.
@@ -88,6 +104,10 @@ pub fn main() -> ExitCode {
         Noun::Volume(verb) => volume::run(verb, json).map(|()| ExitCode::SUCCESS),
         Noun::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
         Noun::Events(args) => events::run(&args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Export(args) => export::export(args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Unexport(args) => export::unexport(&args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Doctor => machine::run(json),
+        Noun::UblkOwner { name } => export::owner(&name).map(|()| ExitCode::SUCCESS),
         Noun::Completion { shell } => completion(shell, json).map(|()| ExitCode::SUCCESS),
         Noun::Man { directory } => {
             manual::write_man_pages(Cli::command(), &directory).map(|()| ExitCode::SUCCESS)

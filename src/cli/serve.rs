@@ -2,7 +2,7 @@
 
 use super::options::OptionArgs;
 use crate::control::daemon::{self, ServeOptions};
-use crate::control::name::PoolRef;
+use crate::control::name::{PoolRef, VolumeName};
 use crate::error::Result;
 use crate::frontend::nbd::Address;
 use std::path::PathBuf;
@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// Without TLS, allow TCP addresses other than loopback ones: whoever connects there reads and writes every volume
     #[arg(long, conflicts_with = "tls_certificates")]
     insecure_tcp: bool,
+    /// Make this volume a block device from the beginning; may be given several times
+    #[arg(long, value_name = "VOLUME", value_parser = VolumeName::parse)]
+    ublk: Vec<VolumeName>,
     #[command(flatten)]
     options: OptionArgs,
     /// Run this program for each event (see `uthin events`), without a shell or arguments. It finds UTHIN_EVENT, UTHIN_POOL and
@@ -45,6 +48,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         zero_new_blocks: args.options.zero_new_blocks(),
         discard: args.options.discard(),
         hook: args.hook,
+        block_devices: args.ublk,
     };
     daemon::serve(&args.pool, &options, || {
         // Who waits for it reads it; a closed stdout is no reason not to serve.

@@ -96,7 +96,7 @@ pub(super) enum Verb {
     },
     /// Make a volume larger, in use or not, or smaller
     ///
-    /// Clients see the new size when they connect again. Smaller only when no client has it open and it holds
+    /// NBD clients see the new size when they connect again, block devices at once (with Linux 6.16). Smaller only when no client has it open and it holds
     /// nothing past the new end.
     Resize {
         /// The volume: POOL/VOLUME
@@ -292,7 +292,8 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
                 return print_json(&done);
             }
             let (old, new) = (size::human(done.old_size_bytes), size::human(done.size_bytes));
-            print(&format!("volume {}: {old} -> {new}\n", done.name))
+            let notice = done.notice.map_or_else(String::new, |notice| format!("{notice}\n"));
+            print(&format!("volume {}: {old} -> {new}\n{notice}", done.name))
         }
         Verb::Status { volume, format, table } => status(&volume, format, &table, json),
         Verb::Table { volume, pool_device } => dm::volume_table(&volume, pool_device.as_deref(), json),

@@ -523,6 +523,112 @@ pub struct Resized {
     pub size_bytes: u64,
     /// Its size until now.
     pub old_size_bytes: u64,
+    /// What its block device has to do with that, if it cannot follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+}
+
+/// How a volume is exported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportKind {
+    /// As a block device of this machine.
+    Ublk,
+}
+
+/// The body of `POST /v1/volumes/{name}/export`: what is not mentioned is as usual.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportVolume {
+    /// As what.
+    pub kind: ExportKind,
+    /// Queues, each with a thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Requests of a queue at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u16>,
+    /// The smallest unit of a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_block_bytes: Option<u32>,
+    /// What is said to be written in one piece.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_block_bytes: Option<u32>,
+    /// Whether the device can only be read, though the volume can be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+impl ExportVolume {
+    /// As usual in everything.
+    pub fn usual(kind: ExportKind) -> Self {
+        ExportVolume {
+            kind,
+            queues: None,
+            depth: None,
+            logical_block_bytes: None,
+            physical_block_bytes: None,
+            read_only: false,
+        }
+    }
+}
+
+/// A volume that is exported: the answer to `POST /v1/volumes/{name}/export`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume.
+    pub volume: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+    /// As what.
+    pub kind: ExportKind,
+    /// The block device.
+    pub device: String,
+    /// The link to it, in the pool's directory.
+    pub link: Option<String>,
+    /// The volume's size.
+    pub size_bytes: u64,
+    /// Its queues.
+    pub queues: u16,
+    /// Requests of a queue at a time.
+    pub depth: u16,
+    /// The smallest unit of a request.
+    pub logical_block_bytes: u32,
+    /// What is said to be written in one piece.
+    pub physical_block_bytes: u32,
+    /// Whether it can only be read.
+    pub read_only: bool,
+}
+
+/// All exports: `GET /v1/exports`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExportList {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// In order of names.
+    pub exports: Vec<ExportInfo>,
+}
+
+/// The body of `POST /v1/volumes/{name}/unexport`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnexportVolume {
+    /// Do it though somebody has the device open, who gets errors from then on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// The answer to `POST /v1/volumes/{name}/unexport`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unexported {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume.
+    pub volume: VolumeName,
+    /// The block device, which is gone.
+    pub device: String,
 }
 
 /// The body of `POST /v1/pool/grow`: what is not mentioned becomes as large as its file or device is.
@@ -642,6 +748,12 @@ pub trait PoolApi {
     fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
     /// Does what one of dm-thin's messages says.
     fn message(&self, request: &MessageRequest) -> Result<MessageDone>;
+    /// The volumes that are block devices, in order of names.
+    fn exports(&self) -> Result<ExportList>;
+    /// Makes a volume a block device of the machine that serves the pool; returns when it can be opened.
+    fn export(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo>;
+    /// Takes that away, if nobody has it open.
+    fn unexport(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }

@@ -1,10 +1,10 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, Failure, GrowPool, Grown, MessageDone, MessageRequest, MetadataSnapshot,
-    NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized,
-    RollBackVolume, RolledBack, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList,
-    VolumeSettings,
+    Closed, CreateVolume, Deleted, ExportInfo, ExportList, ExportVolume, Failure, GrowPool, Grown,
+    MessageDone, MessageRequest, MetadataSnapshot, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
+    RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume, RolledBack, SetPool, SetVolume,
+    SnapshotGroup, SnapshotPair, SnapshotVolume, UnexportVolume, Unexported, VolumeList, VolumeSettings,
 };
 use super::events::EventList;
 use super::name::VolumeName;
@@ -245,6 +245,18 @@ impl PoolApi for Client {
 
     fn message(&self, request: &MessageRequest) -> Result<MessageDone> {
         self.ask(Method::POST, "/v1/pool/message", request)
+    }
+
+    fn exports(&self) -> Result<ExportList> {
+        self.ask(Method::GET, "/v1/exports", &())
+    }
+
+    fn export(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/export"), request)
+    }
+
+    fn unexport(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/unexport"), request)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

@@ -5,11 +5,12 @@
 //! The lock goes last, with the process. A daemon that is killed leaves sockets behind, which the next one removes: it has
 //! the pool's lock, so nobody listens there.
 
-use super::api::{Discard, PoolApi, ServedBy};
+use super::api::{Discard, ExportKind, ExportVolume, PoolApi, ServedBy};
+use super::exports::Exports as BlockDevices;
 use super::hook;
 use super::http::{self, CloseRequest};
 use super::listen;
-use super::name::PoolRef;
+use super::name::{PoolRef, VolumeName};
 use super::open::{OpenPool, open};
 use super::options::PoolOptions;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -34,6 +35,8 @@ const CONTROL_GRACE: Duration = Duration::from_secs(2);
 
 /// How often levels and modes are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Lanes for the queues of block devices, beside those of NBD connections.
+const BLOCK_DEVICE_LANES: usize = 192;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -52,10 +55,14 @@ pub struct ServeOptions {
     pub discard: Option<Discard>,
     /// A program to run for each event.
     pub hook: Option<PathBuf>,
+    /// Volumes to make block devices of from the beginning.
+    pub block_devices: Vec<VolumeName>,
 }
 
 /// Serves the pool until somebody ends it: a signal, or a request to close. `ready` is called once, when clients can come.
 pub fn serve(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Result<()> {
+    // Before there are other threads: they inherit it.
+    prepare_process();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -81,13 +88,21 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         Err(error) => return give_up(&service, error),
     };
     let exports = Arc::new(PoolExports { service: service.clone(), pool: driver.clone(), block_size });
-    let server = match start_nbd(&dir, options, limits, driver, exports) {
+    let server = match start_nbd(&dir, options, limits, driver.clone(), exports) {
         Ok(server) => server,
         Err(error) => {
             remove_socket(&dir.control_socket());
             return give_up(&service, error);
         }
     };
+    let folder = dir.absolute().unwrap_or_else(|_| dir.path().to_owned()).join("dev");
+    service.export_with(Arc::new(BlockDevices::new(driver.clone(), block_size, folder)));
+    if let Err(error) = export_first(&service, &options.block_devices) {
+        service.unexport_all();
+        drop(server);
+        remove_socket(&dir.control_socket());
+        return give_up(&service, error);
+    }
     let pid = std::process::id();
     let since = time::rfc3339(time::now_unix_seconds());
     service.serve_as(ServedBy { pid, since }, server.addresses().iter().map(absolute).collect());
@@ -104,13 +119,16 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let control = tokio::spawn(listen::serve(control, router, listen::Limits::default(), stopped));
     tracing::info!("pool {} is ready", dir.shown());
     ready();
+    tell_supervisor(sd_notify::NotifyState::Ready);
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
     watcher.abort();
+    tell_supervisor(sd_notify::NotifyState::Stopping);
     let closing = service.clone();
     let closed = tokio::task::spawn_blocking(move || {
         let mut server = server;
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
         let _ = closing.let_nobody_wait();
+        closing.unexport_all();
         server.stop();
         closing.close()
     })
@@ -160,7 +178,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         zero_new_blocks: in_force.zero_new_blocks,
         discard: in_force.discard,
         when_full: in_force.when_full,
-        lanes: Limits::default().connections,
+        lanes: Limits::default().connections + BLOCK_DEVICE_LANES,
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
     };
@@ -179,6 +197,37 @@ fn limits(options: &ServeOptions) -> Result<Limits> {
     let load = |directory: &PathBuf| Tls::load(directory, options.tls_verify_peer);
     let tls = options.tls_certificates.as_ref().map(load).transpose()?;
     Ok(Limits { tls, insecure_tcp: options.insecure_tcp, ..Limits::default() })
+}
+
+/// The block devices that are there from the beginning. Whoever is told `ready` finds them.
+fn export_first(service: &Service, volumes: &[VolumeName]) -> Result<()> {
+    for volume in volumes {
+        let request = ExportVolume::usual(ExportKind::Ublk);
+        let export = service.export(volume, &request)?;
+        tracing::info!("volume {volume} is {}", export.device);
+    }
+    Ok(())
+}
+
+/// What a process needs that stands in the way of writes: the kernel is told not to wait for us in order to give us memory,
+/// and files do not run out before they must.
+fn prepare_process() {
+    use rustix::process::{Resource, configure_io_flusher_behavior, getrlimit, setrlimit};
+    if let Err(errno) = configure_io_flusher_behavior(true) {
+        tracing::debug!("PR_SET_IO_FLUSHER: {errno} (`uthin doctor`)");
+    }
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    if let Err(errno) = setrlimit(Resource::Nofile, files) {
+        tracing::debug!("raising the limit of open files: {errno}");
+    }
+}
+
+/// systemd, if it started us so that it wants to know.
+fn tell_supervisor(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!("telling the service manager: {error}");
+    }
 }
 
 fn start_nbd(

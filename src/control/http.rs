@@ -5,8 +5,9 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, Failure, GrowPool, MessageRequest, PoolApi, RenameVolume, ResizeVolume,
-    RollBackVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
+    Closed, CreateVolume, ExportVolume, Failure, GrowPool, MessageRequest, PoolApi, RenameVolume,
+    ResizeVolume, RollBackVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
+    UnexportVolume,
 };
 use super::name::VolumeName;
 use super::service::Service;
@@ -55,6 +56,9 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
         .route("/v1/volumes/{name}/rename", post(rename))
         .route("/v1/volumes/{name}/roll-back", post(roll_back))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/export", post(export))
+        .route("/v1/volumes/{name}/unexport", post(unexport))
+        .route("/v1/exports", get(exports))
         .route("/v1/snapshots", post(snapshot_group))
         .route("/v1/events", get(events))
         .route("/v1/close", post(close_pool))
@@ -143,6 +147,29 @@ async fn resize(State(shared): State<Shared>, name: RawName, body: RawBody) -> R
     match volume_name(name).and_then(|name| Ok((name, parse::<ResizeVolume>(body)?))) {
         Ok((name, request)) => {
             answer(StatusCode::OK, change(shared, move |service| service.resize(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn exports(State(shared): State<Shared>) -> Response {
+    answer(StatusCode::OK, read(shared, |service| service.exports()).await)
+}
+
+/// Not one of the changes that wait for each other: a device may take long to come and to go.
+async fn export(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<ExportVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::CREATED, read(shared, move |service| service.export(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn unexport(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<UnexportVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, read(shared, move |service| service.unexport(&name, &request)).await)
         }
         Err(refusal) => refusal.into_response(),
     }

@@ -13,6 +13,8 @@ pub mod daemon;
 pub mod direct;
 pub mod doctor;
 pub mod events;
+mod export_volume;
+pub mod exports;
 pub mod hook;
 pub mod http;
 pub mod label;

@@ -5,13 +5,15 @@
 //! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
 
 use super::api::{
-    CreateVolume, DataSpace, Deleted, GROUP_LIMIT, GrowPool, Grown, Health, MessageDone, MessageRequest,
-    MetadataSnapshot, MetadataSpace, Mode, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
-    RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool,
-    SetVolume, Sharing, SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
+    CreateVolume, DataSpace, Deleted, ExportInfo, ExportList, ExportVolume, GROUP_LIMIT, GrowPool, Grown,
+    Health, MessageDone, MessageRequest, MetadataSnapshot, MetadataSpace, Mode, NewSnapshots, NewVolume,
+    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume,
+    RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing, SnapshotGroup, SnapshotPair, UnexportVolume,
+    Unexported, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
 use super::events::Events;
+use super::exports::Exports;
 use super::label;
 use super::name::VolumeName;
 use super::origin::ExternalOrigin;
@@ -65,6 +67,8 @@ pub struct Service {
     needs_check: bool,
     serving: OnceLock<(ServedBy, Vec<Address>)>,
     events: Arc<Events>,
+    /// Block devices; a pool that nobody serves has none.
+    pub(super) block_devices: OnceLock<Arc<Exports>>,
 }
 
 /// Whether changes are possible; locked for the length of one.
@@ -82,8 +86,9 @@ impl Service {
         let Parts { path, executor, store, catalog, notes, needs_check } = parts;
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
-        let (serving, events) = (OnceLock::new(), Arc::new(Events::default()));
-        Service { path, executor, store, catalog, change, notes, needs_check, serving, events }
+        let (serving, block_devices) = (OnceLock::new(), OnceLock::new());
+        let events = Arc::new(Events::default());
+        Service { path, executor, store, catalog, change, notes, needs_check, serving, events, block_devices }
     }
 
     /// What happens to the pool.
@@ -102,7 +107,7 @@ impl Service {
     }
 
     /// The URIs of an export; none if nobody serves. The export without a name stands for all.
-    fn uris(&self, export: &str) -> Vec<String> {
+    pub(super) fn uris(&self, export: &str) -> Vec<String> {
         self.serving.get().map_or_else(Vec::new, |(_, addresses)| {
             addresses.iter().map(|address| address.uri(export)).collect()
         })
@@ -364,7 +369,7 @@ impl Service {
             read_only: entry.read_only,
             external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
             open: found.map(|(_, info)| info.openers),
-            exports: self.uris(entry.name.as_str()),
+            exports: self.exports_of(entry),
         }
     }
 
@@ -570,6 +575,7 @@ impl PoolApi for Service {
             entry.name = new.clone();
             Ok(entry.id.get())
         })?;
+        self.renamed(VolumeId::new(id), &new);
         Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id })
     }
 
@@ -635,6 +641,18 @@ impl PoolApi for Service {
         self.do_message(request)
     }
 
+    fn exports(&self) -> Result<ExportList> {
+        Ok(self.list_exports())
+    }
+
+    fn export(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo> {
+        self.export_volume(name, request)
+    }
+
+    fn unexport(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported> {
+        self.unexport_volume(name, request)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
         let mut changes = self.begin_change()?;
         let volume = self.catalog.read().expect(NO_PANIC).require(name)?.id;
@@ -645,8 +663,7 @@ impl PoolApi for Service {
             })
             .map_err(|error| {
                 if error.kind() == ErrorKind::Busy {
-                    return Error::new(ErrorKind::Busy, format!("volume `{name}` is in use by a client"))
-                        .hint("disconnect its clients first; `uthin volume list POOL` counts them");
+                    return self.in_use(volume, name);
                 }
                 error.context(format!("deleting volume `{name}`"))
             })?;
