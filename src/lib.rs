@@ -3,8 +3,8 @@
 //! A thin pool in the kernel's on-disk format (dm-thin metadata version 2), served as block devices without the
 //! kernel target. Rooms, each importing only from those above it (a test enforces it):
 //!
-//! `units`, `error`, `checksum`, `manual` → `disk` → `format` → `metadata` → `engine` → `driver` → `frontend` → `control` →
-//! `check` → `cli`.
+//! `units`, `error`, `checksum`, `manual` → `disk` → `format` → `metadata` → `engine` → `driver` → `frontend` → `check` →
+//! `control` → `cli`.
 //!
 //! Four rules hold the engine together:
 //!

@@ -155,7 +155,7 @@ fn zeros_are_zeros_where_the_origin_would_show() {
     place.ok(&["volume", "create", "./p/v", "--origin", "base", "--size", "1M"]);
     let daemon = place.serve(&[]);
     let mut expected = shown(&origin, MIB);
-    let mapped = |place: &Place| place.json(&["volume", "show", "./p/v"])["mapped_bytes"].clone();
+    let mapped = |place: &Place| place.json(&["volume", "status", "./p/v"])["mapped_bytes"].clone();
     // Whole blocks, parts of blocks, across the end, and behind it, where a hole will do.
     client("qemu-utils", "qemu-io", &["-f", "raw", "-c", "write -z -u 64k 128k", &uri(&place, "v")]);
     expected[BLOCK..3 * BLOCK].fill(0);
@@ -296,10 +296,10 @@ fn an_origin_is_shown() {
     assert_eq!((&v["external_origin"], &v["origin"]), (&expected, &serde_json::Value::Null));
     assert_eq!((&s["external_origin"], &s["origin"]), (&expected, &"v".into()));
     assert_eq!(place.ok(&["volume", "list", POOL, "-H", "-o", "name,origin"]), format!("s\tv\nv\t{base}\n"));
-    let mut shown = place.json(&["volume", "show", "./p/v"]);
+    let mut shown = place.json(&["volume", "status", "./p/v"]);
     shown.as_object_mut().expect("an object").remove("schema");
     assert_eq!(&shown, v);
-    let text = place.ok(&["volume", "show", "./p/v"]);
+    let text = place.ok(&["volume", "status", "./p/v"]);
     let line = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
         line.unwrap_or_else(|| panic!("no {name} in {text}"))
@@ -309,8 +309,8 @@ fn an_origin_is_shown() {
             .to_owned()
     };
     assert_eq!((line(&text, "external origin"), line(&text, "labels")), (base, "a=b".to_owned()));
-    assert_eq!(place.ok(&["volume", "show", "./p/v", "-H", "-o", "size"]), "1M\n");
-    place.fails(&["volume", "show", "./p/x"], 5, "there is no volume `x`").hint();
+    assert_eq!(place.ok(&["volume", "status", "./p/v", "-H", "-o", "size"]), "1M\n");
+    place.fails(&["volume", "status", "./p/x"], 5, "there is no volume `x`").hint();
 }
 
 fn modify(path: &Path) {
@@ -336,7 +336,7 @@ fn a_volume_whose_origin_is_gone_or_changed_is_not_served_and_all_others_are() {
         assert!(!output.status.success());
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(told.contains(says) && told.contains("volume `v`: external origin"), "{told}");
-        let problem = place.json(&["volume", "show", "./p/v"])["external_origin"]["problem"].to_string();
+        let problem = place.json(&["volume", "status", "./p/v"])["external_origin"]["problem"].to_string();
         assert!(problem.contains(says), "{problem}");
     };
     refused("o such file");
@@ -396,7 +396,7 @@ fn an_origin_that_is_cut_off_while_it_is_used_reads_errors_and_never_zeros() {
     assert_eq!(guest.write(2 * BLOCK as u64, &[1; 512]), Err(cli_common::nbd::IO));
     assert_eq!(guest.write(2 * BLOCK as u64, &[1; BLOCK]), Ok(()), "a whole block needs nothing of it");
     assert_eq!(guest.read(2 * BLOCK as u64, BLOCK), Ok(vec![1; BLOCK]));
-    assert_eq!(place.json(&["volume", "show", "./p/v"])["mapped_bytes"], BLOCK);
+    assert_eq!(place.json(&["volume", "status", "./p/v"])["mapped_bytes"], BLOCK);
 }
 
 #[test]

@@ -68,21 +68,29 @@ fn options_are_kept_with_the_pool() {
     assert_eq!(options(&status["options"]), ("nopassdown".into(), false.into()));
     assert!(place.ok(&["pool", "status", POOL, "--format", "dm"]).contains(" no_discard_passdown "));
     let said = place.ok(&["pool", "set", POOL, "--zero"]);
-    assert_eq!(said, "pool ./p: discard nopassdown, zero new blocks yes, low water 10%, when full error\n");
+    assert_eq!(
+        said,
+        "pool ./p: discard nopassdown, zero new blocks yes, low water 10%, when full error, min free 0%\n"
+    );
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
     let daemon = place.serve(&[]);
     assert_eq!(options(&place.json(&["pool", "status", POOL])), ("nopassdown".into(), true.into()));
     let set = place.json(&["pool", "set", POOL, "--discard", "passdown"]);
-    assert_eq!((&set["options"]["discard"], &set["in_force"]), (&"passdown".into(), &false.into()));
-    assert!(place.ok(&["pool", "set", POOL, "--zero"]).contains("the daemon goes on as it began"));
+    assert_eq!((&set["options"]["discard"], &set["in_force"]), (&"passdown".into(), &true.into()));
     let status = place.json(&["pool", "status", POOL]);
-    assert_eq!(options(&status), ("nopassdown".into(), true.into()), "the daemon does as it did");
+    assert_eq!(options(&status), ("passdown".into(), true.into()), "at once");
     assert_eq!(options(&status["options"]), ("passdown".into(), true.into()));
     place.ok(&["pool", "close", POOL]);
     assert_eq!(daemon.wait(), 0);
     let daemon = place.serve(&["--no-zero"]);
     let status = place.json(&["pool", "status", POOL]);
     assert_eq!(options(&status), ("passdown".into(), false.into()), "--no-zero is for this time");
+    place.ok(&["pool", "set", POOL, "--low-water", "5%"]);
+    assert_eq!(
+        options(&place.json(&["pool", "status", POOL])),
+        ("passdown".into(), false.into()),
+        "it still is"
+    );
     assert_eq!(place.json(&["pool", "set", POOL, "--no-zero"])["in_force"], true);
     daemon.kill();
     assert_eq!(options(&place.json(&["pool", "status", POOL])), ("passdown".into(), false.into()));
@@ -135,6 +143,7 @@ fn a_monitor_is_told_by_the_exit_code() {
 fn docker_info_has_all_its_lines() {
     let place = Place::with_pool("10G");
     place.ok(&["volume", "create", "./p/base", "--size", "10G"]);
+    place.ok(&["pool", "set", POOL, "--min-free", "10%"]);
     let text = place.ok(&["pool", "status", POOL, "--format", "docker"]);
     let directory = place.path("p").canonicalize().expect("there");
     let directory = directory.display();

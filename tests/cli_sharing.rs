@@ -1,4 +1,4 @@
-//! What of a volume is its own: told by `volume list` and `volume show`, live and without a daemon, and agreed on by the fsck.
+//! What of a volume is its own: told by `volume list` and `volume status`, live and without a daemon, and agreed on by the fsck.
 
 mod cli_common;
 
@@ -102,12 +102,12 @@ fn the_numbers_are_shown_with_their_moment() {
     let expected =
         "NAME  MAPPED  EXCLUSIVE  SHARED\ns       192K        64K    128K\nv       192K        64K    128K\n";
     assert_eq!(table, expected);
-    let shown = place.json(&["volume", "show", "./p/s"]);
+    let shown = place.json(&["volume", "status", "./p/s"]);
     let as_of = shown["sharing"]["as_of"].as_str().expect("text").to_owned();
     assert!(as_of.starts_with("20") && as_of.ends_with('Z'), "{as_of}");
     daemon.signal(rustix::process::Signal::TERM);
     assert_eq!(
-        place.ok(&["volume", "show", "./p/v", "-H", "-p", "-o", "exclusive,shared"]),
+        place.ok(&["volume", "status", "./p/v", "-H", "-p", "-o", "exclusive,shared"]),
         "65536\t131072\n"
     );
 }

@@ -72,12 +72,20 @@ fn nbdinfo_is_told_what_there_is() {
     assert_eq!((info["structured"].as_bool(), info["TLS"].as_bool()), (Some(true), Some(false)));
     assert_eq!(export["export-size"], 64 * MIB);
     assert_eq!(export["description"], "thin volume v1");
-    assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]));
-    for able in ["can_flush", "can_fua", "can_trim", "can_zero", "can_fast_zero", "can_df", "can_multi_conn"]
-    {
+    assert_eq!(export["contexts"], serde_json::json!(["base:allocation", "uthin:mapping"]));
+    for able in [
+        "can_cache",
+        "can_flush",
+        "can_fua",
+        "can_trim",
+        "can_zero",
+        "can_fast_zero",
+        "can_df",
+        "can_multi_conn",
+    ] {
         assert_eq!(export[able], true, "{able}");
     }
-    for not in ["is_read_only", "can_cache", "is_rotational"] {
+    for not in ["is_read_only", "is_rotational"] {
         assert_eq!(export[not], false, "{not}");
     }
     let sizes = ["block_size_minimum", "block_size_preferred", "block_size_maximum"]
@@ -162,6 +170,85 @@ fn qemu_img_converts_compares_and_maps() {
     assert!(map.contains("131072") && map.contains("hole,zero"), "{map}");
     drop(writer);
     other.close();
+    served.close();
+}
+
+#[test]
+fn what_is_shared_is_told_and_still_is_data() {
+    let mut served = served(16 * MIB);
+    let mut writer = served.connect("v1", true);
+    let mut image = vec![0_u8; 16 * MIB as usize];
+    for (at, seed) in [(0, 1_u8), (5 * MIB as usize, 2), (9 * MIB as usize, 3)] {
+        let bytes: Vec<u8> = (0..MIB as usize).map(|at| (at / 11) as u8 ^ seed).collect();
+        assert_eq!(writer.write(at as u64, &bytes), 0);
+        image[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+    served.snapshot("v1", "s1");
+    // One block is the volume's own again, and another is gone.
+    let own = vec![7_u8; 65_536];
+    assert_eq!(writer.write(5 * MIB, &own), 0);
+    writer.send(4, 0, 1, 9 * MIB, 65_536);
+    assert_eq!(writer.reply(0).error, 0);
+    let snapshot_image = image.clone();
+    image[5 * MIB as usize..][..65_536].copy_from_slice(&own);
+    image[9 * MIB as usize..][..65_536].fill(0);
+
+    let map = |context: &str, export: &str| -> Vec<(u64, u64)> {
+        let map = format!("--map={context}");
+        let found = client("libnbd-bin", "nbdinfo", &[map.as_str(), "--json", &served.uri(export)]);
+        let found: serde_json::Value = serde_json::from_str(&found).expect("JSON");
+        let extents = found.as_array().expect("a list").iter();
+        extents
+            .map(|extent| {
+                (extent["length"].as_u64().expect("length"), extent["type"].as_u64().expect("type"))
+            })
+            .collect()
+    };
+    let block = 65_536;
+    let mapping = [
+        (MIB, 5),
+        (4 * MIB, 3),
+        (block, 0),
+        (MIB - block, 5),
+        (3 * MIB + block, 3),
+        (MIB - block, 5),
+        (6 * MIB, 3),
+    ];
+    assert_eq!(map("uthin:mapping", "v1"), mapping);
+    let allocation = [(MIB, 0), (4 * MIB, 3), (MIB, 0), (3 * MIB + block, 3), (MIB - block, 0), (6 * MIB, 3)];
+    assert_eq!(map("base:allocation", "v1"), allocation);
+
+    // A hole that does not read zeros would be passed over by some of these.
+    let (there, snapshot) = (served.path("there"), served.path("snapshot"));
+    fs::write(&there, &image).expect("room");
+    fs::write(&snapshot, &snapshot_image).expect("room");
+    for (export, expected) in [("v1", &there), ("s1", &snapshot)] {
+        let (uri, back) = (served.uri(export), served.path("back"));
+        let _ = fs::remove_file(&back);
+        client("libnbd-bin", "nbdcopy", &[uri.as_str(), back.to_str().expect("text")]);
+        assert!(same(&back, expected), "nbdcopy of {export}");
+        let qemu = |arguments: &[&str]| attempt("qemu-utils", "qemu-img", arguments);
+        let back_text = back.display().to_string();
+        for format in ["raw", "qcow2"] {
+            let _ = fs::remove_file(&back);
+            let (good, said) = qemu(&["convert", "-f", "raw", "-O", format, &uri, &back_text]);
+            assert!(good, "{said}");
+            let expected = expected.display().to_string();
+            let (good, said) = qemu(&["compare", "-f", format, "-F", "raw", &back_text, &expected]);
+            assert!(good, "{export} as {format}: {said}");
+        }
+        let expected = expected.display().to_string();
+        let (good, said) = qemu(&["compare", "-f", "raw", "-F", "raw", &uri, &expected]);
+        assert!(good, "{said}");
+    }
+    // Two exports that share nearly everything and are not the same.
+    let (good, said) = attempt(
+        "qemu-utils",
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", &served.uri("v1"), &served.uri("s1")],
+    );
+    assert!(!good && said.contains(&format!("Content mismatch at offset {}", 5 * MIB)), "{said}");
+    drop(writer);
     served.close();
 }
 
@@ -298,7 +385,9 @@ for h in handles:
     refused(errno.EINVAL, h.trim, 512, size)
     refused(errno.EINVAL, h.pread, 100, 0)
     refused(errno.ENOTSUP, h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO)
-    refused(errno.EINVAL, h.cache, 512, 0)
+    refused(errno.EINVAL, h.cache, 512, size)
+    refused(errno.EINVAL, h.cache, 100, 0)
+    h.cache(size, 0)
     h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_FUA)
     h.trim(1 << 20, 0, nbd.CMD_FLAG_FUA)
     h.pread(1 << 20, 512, nbd.CMD_FLAG_DF)
@@ -367,7 +456,12 @@ assert h.get_canonical_export_name() == "v1" and h.get_export_description() == "
 assert h.get_block_size(nbd.SIZE_MINIMUM) == 512
 contexts = []
 h.opt_list_meta_context(contexts.append)
-assert contexts == ["base:allocation"], contexts
+assert contexts == ["base:allocation", "uthin:mapping"], contexts
+contexts = []
+h.add_meta_context("uthin:")
+h.opt_list_meta_context(contexts.append)
+assert contexts == ["uthin:mapping"], contexts
+h.clear_meta_contexts()
 h.add_meta_context("base:allocation")
 h.add_meta_context("x-nobody:knows")
 h.opt_go()

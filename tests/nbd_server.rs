@@ -154,7 +154,10 @@ fn bad_requests_get_errors_and_others_go_on() {
         assert_eq!(error(READ, 0, 0, 0), 22);
         assert_eq!(error(WRITE, 0, 0, 100), 22);
         assert_eq!(error(WRITE, 0, 0, (32 << 20) + 512), 28, "beyond the end, before too long");
-        assert_eq!(error(5, 0, 0, 512), 22);
+        assert_eq!(error(5, 0, size, 512), 22);
+        assert_eq!(error(5, 1 << 2, 0, 512), 22, "CACHE has no flags");
+        assert_eq!(error(5, 0, 0, 512), 0);
+        assert_eq!(error(8, 0, 0, 512), 22);
         assert_eq!(error(4242, 0, 0, 512), 22);
         assert_eq!(error(READ, 0x8000, 0, 512), 22);
         assert_eq!(error(FLUSH, 0, 512, 0), 22);
@@ -309,7 +312,7 @@ fn options_over_a_real_socket() {
     };
     let names: Vec<Vec<u8>> = ask(3, &[]).into_iter().map(|reply| reply.1).collect();
     assert_eq!(names, [&b"\0\0\0\x02v1"[..], b"\0\0\0\x02v2", b""]);
-    assert_eq!(ask(5, &[])[0].0, (1 << 31) + 1);
+    assert_eq!(ask(5, &[])[0].0, (1 << 31) + 2, "there are no certificates");
     assert_eq!(ask(0x1234, &[1; 3000])[0].0, (1 << 31) + 1);
     let unknown = ask(7, b"\0\0\0\x04nope\0\0");
     assert_eq!(unknown, [((1 << 31) + 6, b"there is no volume `nope`".to_vec())]);
@@ -326,9 +329,18 @@ fn connections_are_limited_and_seats_come_back() {
     served.volume("v1", MIB);
     for _ in 0..3 {
         let mut clients: Vec<Client> = (0..LANES).map(|_| served.connect("v1", true)).collect();
-        let mut one_more = UnixStream::connect(served.socket()).expect("it listens");
-        let mut byte = [0];
-        assert!(!matches!(one_more.read(&mut byte), Ok(1..)), "closed without a word");
+        // One more is told why not, whatever it asks for, and may leave as it came.
+        let mut one_more = greet(&served.socket());
+        for (number, data) in [(3, &[][..]), (6, b"\0\0\0\x02v1\0\0"), (7, b"\0\0\0\x02v1\0\0")] {
+            one_more.write_all(&option(number, data)).expect("the server listens");
+            let [(kind, words)] = &replies(&mut one_more)[..] else { panic!("it is one refusal") };
+            let words = String::from_utf8_lossy(words);
+            assert_eq!(*kind, (1 << 31) + 2, "{words}");
+            assert!(words.contains(&format!("{LANES} clients are connected")), "{words}");
+        }
+        one_more.write_all(&option(2, &[])).expect("the server listens");
+        assert_eq!(replies(&mut one_more), [(1, Vec::new())]);
+        assert_eq!(served.server.connections(), LANES);
         assert_eq!(clients[LANES - 1].write(0, &[1; 512]), 0);
         let mut last = clients.pop().expect("there are many");
         last.send(DISCONNECT, 0, 0, 0, 0);
@@ -404,6 +416,132 @@ fn stopping_under_load_frees_every_seat() {
 }
 
 #[test]
+fn those_who_wait_to_be_refused_are_few() {
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let mut served = Served::with(16 * MIB, BlockSize::MIN, &[], limits);
+    served.volume("v1", MIB);
+    let mut client = served.connect("v1", true);
+    let refused: Vec<UnixStream> = (0..8).map(|_| greet(&served.socket())).collect();
+    let mut one_more = UnixStream::connect(served.socket()).expect("it listens");
+    let mut byte = [0];
+    assert!(!matches!(one_more.read(&mut byte), Ok(1..)), "closed without a word");
+    assert_eq!(client.write(0, &[1; 512]), 0);
+    drop(refused);
+    eventually("there is room for another refusal", || {
+        let mut one_more = UnixStream::connect(served.socket()).expect("it listens");
+        matches!(one_more.read(&mut [0]), Ok(1))
+    });
+    drop(client);
+    served.close();
+}
+
+#[test]
+fn as_many_clients_as_may_be_there_all_do_their_work() {
+    let mut served = Served::with(256 * MIB, BlockSize::MIN, &[], Limits::default());
+    served.volume("v1", 64 * MIB);
+    let count = Limits::default().connections as u64;
+    assert_eq!(count, LANES as u64);
+    let (connected, all_there) = std::sync::mpsc::channel();
+    let (clients, leave): (Vec<_>, Vec<_>) = (0..count)
+        .map(|number| {
+            let (socket, connected) = (served.socket(), connected.clone());
+            let (leave, may_leave) = std::sync::mpsc::channel::<()>();
+            let work = move || {
+                let mut client = Client::connect(&socket, "v1", number % 2 == 0);
+                connected.send(()).expect("somebody waits");
+                // Their blocks lie between each other's, and what they write beside each other's in a block.
+                for turn in 0..15_u64 {
+                    let at = (turn * count + number) * 65_536;
+                    assert_eq!(client.write(at + 512, &pattern(60_000 / 512 * 512, number as u8)), 0);
+                    let shared = 63 * MIB + number * 4096;
+                    assert_eq!(client.write(shared, &pattern(4096, (number + turn) as u8)), 0);
+                    if turn % 5 == 0 {
+                        client.send(FLUSH, 0, 9, 0, 0);
+                        assert_eq!(client.reply(0).error, 0);
+                    }
+                    let back = client.read(at + 512, 60_000 / 512 * 512).expect("it is there");
+                    assert!(back == pattern(60_000 / 512 * 512, number as u8));
+                    let back = client.read(shared, 4096).expect("it is there");
+                    assert!(back == pattern(4096, (number + turn) as u8));
+                }
+                let _ = may_leave.recv();
+            };
+            (std::thread::spawn(work), leave)
+        })
+        .unzip();
+    for _ in 0..count {
+        all_there.recv_timeout(Duration::from_secs(60)).expect("there is room for all");
+    }
+    // In the middle of it.
+    let mut one_more = greet(&served.socket());
+    one_more.write_all(&option(7, b"\0\0\0\x02v1\0\0")).expect("the server listens");
+    let (kind, words) = replies(&mut one_more).pop().expect("an answer");
+    assert_eq!(kind, (1 << 31) + 2);
+    let words = String::from_utf8_lossy(&words);
+    assert!(words.contains("64 clients are connected, and no more are allowed"), "{words}");
+    drop(leave);
+    for client in clients {
+        client.join().expect("it found what it wrote");
+    }
+    served.close();
+}
+
+#[test]
+fn extended_headers_over_a_real_socket() {
+    let mut served = served();
+    served.snapshot("v1", "s1");
+    let mut stream = greet(&served.socket());
+    let query = b"\0\0\0\x02v1\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\x0duthin:mapping";
+    let options = [option(11, &[]), option(10, query), option(7, b"\0\0\0\x02v1\0\0")];
+    for (bytes, count) in options.iter().zip([1, 3, 3]) {
+        stream.write_all(bytes).expect("the server listens");
+        assert_eq!(replies(&mut stream).len(), count);
+    }
+    let request = |flags: u16, command: u16, offset: u64, length: u64| {
+        let head = [0x21, 0xe4, 0x1c, 0x71];
+        let words = [7_u64, offset, length].map(u64::to_be_bytes).concat();
+        [&head[..], &flags.to_be_bytes(), &command.to_be_bytes(), &words].concat()
+    };
+    let mut ask = |request: Vec<u8>, reply_bytes: usize| {
+        stream.write_all(&request).expect("the server listens");
+        let mut reply = vec![0; reply_bytes];
+        stream.read_exact(&mut reply).expect("the server answers");
+        reply
+    };
+    let head = |flags: u16, kind: u16, offset: u64, length: u64| {
+        let words = [7_u64, offset, length].map(u64::to_be_bytes).concat();
+        [&[0x6e, 0x8a, 0x27, 0x8c][..], &flags.to_be_bytes(), &kind.to_be_bytes(), &words].concat()
+    };
+    let payload = pattern(131_072, 5);
+    let write = [request(1 << 5 | FUA, WRITE, 65_536, 131_072), payload.clone()].concat();
+    assert_eq!(ask(write, 32), head(1, 0, 65_536, 0));
+    let read = ask(request(0, READ, 65_536, 131_072), 40 + 131_072);
+    assert_eq!(read[..40], [head(1, 1, 65_536, 131_080), 65_536_u64.to_be_bytes().to_vec()].concat());
+    assert!(read[40..] == payload);
+    let extents = |context: u8, extents: &[(u64, u64)]| {
+        let list =
+            extents.iter().flat_map(|extent| [extent.0.to_be_bytes(), extent.1.to_be_bytes()].concat());
+        [&[0, 0, 0, context, 0, 0, 0, extents.len() as u8][..], &list.collect::<Vec<_>>()].concat()
+    };
+    let told = [(65_536, 3), (131_072, 0), (32 * MIB - 3 * 65_536, 3)];
+    let whole = request(0, BLOCK_STATUS, 0, 32 * MIB);
+    let expected = [head(0, 6, 0, 56), extents(1, &told), head(1, 6, 0, 56), extents(2, &told)].concat();
+    assert_eq!(ask(whole, 2 * (32 + 56)), expected);
+    let named =
+        [request(1 << 5, BLOCK_STATUS, 0, 12), 65_536_u64.to_be_bytes().to_vec(), vec![0, 0, 0, 2]].concat();
+    assert_eq!(ask(named, 32 + 24), [head(1, 6, 0, 24), extents(2, &[(65_536, 3)])].concat());
+    assert_eq!(ask(request(0, TRIM, 0, 32 * MIB), 32), head(1, 0, 0, 0));
+    assert_eq!(ask(request(0, 5, 0, 32 * MIB), 32), head(1, 0, 0, 0));
+    // A WRITE whose payload is not announced has none.
+    let refused = ask(request(0, WRITE, 512, 512), 38);
+    assert_eq!(refused[4..8], [0, 1, 0x80, 1]);
+    assert_eq!(refused[16..24], 512_u64.to_be_bytes());
+    assert_eq!(refused[32..36], [0, 0, 0, 22]);
+    drop(stream);
+    served.close();
+}
+
+#[test]
 fn tcp_on_both_loopback_addresses() {
     let address = |host: &str| format!("tcp:{host}:0").parse::<Address>().expect("an address");
     let more = [address("127.0.0.1"), address("[::1]")];
@@ -412,7 +550,7 @@ fn tcp_on_both_loopback_addresses() {
     let addresses = served.server.addresses().to_vec();
     assert_eq!(addresses.len(), 3);
     for address in &addresses[1..] {
-        let Address::Tcp { host, port } = address else { panic!("{address} is TCP") };
+        let Address::Tcp { host, port, .. } = address else { panic!("{address} is TCP") };
         assert_ne!(*port, 0);
         let mut stream = TcpStream::connect((host.as_str(), *port)).expect("it listens");
         let mut greeting = [0; 18];

@@ -14,7 +14,7 @@ pub(super) fn block(pool: &PoolInfo, base_bytes: u64) -> String {
         let path = Path::new(&pool.path).join(name);
         path.canonicalize().unwrap_or(path).display().to_string()
     };
-    let minimum_free_bytes = pool.options.low_water.bytes_of(pool.data.total_bytes);
+    let minimum_free_bytes = pool.options.min_free.bytes_of(pool.data.total_bytes);
     let lines = [
         ("Pool Name", pool.pool.clone()),
         ("Pool Blocksize", human(pool.block_size_bytes)),

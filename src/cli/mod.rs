@@ -3,7 +3,14 @@
 //! What scripts rely on: the exit code ([`exit_code`]), `--json` with `"schema": "uthin/v1"`, `-H` with tabs, errors on
 //! stderr (with `--json` as `{"error":{"code","message","hint"}}`). Nothing but the answer goes to stdout.
 
+mod adopt;
+mod dm;
 mod docker;
+mod doctor;
+mod events;
+mod export;
+mod machine;
+mod options;
 mod pool;
 mod serve;
 mod size;
@@ -49,6 +56,24 @@ enum Noun {
     Volume(volume::Verb),
     /// Serve a pool's volumes over NBD, in the foreground, until SIGTERM or `uthin pool close`
     Serve(serve::Args),
+    /// Print what happens to a pool that is being served, a line for each event, until the daemon ends
+    ///
+    /// Space that runs low or out or is there again, changes of mode, volumes made and deleted.
+    Events(events::Args),
+    /// Make a volume a block device of this machine, or list those that are
+    Export(export::ExportArgs),
+    /// Take a volume's block device away
+    Unexport(export::UnexportArgs),
+    /// Say what this machine lacks for block devices, and how to get it
+    ///
+    /// The exit code is 0 if nothing is missing, and 1 otherwise; warnings do not count.
+    Doctor,
+    /// Print user and group of whoever made a ublk device, if that is an ordinary user: for udev's rules
+    #[command(hide = true)]
+    UblkOwner {
+        /// The device's name: ublkc0, ublkb0
+        name: String,
+    },
     /// Print a script that completes commands and options in a shell
     ///
     /// For example: `uthin completion bash > /etc/bash_completion.d/uthin`, or `source <(uthin completion bash)`.
@@ -78,6 +103,11 @@ pub fn main() -> ExitCode {
         Noun::Pool(verb) => pool::run(verb, json),
         Noun::Volume(verb) => volume::run(verb, json).map(|()| ExitCode::SUCCESS),
         Noun::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
+        Noun::Events(args) => events::run(&args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Export(args) => export::export(args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Unexport(args) => export::unexport(&args, json).map(|()| ExitCode::SUCCESS),
+        Noun::Doctor => machine::run(json),
+        Noun::UblkOwner { name } => export::owner(&name).map(|()| ExitCode::SUCCESS),
         Noun::Completion { shell } => completion(shell, json).map(|()| ExitCode::SUCCESS),
         Noun::Man { directory } => {
             manual::write_man_pages(Cli::command(), &directory).map(|()| ExitCode::SUCCESS)
@@ -102,7 +132,7 @@ fn completion(shell: clap_complete::Shell, json: bool) -> Result<()> {
 }
 
 /// The exit codes that scripts rely on: 1 failed, 2 usage, 5 not found or in the wrong state, 6 in use, 7 no space.
-/// (3 and 4 belong to `check`.)
+/// (3 and 4 belong to `check` and to `doctor`.)
 fn exit_code(kind: ErrorKind) -> ExitCode {
     ExitCode::from(match kind {
         ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Io | ErrorKind::Failed => 1,

@@ -1,18 +1,18 @@
 //! `uthin pool`.
 
+use super::options::{AttentionArgs, OptionArgs, changes, discard_word, free_space_shown, when_full_shown};
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
-use super::{change, docker, look, print, print_json, refuse_table_options, size};
-use crate::control::api::{Discard, GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
+use super::{change, dm, docker, look, print, print_json, refuse_table_options, size};
+use crate::control::api::{GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
 use crate::control::client::Client;
 use crate::control::create::{self, CreatePool};
 use crate::control::name::{PoolRef, base_directory};
-use crate::control::options::{LowWater, PoolOptions};
+use crate::control::options::PoolOptions;
 use crate::control::pool_dir::PoolDir;
 use crate::disk::OpenMode;
-use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(clap::Subcommand, Debug)]
@@ -22,6 +22,11 @@ pub(super) enum Verb {
     /// Without --data and --metadata these are files in the pool's directory. Data need no space until they are
     /// written; metadata of up to 64 MiB have theirs from the start, larger ones 64 MiB ahead of what is in use.
     Create(CreateArgs),
+    /// Make a pool of one that LVM, Docker, containerd or another dm-thin has made
+    ///
+    /// The metadata and data stay where they are, and nothing is written to them. They are checked first, and must not be
+    /// in use. Volumes appear under the names of a backup (--lvm, --docker) or those given, else under their numbers.
+    Adopt(super::adopt::Args),
     /// Show how a pool is doing
     Status {
         /// The pool
@@ -37,7 +42,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         table: TableArgs,
     },
-    /// Change what is kept with a pool: how it is run from the next time it is served
+    /// Change how a pool is run: kept with it, and in force at once
     Set {
         /// The pool
         #[arg(value_parser = PoolRef::parse)]
@@ -61,6 +66,27 @@ pub(super) enum Verb {
         #[arg(long, value_parser = size::parse)]
         metadata_size: Option<u64>,
     },
+    /// Send a pool one of dm-thin's messages: the same words, the same errors
+    ///
+    /// create_thin ID; create_snap ID ORIGIN; delete ID; set_transaction_id CURRENT NEW; reserve_metadata_snap;
+    /// release_metadata_snap. A volume that is made is called by its number.
+    Message {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        /// The message, in one word or several; a sector before it, as for `dmsetup message`, is passed over
+        #[arg(required = true, value_name = "WORD")]
+        message: Vec<String>,
+        /// The size of the volume that create_thin makes, which the message has no place for [default: none]
+        #[arg(long, value_parser = size::parse)]
+        size: Option<u64>,
+    },
+    /// Print the table line that the kernel's thin-pool target would have on the same metadata and data
+    Table {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+    },
     /// Keep the metadata as it is now, for tools that read it beside the running pool
     MetadataSnapshot {
         /// The pool
@@ -70,6 +96,10 @@ pub(super) enum Verb {
         #[arg(long)]
         release: bool,
     },
+    /// Look for what does not fit together in a pool, and mend it
+    ///
+    /// Exits with 0 when nothing is left to do, 3 when something should be seen to, 4 when a pool cannot be served as it is.
+    Doctor(super::doctor::Args),
     /// End the daemon that serves a pool, and wait until it is gone
     Close {
         /// The pool
@@ -113,88 +143,6 @@ pub(super) struct CreateArgs {
     force: bool,
 }
 
-/// How a pool is run. `pool create` and `pool set` keep it with the pool; `serve` does so once.
-#[derive(clap::Args, Clone, Copy, Debug)]
-pub(super) struct OptionArgs {
-    /// Whether the space of freed blocks goes back to the filesystem or device that holds the data; it does unless the
-    /// pool was told otherwise
-    #[arg(long, value_enum)]
-    discard: Option<DiscardArg>,
-    /// Leave the unwritten rest of a fresh block as it was on the data device, instead of zeroing it. Old data shows
-    #[arg(long, conflicts_with = "zero")]
-    no_zero: bool,
-    /// Zero the unwritten rest of a fresh block, as is done unless the pool was told otherwise
-    #[arg(long)]
-    zero: bool,
-}
-
-/// What a pool does when its space runs low.
-#[derive(clap::Args, Clone, Copy, Debug)]
-pub(super) struct AttentionArgs {
-    /// The pool asks for attention with less free space for data than this: a part of all, such as 10%, or a size. 10%
-    /// unless the pool was told otherwise
-    #[arg(long, value_name = "PERCENT%|SIZE", value_parser = parse_low_water)]
-    low_water: Option<LowWater>,
-    /// What a write that needs a block gets when none is free: `error` (no space, at once), or `queue` (it waits, 60 seconds
-    /// or as many as are given, 0 for as long as it takes). `error` unless the pool was told otherwise
-    #[arg(long, value_name = "error|queue[:SECONDS]", value_parser = parse_when_full)]
-    when_full: Option<WhenFull>,
-}
-
-/// dm-thin's own patience.
-const QUEUE_SECONDS: u32 = 60;
-
-fn parse_when_full(text: &str) -> Result<WhenFull> {
-    match text.split_once(':') {
-        None if text == "error" => Ok(WhenFull::Error),
-        None if text == "queue" => Ok(WhenFull::Queue(QUEUE_SECONDS)),
-        Some(("queue", seconds)) if seconds.parse::<u32>().is_ok() => {
-            Ok(WhenFull::Queue(seconds.parse().expect("just parsed")))
-        }
-        Some(_) | None => Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no way to be full"))
-            .hint("write error, queue or queue:SECONDS")),
-    }
-}
-
-fn when_full_shown(when_full: WhenFull) -> String {
-    match when_full {
-        WhenFull::Error => "error".to_owned(),
-        WhenFull::Queue(0) => "queue without end".to_owned(),
-        WhenFull::Queue(seconds) => format!("queue for {seconds} s"),
-    }
-}
-
-fn parse_low_water(text: &str) -> Result<LowWater> {
-    let Some(percent) = text.strip_suffix('%') else { return size::parse(text).map(LowWater::Bytes) };
-    let percent = percent.parse().map_err(|_| {
-        Error::new(ErrorKind::Invalid, format!("`{text}` is no part of the space"))
-            .hint("write 0% to 100%, or a size")
-    })?;
-    let low_water = LowWater::Percent(percent);
-    low_water.check()?;
-    Ok(low_water)
-}
-
-fn low_water_shown(low_water: LowWater) -> String {
-    match low_water {
-        LowWater::Percent(percent) => format!("{percent}%"),
-        LowWater::Bytes(bytes) => size::human(bytes),
-    }
-}
-
-impl OptionArgs {
-    pub(super) fn zero_new_blocks(self) -> Option<bool> {
-        (self.zero || self.no_zero).then_some(self.zero)
-    }
-
-    pub(super) fn discard(self) -> Option<Discard> {
-        self.discard.map(|discard| match discard {
-            DiscardArg::Passdown => Discard::Passdown,
-            DiscardArg::Nopassdown => Discard::NoPassdown,
-        })
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 enum MetadataSize {
     Auto,
@@ -213,16 +161,10 @@ pub(super) enum Format {
     Docker,
 }
 
-/// What becomes of freed blocks' space.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum DiscardArg {
-    Passdown,
-    Nopassdown,
-}
-
 pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
     let done = match verb {
         Verb::Create(args) => create(args, json),
+        Verb::Adopt(args) => super::adopt::run(args, json),
         Verb::Status { pool, format, exit_code, table } => {
             return match status(&pool, format, json, &table) {
                 Ok(health) if exit_code => Ok(health_code(health)),
@@ -235,10 +177,13 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
                 Err(error) => Err(error),
             };
         }
+        Verb::Doctor(args) => return super::doctor::run(&args, json),
         Verb::Set { pool, options, attention } => set(&pool, options, attention, json),
         Verb::Grow { pool, size, metadata_size } => {
             grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)
         }
+        Verb::Message { pool, message, size } => dm::message(&pool, &message, size, json),
+        Verb::Table { pool } => dm::pool_table(&pool, json),
         Verb::MetadataSnapshot { pool, release } => metadata_snapshot(&pool, release, json),
         Verb::Close { pool } => close(&pool, json),
         Verb::List { table } => list(json, &table),
@@ -282,7 +227,6 @@ fn health_code(health: Health) -> ExitCode {
 }
 
 fn create(args: CreateArgs, json: bool) -> Result<()> {
-    let default = PoolOptions::default();
     let wanted = CreatePool {
         size_bytes: args.size,
         data: args.data,
@@ -292,12 +236,7 @@ fn create(args: CreateArgs, json: bool) -> Result<()> {
             MetadataSize::Auto => None,
             MetadataSize::Bytes(bytes) => Some(bytes),
         },
-        options: PoolOptions {
-            discard: args.options.discard().unwrap_or(default.discard),
-            zero_new_blocks: args.options.zero_new_blocks().unwrap_or(default.zero_new_blocks),
-            low_water: args.attention.low_water.unwrap_or(default.low_water),
-            when_full: args.attention.when_full.unwrap_or(default.when_full),
-        },
+        options: PoolOptions::default().changed_by(&changes(args.options, args.attention)),
         force: args.force,
     };
     let made = create::create(&args.pool, &wanted)?;
@@ -350,9 +289,14 @@ const COLUMNS: &[Column<PoolInfo>] = &[
     Column {
         name: "low_water",
         by_default: true,
-        cell: |pool| Cell::Text(low_water_shown(pool.options.low_water)),
+        cell: |pool| Cell::Text(free_space_shown(pool.options.low_water)),
     },
     Column { name: "when_full", by_default: true, cell: |pool| Cell::Text(when_full_shown(pool.when_full)) },
+    Column {
+        name: "min_free",
+        by_default: false,
+        cell: |pool| Cell::Text(free_space_shown(pool.options.min_free)),
+    },
     Column {
         name: "waiting_for_space",
         by_default: false,
@@ -374,13 +318,6 @@ fn yes_or_no(value: bool) -> Cell {
 
 fn discard(pool: &PoolInfo) -> &'static str {
     discard_word(pool.discard)
-}
-
-fn discard_word(discard: Discard) -> &'static str {
-    match discard {
-        Discard::Passdown => "passdown",
-        Discard::NoPassdown => "nopassdown",
-    }
 }
 
 fn status(pool: &PoolRef, format: Option<Format>, json: bool, table: &TableArgs) -> Result<Health> {
@@ -428,29 +365,29 @@ fn base_bytes(list: &VolumeList) -> u64 {
 }
 
 fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -> Result<()> {
-    let request = SetPool {
-        discard: args.discard(),
-        zero_new_blocks: args.zero_new_blocks(),
-        low_water: attention.low_water,
-        when_full: attention.when_full,
-    };
+    let request = changes(args, attention);
     if request == SetPool::default() {
         return Err(Error::new(ErrorKind::Invalid, "nothing to set")
-            .hint("give --discard, --zero, --no-zero, --low-water or --when-full"));
+            .hint("give --discard, --zero, --no-zero, --low-water, --when-full or --min-free"));
     }
     let settings = change(pool, |pool| pool.set_pool(&request))?;
     if json {
         return print_json(&settings);
     }
-    let PoolOptions { discard, zero_new_blocks, low_water, when_full } = settings.options;
+    let PoolOptions { discard, zero_new_blocks, low_water, when_full, min_free } = settings.options;
     let zero = if zero_new_blocks { "yes" } else { "no" };
-    let rest = if settings.in_force { "" } else { "; the daemon goes on as it began, the next one does so" };
+    let rest = if settings.in_force {
+        ""
+    } else {
+        "; what holds the data cannot discard: freed blocks keep their space"
+    };
     print(&format!(
-        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}{rest}\n",
+        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}, min free {}{rest}\n",
         pool.text(),
         discard_word(discard),
-        low_water_shown(low_water),
-        when_full_shown(when_full)
+        free_space_shown(low_water),
+        when_full_shown(when_full),
+        free_space_shown(min_free)
     ))
 }
 
@@ -517,37 +454,39 @@ const LIST_COLUMNS: &[Column<Listed>] = &[
 fn list(json: bool, table: &TableArgs) -> Result<()> {
     refuse_table_options(json, table)?;
     let columns = select(LIST_COLUMNS, table)?;
-    let base = base_directory();
-    let mut names = Vec::new();
-    match std::fs::read_dir(&base) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry =
-                    entry.map_err(|source| Error::io(format!("reading {}", base.display()), &source))?;
-                names.extend(entry.file_name().into_string());
-            }
-        }
-        // Nobody has made a pool yet.
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::io(format!("reading {}", base.display()), &source)),
-    }
-    names.sort();
-    let pools: Vec<_> = names.iter().filter_map(|name| listed(name)).collect();
+    let pools = named_pools(&base_directory())?;
+    let pools: Vec<_> = pools.iter().map(listed).collect();
     if json {
         return print_json(&serde_json::json!({ "schema": SCHEMA, "pools": pools }));
     }
     print(&render(&columns, &pools, table))
 }
 
-/// `None` for what is no pool.
-fn listed(name: &str) -> Option<Listed> {
-    let pool = PoolRef::parse(name).ok()?;
-    if !pool.path().join("metadata").symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
-        return None;
+/// The pools under `base`, in order.
+pub(super) fn named_pools(base: &Path) -> Result<Vec<PoolRef>> {
+    let context = |source: std::io::Error| Error::io(format!("reading {}", base.display()), &source);
+    let mut names = Vec::new();
+    match std::fs::read_dir(base) {
+        Ok(entries) => {
+            for entry in entries {
+                names.extend(entry.map_err(context)?.file_name().into_string());
+            }
+        }
+        // Nobody has made a pool yet.
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(context(source)),
     }
+    names.sort();
+    let is_pool = |pool: &PoolRef| {
+        pool.path().join("metadata").symlink_metadata().is_ok_and(|metadata| !metadata.is_dir())
+    };
+    Ok(names.iter().filter_map(|name| PoolRef::parse_under(name, base).ok()).filter(is_pool).collect())
+}
+
+fn listed(pool: &PoolRef) -> Listed {
     let path = pool.path().display().to_string();
     let empty = Listed {
-        name: name.to_owned(),
+        name: pool.text().to_owned(),
         path,
         state: "unreadable",
         error: None,
@@ -555,7 +494,7 @@ fn listed(name: &str) -> Option<Listed> {
         data_total_bytes: None,
         data_used_bytes: None,
     };
-    Some(match look(&pool, |pool| pool.status()) {
+    match look(pool, |pool| pool.status()) {
         Ok(info) => Listed {
             state: if info.served_by.is_some() { "served" } else { "closed" },
             volumes: Some(info.volumes),
@@ -567,5 +506,5 @@ fn listed(name: &str) -> Option<Listed> {
             let state = if error.kind() == ErrorKind::Busy { "in use" } else { "unreadable" };
             Listed { state, error: Some(error), ..empty }
         }
-    })
+    }
 }

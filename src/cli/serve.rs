@@ -1,10 +1,11 @@
 //! `uthin serve`.
 
-use super::pool::OptionArgs;
+use super::options::OptionArgs;
 use crate::control::daemon::{self, ServeOptions};
-use crate::control::name::PoolRef;
+use crate::control::name::{PoolRef, VolumeName};
 use crate::error::Result;
 use crate::frontend::nbd::Address;
+use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -14,11 +15,24 @@ pub(super) struct Args {
     /// Where to serve NBD: unix:PATH or tcp:HOST:PORT; may be given several times [default: unix:POOL/nbd.sock]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     nbd: Vec<Address>,
-    /// Allow addresses other than loopback ones. NBD has no passwords: whoever connects reads and writes every volume
-    #[arg(long)]
-    allow_remote: bool,
+    /// Encrypt with TLS: server-cert.pem and server-key.pem of this directory. TCP clients must use it, others may
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
+    /// Let only clients in that have a certificate of ca-cert.pem's authority (those at Unix sockets that use TLS included)
+    #[arg(long, requires = "tls_certificates")]
+    tls_verify_peer: bool,
+    /// Without TLS, allow TCP addresses other than loopback ones: whoever connects there reads and writes every volume
+    #[arg(long, conflicts_with = "tls_certificates")]
+    insecure_tcp: bool,
+    /// Make this volume a block device from the beginning; may be given several times
+    #[arg(long, value_name = "VOLUME", value_parser = VolumeName::parse)]
+    ublk: Vec<VolumeName>,
     #[command(flatten)]
     options: OptionArgs,
+    /// Run this program for each event (see `uthin events`), without a shell or arguments. It finds UTHIN_EVENT, UTHIN_POOL and
+    /// UTHIN_EVENT_JSON in its environment, may take 30 seconds, and holds up nothing
+    #[arg(long, value_name = "PROGRAM")]
+    hook: Option<PathBuf>,
 }
 
 fn parse_address(text: &str) -> Result<Address> {
@@ -28,9 +42,13 @@ fn parse_address(text: &str) -> Result<Address> {
 pub(super) fn run(args: Args) -> Result<()> {
     let options = ServeOptions {
         listen: args.nbd,
-        allow_remote: args.allow_remote,
+        tls_certificates: args.tls_certificates,
+        tls_verify_peer: args.tls_verify_peer,
+        insecure_tcp: args.insecure_tcp,
         zero_new_blocks: args.options.zero_new_blocks(),
         discard: args.options.discard(),
+        hook: args.hook,
+        block_devices: args.ublk,
     };
     daemon::serve(&args.pool, &options, || {
         // Who waits for it reads it; a closed stdout is no reason not to serve.

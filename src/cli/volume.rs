@@ -1,14 +1,15 @@
 //! `uthin volume`.
 
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
-use super::{change, look, print, print_json, refuse_table_options, size};
+use super::{change, dm, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
-    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SetVolume, Sharing,
+    CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA, SetVolume, Sharing,
     SnapshotGroup, SnapshotPair, VolumeInfo,
 };
 use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
 use crate::error::{Error, ErrorKind, Result};
+use clap::ValueEnum;
 use std::collections::BTreeMap;
 
 #[derive(clap::Subcommand, Debug)]
@@ -95,7 +96,7 @@ pub(super) enum Verb {
     },
     /// Make a volume larger, in use or not, or smaller
     ///
-    /// Clients see the new size when they connect again. Smaller only when no client has it open and it holds
+    /// NBD clients see the new size when they connect again, block devices at once (with Linux 6.16). Smaller only when no client has it open and it holds
     /// nothing past the new end.
     Resize {
         /// The volume: POOL/VOLUME
@@ -108,13 +109,25 @@ pub(super) enum Verb {
         #[arg(long)]
         discard_rest: bool,
     },
-    /// Show all that is known of a volume
-    Show {
+    /// Show one volume
+    Status {
         /// The volume: POOL/VOLUME
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         volume: VolumeRef,
+        /// `dm` is the kernel's status line of a thin target: mapped sectors, and the highest mapped sector
+        #[arg(long, value_enum)]
+        format: Option<Format>,
         #[command(flatten)]
         table: TableArgs,
+    },
+    /// Print the table line that the kernel's thin target would have for a volume
+    Table {
+        /// The volume: POOL/VOLUME
+        #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
+        volume: VolumeRef,
+        /// The pool's device [default: /dev/mapper/POOL]
+        #[arg(long, value_name = "DEVICE")]
+        pool_device: Option<String>,
     },
     /// List a pool's volumes
     #[command(visible_alias = "ls")]
@@ -170,6 +183,11 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
     Column { name: "id", by_default: true, cell: |volume| Cell::Number(volume.id) },
     Column { name: "size", by_default: true, cell: |volume| Cell::Bytes(volume.size_bytes) },
     Column { name: "mapped", by_default: true, cell: |volume| Cell::maybe_bytes(volume.mapped_bytes) },
+    Column {
+        name: "mapped_end",
+        by_default: false,
+        cell: |volume| Cell::maybe_bytes(volume.mapped_end_bytes),
+    },
     Column {
         name: "exclusive",
         by_default: true,
@@ -274,24 +292,11 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
                 return print_json(&done);
             }
             let (old, new) = (size::human(done.old_size_bytes), size::human(done.size_bytes));
-            print(&format!("volume {}: {old} -> {new}\n", done.name))
+            let notice = done.notice.map_or_else(String::new, |notice| format!("{notice}\n"));
+            print(&format!("volume {}: {old} -> {new}\n{notice}", done.name))
         }
-        Verb::Show { volume, table } => {
-            refuse_table_options(json, &table)?;
-            let columns = match table.columns.is_empty() {
-                true => COLUMNS.iter().collect(),
-                false => select(COLUMNS, &table)?,
-            };
-            let list = look(&volume.pool, |pool| pool.volumes())?;
-            let shown = find(list.volumes, &volume.volume)?;
-            if json {
-                return print_json(&ShownVolume { schema: list.schema, volume: shown });
-            }
-            match table.no_header {
-                true => print(&render(&columns, std::slice::from_ref(&shown), &table)),
-                false => print(&render_properties(&columns, &shown, &table)),
-            }
-        }
+        Verb::Status { volume, format, table } => status(&volume, format, &table, json),
+        Verb::Table { volume, pool_device } => dm::volume_table(&volume, pool_device.as_deref(), json),
         Verb::List { pool, table } => {
             refuse_table_options(json, &table)?;
             let columns = select(COLUMNS, &table)?;
@@ -310,6 +315,45 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             let rest = if deleted.finished { "" } else { "; its blocks are being freed in the background" };
             print(&format!("volume {} deleted{rest}\n", deleted.name))
         }
+    }
+}
+
+/// How to print a volume.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Format {
+    Table,
+    Json,
+    Dm,
+}
+
+fn status(volume: &VolumeRef, format: Option<Format>, table: &TableArgs, json: bool) -> Result<()> {
+    let format = match (format, json) {
+        (None, false) => Format::Table,
+        (None | Some(Format::Json), _) => Format::Json,
+        (Some(format), false) => format,
+        (Some(Format::Table | Format::Dm), true) => {
+            return Err(Error::new(ErrorKind::Invalid, "--json and another --format exclude each other")
+                .hint("give one of them"));
+        }
+    };
+    refuse_table_options(format != Format::Table, table)?;
+    let columns = match table.columns.is_empty() {
+        true => COLUMNS.iter().collect(),
+        false => select(COLUMNS, table)?,
+    };
+    let info = look(&volume.pool, |pool| dm::find(pool.volumes()?.volumes, volume))?;
+    match format {
+        Format::Json => {
+            let mut value =
+                serde_json::to_value(&info).expect("our answers have nothing that JSON cannot hold");
+            value["schema"] = SCHEMA.into();
+            print_json(&value)
+        }
+        Format::Dm => print(&(dm::thin_line(&info) + "\n")),
+        Format::Table if table.no_header || !table.columns.is_empty() => {
+            print(&render(&columns, std::slice::from_ref(&info), table))
+        }
+        Format::Table => print(&render_properties(&columns, &info, table)),
     }
 }
 
@@ -342,21 +386,6 @@ fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
     let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
     let on = settings.external_origin.map_or_else(String::new, |origin| format!(", on {}", origin.path));
     print(&format!("volume {}: {}, labels {labels}{on}\n", settings.name, access(settings.read_only)))
-}
-
-/// A volume alone, as `--json` shows it.
-#[derive(serde::Serialize)]
-struct ShownVolume {
-    schema: String,
-    #[serde(flatten)]
-    volume: VolumeInfo,
-}
-
-fn find(volumes: Vec<VolumeInfo>, name: &VolumeName) -> Result<VolumeInfo> {
-    volumes.into_iter().find(|volume| volume.name == *name).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"))
-            .hint("`uthin volume list POOL` shows the volumes")
-    })
 }
 
 fn shared(volume: &VolumeInfo, bytes: impl Fn(&Sharing) -> u64) -> Cell {

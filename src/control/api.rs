@@ -5,7 +5,8 @@
 
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
-use super::options::{LowWater, PoolOptions};
+use super::options::{FreeSpace, PoolOptions};
+pub use crate::engine::Discard;
 use crate::engine::WhenFull;
 use crate::error::{Error, Result};
 use crate::units::META_BLOCK_BYTES;
@@ -62,16 +63,6 @@ impl Health {
             Health::Critical => "critical",
         }
     }
-}
-
-/// What becomes of discarded blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Discard {
-    /// Unmapped, and their space is given back to the filesystem or device that holds the data.
-    Passdown,
-    /// Unmapped only.
-    NoPassdown,
 }
 
 /// Space on the data disk, in whole blocks.
@@ -149,10 +140,13 @@ pub struct PoolInfo {
     /// What becomes of writes that need a block when none is free.
     #[serde(default)]
     pub when_full: WhenFull,
+    /// Whether requests have waited for as long as `when_full` says, so that those that come now do not wait.
+    #[serde(default)]
+    pub queue_expired: bool,
     /// Requests that wait for space now.
     #[serde(default)]
     pub waiting_for_space: u64,
-    /// What is kept with the pool: in force when it is opened next, where `discard` and `zero_new_blocks` say otherwise.
+    /// What is kept with the pool: in force when it is opened next, where the daemon was told otherwise for its own time.
     #[serde(default)]
     pub options: PoolOptions,
     /// Whether the metadata asks to be checked before it is used.
@@ -178,9 +172,13 @@ impl PoolInfo {
             return Health::Critical;
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
-        let low_metadata =
-            self.metadata.free_bytes < self.metadata_low_water_blocks() * META_BLOCK_BYTES as u64;
+        let low_metadata = self.metadata.free_bytes < self.metadata_low_water_bytes();
         if low_data || low_metadata { Health::Low } else { Health::Ok }
+    }
+
+    /// With less free metadata than this the pool asks for attention.
+    pub(super) fn metadata_low_water_bytes(&self) -> u64 {
+        self.metadata_low_water_blocks() * META_BLOCK_BYTES as u64
     }
 
     /// The kernel's own mark: a quarter, 4 MiB at the most.
@@ -208,10 +206,12 @@ impl PoolInfo {
             match self.discard {
                 Discard::Passdown => "discard_passdown",
                 Discard::NoPassdown => "no_discard_passdown",
+                Discard::Ignore => "ignore_discard",
             },
             match self.when_full {
-                WhenFull::Error => "error_if_no_space",
-                WhenFull::Queue(_) => "queue_if_no_space",
+                WhenFull::Queue(_) if !self.queue_expired => "queue_if_no_space",
+                // The kernel changes the word with its timeout, until there is space.
+                WhenFull::Queue(_) | WhenFull::Error => "error_if_no_space",
             },
             if self.needs_check { "needs_check" } else { "-" },
             self.metadata_low_water_blocks(),
@@ -219,22 +219,25 @@ impl PoolInfo {
     }
 }
 
-/// The body of `PATCH /v1/pool`: what is not mentioned stays.
+/// The body of `PATCH /v1/pool`: what is not mentioned stays. All of it is in force at once.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetPool {
-    /// What becomes of the space of freed blocks.
+    /// What becomes of discards and of the space of freed blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard: Option<Discard>,
     /// Whether the unwritten rest of a fresh block is zeroed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_new_blocks: Option<bool>,
-    /// With less free space than this the pool asks for attention; in force at once.
+    /// With less free space than this the pool asks for attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub low_water: Option<LowWater>,
-    /// What becomes of writes that need a block when none is free; in force at once.
+    pub low_water: Option<FreeSpace>,
+    /// What becomes of writes that need a block when none is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
+    /// With less free space than this no volumes and snapshots are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_free: Option<FreeSpace>,
 }
 
 /// The answer to `PATCH /v1/pool`.
@@ -244,7 +247,7 @@ pub struct PoolSettings {
     pub schema: String,
     /// What is kept with the pool now.
     pub options: PoolOptions,
-    /// Whether that is in force; else the daemon goes on as it began, and the next one does as it says here.
+    /// Whether that is in force now: `false` only where the data disk cannot do it.
     pub in_force: bool,
 }
 
@@ -260,6 +263,9 @@ pub struct VolumeInfo {
     /// Bytes of data blocks that it maps, shared ones included. This and what else is the pool's to know is `null` when
     /// the pool has failed, or the metadata cannot be read.
     pub mapped_bytes: Option<u64>,
+    /// Where the highest block that it maps ends, 0 if it maps none.
+    #[serde(default)]
+    pub mapped_end_bytes: Option<u64>,
     /// What of it is its own, at a moment that is told. `null` as long as it was not counted.
     #[serde(default)]
     pub sharing: Option<Sharing>,
@@ -517,6 +523,112 @@ pub struct Resized {
     pub size_bytes: u64,
     /// Its size until now.
     pub old_size_bytes: u64,
+    /// What its block device has to do with that, if it cannot follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+}
+
+/// How a volume is exported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportKind {
+    /// As a block device of this machine.
+    Ublk,
+}
+
+/// The body of `POST /v1/volumes/{name}/export`: what is not mentioned is as usual.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportVolume {
+    /// As what.
+    pub kind: ExportKind,
+    /// Queues, each with a thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Requests of a queue at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u16>,
+    /// The smallest unit of a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_block_bytes: Option<u32>,
+    /// What is said to be written in one piece.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_block_bytes: Option<u32>,
+    /// Whether the device can only be read, though the volume can be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+impl ExportVolume {
+    /// As usual in everything.
+    pub fn usual(kind: ExportKind) -> Self {
+        ExportVolume {
+            kind,
+            queues: None,
+            depth: None,
+            logical_block_bytes: None,
+            physical_block_bytes: None,
+            read_only: false,
+        }
+    }
+}
+
+/// A volume that is exported: the answer to `POST /v1/volumes/{name}/export`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume.
+    pub volume: VolumeName,
+    /// Its number in the metadata.
+    pub id: u64,
+    /// As what.
+    pub kind: ExportKind,
+    /// The block device.
+    pub device: String,
+    /// The link to it, in the pool's directory.
+    pub link: Option<String>,
+    /// The volume's size.
+    pub size_bytes: u64,
+    /// Its queues.
+    pub queues: u16,
+    /// Requests of a queue at a time.
+    pub depth: u16,
+    /// The smallest unit of a request.
+    pub logical_block_bytes: u32,
+    /// What is said to be written in one piece.
+    pub physical_block_bytes: u32,
+    /// Whether it can only be read.
+    pub read_only: bool,
+}
+
+/// All exports: `GET /v1/exports`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExportList {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// In order of names.
+    pub exports: Vec<ExportInfo>,
+}
+
+/// The body of `POST /v1/volumes/{name}/unexport`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnexportVolume {
+    /// Do it though somebody has the device open, who gets errors from then on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// The answer to `POST /v1/volumes/{name}/unexport`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unexported {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The volume.
+    pub volume: VolumeName,
+    /// The block device, which is gone.
+    pub device: String,
 }
 
 /// The body of `POST /v1/pool/grow`: what is not mentioned becomes as large as its file or device is.
@@ -553,6 +665,30 @@ pub struct MetadataSnapshot {
     pub schema: String,
     /// The metadata block to read it by; `null`: none is held.
     pub held_root: Option<u64>,
+}
+
+/// The body of `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MessageRequest {
+    /// One of dm-thin's messages.
+    pub message: String,
+    /// The size of the volume that `create_thin` makes, which dm-thin's metadata does not have; 0 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+/// The answer to `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MessageDone {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The metadata's transaction id now.
+    pub transaction_id: u64,
+    /// The volume that was made: its name is its number.
+    pub volume: Option<VolumeName>,
+    /// Its size.
+    pub size_bytes: Option<u64>,
 }
 
 /// The answer to `DELETE /v1/volumes/{name}`.
@@ -610,15 +746,26 @@ pub trait PoolApi {
     fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
     /// Lets that go.
     fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
+    /// Does what one of dm-thin's messages says.
+    fn message(&self, request: &MessageRequest) -> Result<MessageDone>;
+    /// The volumes that are block devices, in order of names.
+    fn exports(&self) -> Result<ExportList>;
+    /// Makes a volume a block device of the machine that serves the pool; returns when it can be opened.
+    fn export(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo>;
+    /// Takes that away, if nobody has it open.
+    fn unexport(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported>;
     /// Deletes a volume that nobody has open.
     fn delete(&self, name: &VolumeName) -> Result<Deleted>;
 }
 
 #[cfg(test)]
+pub(super) use tests::sample as sample_pool;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    pub(super) fn sample() -> PoolInfo {
+    pub(in super::super) fn sample() -> PoolInfo {
         PoolInfo {
             schema: SCHEMA.to_owned(),
             pool: "p".to_owned(),
@@ -643,6 +790,7 @@ mod tests {
             discard: Discard::Passdown,
             zero_new_blocks: true,
             when_full: WhenFull::default(),
+            queue_expired: false,
             waiting_for_space: 0,
             options: PoolOptions::default(),
             needs_check: false,
@@ -667,6 +815,11 @@ mod tests {
             info.dm_line(),
             "5 6384/16384 1/1000000 17 out_of_data_space no_discard_passdown error_if_no_space - 1024 "
         );
+        info.discard = Discard::Ignore;
+        info.when_full = WhenFull::Queue(60);
+        assert!(info.dm_line().contains(" out_of_data_space ignore_discard queue_if_no_space - "));
+        info.queue_expired = true;
+        assert!(info.dm_line().contains(" ignore_discard error_if_no_space - "));
         info.needs_check = true;
         info.mode = Mode::Ro;
         assert!(info.dm_line().contains(" ro ") && info.dm_line().contains(" needs_check 1024 "));
@@ -682,7 +835,7 @@ mod tests {
         assert_eq!(info.assess(), Health::Ok, "10% are the mark");
         info.data.free_bytes -= 65_536;
         assert_eq!(info.assess(), Health::Low);
-        info.options.low_water = LowWater::Bytes(65_536);
+        info.options.low_water = FreeSpace::Bytes(65_536);
         assert_eq!(info.assess(), Health::Ok);
         info.metadata.free_bytes = 255 * 4096;
         assert_eq!(info.assess(), Health::Low);
@@ -694,8 +847,8 @@ mod tests {
         assert_eq!(PoolInfo { needs_check: true, ..sample() }.assess(), Health::Critical);
         let full = DataSpace { free_bytes: 0, ..sample().data };
         assert_eq!(PoolInfo { data: full, ..sample() }.assess(), Health::Critical);
-        assert_eq!(LowWater::Percent(100).bytes_of(u64::MAX), u64::MAX);
-        assert!(LowWater::Percent(100).check().is_ok() && LowWater::Percent(101).check().is_err());
+        assert_eq!(FreeSpace::Percent(100).bytes_of(u64::MAX), u64::MAX);
+        assert!(FreeSpace::Percent(100).check().is_ok() && FreeSpace::Percent(101).check().is_err());
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub enum Operation {
     Snapshot(Vec<VolumeEntry>),
     /// Deleting the volume of this name.
     Delete(VolumeName),
+    /// Setting the metadata's transaction id to the pending one, and nothing else.
+    SetTransactionId,
 }
 
 /// An operation under way, and the metadata's transaction id by which to know that it happened.
@@ -239,6 +241,7 @@ impl Catalog {
         match pending.operation {
             Operation::Create(entry) => self.insert(entry),
             Operation::Snapshot(entries) => entries.into_iter().for_each(|entry| self.insert(entry)),
+            Operation::SetTransactionId => {}
             Operation::Delete(name) => {
                 if let Some(index) = self.volumes.iter().position(|entry| entry.name == name) {
                     self.deleting.insert(self.volumes.remove(index).id);
@@ -281,7 +284,9 @@ impl Catalog {
 
     /// What serde cannot see: that names and numbers are there once, sizes can be, and the pending operation fits.
     fn check(&self) -> Result<(), String> {
-        self.options.low_water.check().map_err(|error| error.message().to_owned())?;
+        for amount in [self.options.low_water, self.options.min_free] {
+            amount.check().map_err(|error| error.message().to_owned())?;
+        }
         let mut names = HashSet::new();
         let mut ids: HashSet<VolumeId> = HashSet::new();
         for entry in &self.volumes {
@@ -298,7 +303,8 @@ impl Catalog {
         }
         ids.extend(&self.deleting);
         let Some(pending) = &self.pending else { return Ok(()) };
-        if pending.transaction_id != TransactionId(self.transaction_id).next().0 {
+        let is_free = pending.operation == Operation::SetTransactionId;
+        if !is_free && pending.transaction_id != TransactionId(self.transaction_id).next().0 {
             return Err(format!(
                 "the pending transaction is {}, and the one after {} was expected",
                 pending.transaction_id, self.transaction_id
@@ -317,7 +323,10 @@ impl Catalog {
             Operation::Delete(name) if self.find(name).is_none() => {
                 Err(format!("the pending operation deletes `{name}`, which does not exist"))
             }
-            Operation::Delete(_) | Operation::Create(_) | Operation::Snapshot(_) => Ok(()),
+            Operation::Delete(_)
+            | Operation::Create(_)
+            | Operation::Snapshot(_)
+            | Operation::SetTransactionId => Ok(()),
         }
     }
 
@@ -350,7 +359,7 @@ impl Operation {
         match self {
             Operation::Create(entry) => std::slice::from_ref(entry),
             Operation::Snapshot(entries) => entries,
-            Operation::Delete(_) => &[],
+            Operation::Delete(_) | Operation::SetTransactionId => &[],
         }
     }
 
@@ -363,6 +372,7 @@ impl Operation {
                 format!("creation of snapshot {}", names.join(", "))
             }
             Operation::Delete(name) => format!("deletion of volume `{name}`"),
+            Operation::SetTransactionId => "setting of the transaction id".to_owned(),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, Failure, GrowPool, Grown, MetadataSnapshot, NewSnapshots, NewVolume,
-    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume,
-    RolledBack, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume, VolumeList, VolumeSettings,
+    Closed, CreateVolume, Deleted, ExportInfo, ExportList, ExportVolume, Failure, GrowPool, Grown,
+    MessageDone, MessageRequest, MetadataSnapshot, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
+    RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume, RolledBack, SetPool, SetVolume,
+    SnapshotGroup, SnapshotPair, SnapshotVolume, UnexportVolume, Unexported, VolumeList, VolumeSettings,
 };
+use super::events::EventList;
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
 use crate::disk::{FileDisk, OpenMode};
@@ -85,6 +87,16 @@ impl Client {
                 Ok(_) | Err(_) => return Ok(()),
             }
         }
+    }
+
+    /// Events after one of that number, or from now on; what has happened by now, or, if that is nothing, what happens within so
+    /// many seconds.
+    pub fn events(&self, after: Option<u64>, wait_seconds: u32) -> Result<EventList> {
+        let path = match after {
+            Some(after) => format!("/v1/events?after={after}&wait={wait_seconds}"),
+            None => format!("/v1/events?wait={wait_seconds}"),
+        };
+        self.ask(Method::GET, &path, &())
     }
 
     /// A handle to the daemon's process that stays its, whatever becomes of the number. `None` where the system has none
@@ -229,6 +241,22 @@ impl PoolApi for Client {
 
     fn release_metadata_snapshot(&self) -> Result<MetadataSnapshot> {
         self.ask(Method::DELETE, "/v1/pool/metadata-snapshot", &())
+    }
+
+    fn message(&self, request: &MessageRequest) -> Result<MessageDone> {
+        self.ask(Method::POST, "/v1/pool/message", request)
+    }
+
+    fn exports(&self) -> Result<ExportList> {
+        self.ask(Method::GET, "/v1/exports", &())
+    }
+
+    fn export(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/export"), request)
+    }
+
+    fn unexport(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported> {
+        self.ask(Method::POST, &format!("/v1/volumes/{name}/unexport"), request)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {

@@ -5,10 +5,12 @@
 //! The lock goes last, with the process. A daemon that is killed leaves sockets behind, which the next one removes: it has
 //! the pool's lock, so nobody listens there.
 
-use super::api::{Discard, ServedBy};
+use super::api::{Discard, ExportKind, ExportVolume, PoolApi, ServedBy};
+use super::exports::Exports as BlockDevices;
+use super::hook;
 use super::http::{self, CloseRequest};
 use super::listen;
-use super::name::PoolRef;
+use super::name::{PoolRef, VolumeName};
 use super::open::{OpenPool, open};
 use super::options::PoolOptions;
 use super::pool_dir::{PoolDir, short_socket_path};
@@ -17,11 +19,11 @@ use super::time;
 use crate::driver::Pool;
 use crate::engine::{Answer, Command, Keeper, KeeperOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::frontend::nbd::{Address, Export, Exports, Limits, Server};
+use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
 use crate::metadata::Access;
 use crate::units::BlockSize;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
@@ -31,21 +33,36 @@ use tokio::sync::{mpsc, watch};
 /// How long the last answers on the control socket may take.
 const CONTROL_GRACE: Duration = Duration::from_secs(2);
 
+/// How often levels and modes are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Lanes for the queues of block devices, beside those of NBD connections.
+const BLOCK_DEVICE_LANES: usize = 192;
+
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// Where to serve NBD; the pool's own socket if empty.
     pub listen: Vec<Address>,
-    /// Whether addresses other than loopback ones are allowed.
-    pub allow_remote: bool,
+    /// Where the certificates for TLS are; `None`: no TLS.
+    pub tls_certificates: Option<PathBuf>,
+    /// Whether clients must have a certificate, too.
+    pub tls_verify_peer: bool,
+    /// Without TLS: whether TCP addresses other than loopback ones are allowed.
+    pub insecure_tcp: bool,
     /// Zero the unwritten rest of fresh blocks; `None`: as is kept with the pool.
     pub zero_new_blocks: Option<bool>,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
     pub discard: Option<Discard>,
+    /// A program to run for each event.
+    pub hook: Option<PathBuf>,
+    /// Volumes to make block devices of from the beginning.
+    pub block_devices: Vec<VolumeName>,
 }
 
 /// Serves the pool until somebody ends it: a signal, or a request to close. `ready` is called once, when clients can come.
 pub fn serve(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Result<()> {
+    // Before there are other threads: they inherit it.
+    prepare_process();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -61,6 +78,9 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let listen_to = |kind| signal(kind).map_err(|source| Error::io("listening to signals", &source));
     let mut signals = (listen_to(SignalKind::terminate())?, listen_to(SignalKind::interrupt())?);
     let dir = PoolDir::of(pool);
+    // Before the pool is touched: certificates are where mistakes are made.
+    let limits = limits(options)?;
+    let hook = options.hook.as_deref().map(hook::require_program).transpose()?;
     let (service, driver, block_size) = start_pool(&dir, options)?;
     let (close, mut close_requests) = mpsc::channel(1);
     let control = match bind_control(&dir) {
@@ -68,27 +88,47 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         Err(error) => return give_up(&service, error),
     };
     let exports = Arc::new(PoolExports { service: service.clone(), pool: driver.clone(), block_size });
-    let server = match start_nbd(&dir, options, driver, exports) {
+    let server = match start_nbd(&dir, options, limits, driver.clone(), exports) {
         Ok(server) => server,
         Err(error) => {
             remove_socket(&dir.control_socket());
             return give_up(&service, error);
         }
     };
+    let folder = dir.absolute().unwrap_or_else(|_| dir.path().to_owned()).join("dev");
+    service.export_with(Arc::new(BlockDevices::new(driver.clone(), block_size, folder)));
+    if let Err(error) = export_first(&service, &options.block_devices) {
+        service.unexport_all();
+        drop(server);
+        remove_socket(&dir.control_socket());
+        return give_up(&service, error);
+    }
     let pid = std::process::id();
     let since = time::rfc3339(time::now_unix_seconds());
     service.serve_as(ServedBy { pid, since }, server.addresses().iter().map(absolute).collect());
     let (stop, stopped) = watch::channel(());
+    let watcher = tokio::spawn(watch_pool(service.clone()));
+    if let Some(program) = hook
+        && let Err(error) =
+            dir.absolute().and_then(|path| hook::start(program, path, service.events().clone()))
+    {
+        // Nothing else depends on it, and clients may be there already.
+        tracing::error!("events are not told to the hook: {error}");
+    }
     let router = http::router(service.clone(), close);
     let control = tokio::spawn(listen::serve(control, router, listen::Limits::default(), stopped));
     tracing::info!("pool {} is ready", dir.shown());
     ready();
+    tell_supervisor(sd_notify::NotifyState::Ready);
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
+    watcher.abort();
+    tell_supervisor(sd_notify::NotifyState::Stopping);
     let closing = service.clone();
     let closed = tokio::task::spawn_blocking(move || {
         let mut server = server;
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
         let _ = closing.let_nobody_wait();
+        closing.unexport_all();
         server.stop();
         closing.close()
     })
@@ -98,12 +138,31 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         // If it has gone away in the meantime, the exit status still tells.
         let _ = asker.send(closed.clone());
     }
+    service.events().close();
     remove_socket(&dir.control_socket());
     drop(stop);
     if tokio::time::timeout(CONTROL_GRACE, control).await.is_err() {
         tracing::warn!("a client of the control socket did not take its answer");
     }
     closed
+}
+
+/// Looks at the pool once a second, and tells what has changed.
+async fn watch_pool(service: Arc<Service>) {
+    let mut clock = tokio::time::interval(WATCH_INTERVAL);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let service = service.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            let info = service.status()?;
+            service.events().observe(&info);
+            Ok::<_, Error>(())
+        });
+        if let Ok(Err(error)) = looked.await {
+            tracing::debug!("the pool does not tell how it is: {error}");
+        }
+    }
 }
 
 /// The pool with its keeper, and what an earlier run left to do under way.
@@ -117,9 +176,9 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     };
     let keeper_options = KeeperOptions {
         zero_new_blocks: in_force.zero_new_blocks,
-        discard_passdown: in_force.discard_passdown(),
+        discard: in_force.discard,
         when_full: in_force.when_full,
-        lanes: Limits::default().connections,
+        lanes: Limits::default().connections + BLOCK_DEVICE_LANES,
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
     };
@@ -134,13 +193,50 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     Ok((Arc::new(service), driver, block_size))
 }
 
+fn limits(options: &ServeOptions) -> Result<Limits> {
+    let load = |directory: &PathBuf| Tls::load(directory, options.tls_verify_peer);
+    let tls = options.tls_certificates.as_ref().map(load).transpose()?;
+    Ok(Limits { tls, insecure_tcp: options.insecure_tcp, ..Limits::default() })
+}
+
+/// The block devices that are there from the beginning. Whoever is told `ready` finds them.
+fn export_first(service: &Service, volumes: &[VolumeName]) -> Result<()> {
+    for volume in volumes {
+        let request = ExportVolume::usual(ExportKind::Ublk);
+        let export = service.export(volume, &request)?;
+        tracing::info!("volume {volume} is {}", export.device);
+    }
+    Ok(())
+}
+
+/// What a process needs that stands in the way of writes: the kernel is told not to wait for us in order to give us memory,
+/// and files do not run out before they must.
+fn prepare_process() {
+    use rustix::process::{Resource, configure_io_flusher_behavior, getrlimit, setrlimit};
+    if let Err(errno) = configure_io_flusher_behavior(true) {
+        tracing::debug!("PR_SET_IO_FLUSHER: {errno} (`uthin doctor`)");
+    }
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    if let Err(errno) = setrlimit(Resource::Nofile, files) {
+        tracing::debug!("raising the limit of open files: {errno}");
+    }
+}
+
+/// systemd, if it started us so that it wants to know.
+fn tell_supervisor(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!("telling the service manager: {error}");
+    }
+}
+
 fn start_nbd(
     dir: &PoolDir,
     options: &ServeOptions,
+    limits: Limits,
     driver: Pool,
     exports: Arc<PoolExports>,
 ) -> Result<Server> {
-    let limits = Limits { allow_remote: options.allow_remote, ..Limits::default() };
     if !options.listen.is_empty() {
         return Server::start(&options.listen, driver, exports, limits);
     }

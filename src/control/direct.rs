@@ -31,7 +31,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
     let opened = open(&dir, Access::ReadWrite)?;
     let options = KeeperOptions {
         zero_new_blocks: opened.catalog.options.zero_new_blocks,
-        discard_passdown: opened.catalog.options.discard_passdown(),
+        discard: opened.catalog.options.discard,
         when_full: WhenFull::Error,
         lanes: 0,
         volume_sizes: opened.volume_sizes(),
@@ -88,7 +88,8 @@ impl Executor for Onlooker {
             | Command::SetOrigin { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
-            | Command::SetWhenFull(_)
+            | Command::Configure(_)
+            | Command::SetTransactionId(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata
             | Command::Delete { .. }
@@ -111,9 +112,10 @@ impl Onlooker {
             usage: metadata.usage(),
             held_root: metadata.held_root().map(|MetaBlock(block)| block),
             // As a daemon does it unless told otherwise.
-            discard_passdown: self.options.discard_passdown(),
+            discard: self.options.discard,
             zero_new_blocks: self.options.zero_new_blocks,
             when_full: self.options.when_full,
+            queue_expired: false,
             waiting_for_space: 0,
             volumes: volumes.len(),
             deleting,
@@ -130,9 +132,11 @@ impl Onlooker {
             let VolumeSharing { mapped_blocks, exclusive_blocks } = *counted.get(id)?;
             Some(SharingInfo { mapped_blocks, exclusive_blocks, age_seconds: 0, is_current: true, count: 1 })
         };
+        // What cannot be read of one volume hides no other.
         let info = |(id, details)| {
+            let highest_mapped = metadata.highest_mapped(id).unwrap_or(None);
             let sharing = sharing(&id);
-            VolumeInfo { id, size_bytes: 0, details, highest_mapped: None, openers: 0, sharing }
+            VolumeInfo { id, size_bytes: 0, details, highest_mapped, openers: 0, sharing }
         };
         Ok(all.map(info).collect())
     }

@@ -5,8 +5,9 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, Failure, GrowPool, PoolApi, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA,
-    SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
+    Closed, CreateVolume, ExportVolume, Failure, GrowPool, MessageRequest, PoolApi, RenameVolume,
+    ResizeVolume, RollBackVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
+    UnexportVolume,
 };
 use super::name::VolumeName;
 use super::service::Service;
@@ -14,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -47,6 +48,7 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
     Router::new()
         .route("/v1/pool", get(pool).patch(set_pool))
         .route("/v1/pool/grow", post(grow))
+        .route("/v1/pool/message", post(message))
         .route("/v1/pool/metadata-snapshot", post(reserve_snapshot).delete(release_snapshot))
         .route("/v1/volumes", get(volumes).post(create))
         .route("/v1/volumes/{name}", delete(remove).patch(set))
@@ -54,7 +56,11 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
         .route("/v1/volumes/{name}/rename", post(rename))
         .route("/v1/volumes/{name}/roll-back", post(roll_back))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/export", post(export))
+        .route("/v1/volumes/{name}/unexport", post(unexport))
+        .route("/v1/exports", get(exports))
         .route("/v1/snapshots", post(snapshot_group))
+        .route("/v1/events", get(events))
         .route("/v1/close", post(close_pool))
         .fallback(no_resource)
         .method_not_allowed_fallback(no_method)
@@ -146,9 +152,39 @@ async fn resize(State(shared): State<Shared>, name: RawName, body: RawBody) -> R
     }
 }
 
+async fn exports(State(shared): State<Shared>) -> Response {
+    answer(StatusCode::OK, read(shared, |service| service.exports()).await)
+}
+
+/// Not one of the changes that wait for each other: a device may take long to come and to go.
+async fn export(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<ExportVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::CREATED, read(shared, move |service| service.export(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn unexport(State(shared): State<Shared>, name: RawName, body: RawBody) -> Response {
+    match volume_name(name).and_then(|name| Ok((name, parse::<UnexportVolume>(body)?))) {
+        Ok((name, request)) => {
+            answer(StatusCode::OK, read(shared, move |service| service.unexport(&name, &request)).await)
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
 async fn grow(State(shared): State<Shared>, body: RawBody) -> Response {
     match parse::<GrowPool>(body) {
         Ok(request) => answer(StatusCode::OK, change(shared, move |service| service.grow(&request)).await),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn message(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<MessageRequest>(body) {
+        Ok(request) => answer(StatusCode::OK, change(shared, move |service| service.message(&request)).await),
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -174,6 +210,48 @@ async fn remove(State(shared): State<Shared>, name: RawName) -> Response {
         StatusCode::OK
     };
     answer(success, removed)
+}
+
+async fn events(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
+    match EventQuery::parse(query.as_deref().unwrap_or_default()) {
+        Ok(EventQuery { after, wait }) => {
+            answer(StatusCode::OK, Ok(shared.service.events().wait(after, wait).await))
+        }
+        Err(error) => Refusal::from(error).into_response(),
+    }
+}
+
+/// The longest wait for an event: far less than a connection's life.
+const EVENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which events, and how long to wait for one.
+#[derive(PartialEq, Eq, Debug, Default)]
+struct EventQuery {
+    after: Option<u64>,
+    wait: Duration,
+}
+
+impl EventQuery {
+    fn parse(query: &str) -> Result<Self> {
+        let mut found = EventQuery::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let number = |text: &str| {
+                text.parse::<u64>().map_err(|_| {
+                    Error::new(ErrorKind::Invalid, format!("query: {pair:?} is no number"))
+                        .hint("after=NUMBER&wait=SECONDS")
+                })
+            };
+            match pair.split_once('=') {
+                Some(("after", text)) => found.after = Some(number(text)?),
+                Some(("wait", text)) => found.wait = Duration::from_secs(number(text)?).min(EVENT_PATIENCE),
+                Some(_) | None => {
+                    return Err(Error::new(ErrorKind::Invalid, format!("query: {pair:?} is not known"))
+                        .hint("after=NUMBER&wait=SECONDS"));
+                }
+            }
+        }
+        Ok(found)
+    }
 }
 
 async fn close_pool(State(shared): State<Shared>) -> Response {

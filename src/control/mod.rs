@@ -4,15 +4,23 @@
 //! decides at every open which of the two is ahead. [`service`] is the one place where a volume is made, snapshotted or
 //! deleted, whether a daemon runs (then requests come over [`http`]) or a command opened the pool for itself.
 
+pub mod adopt;
 pub mod api;
 pub mod catalog;
 pub mod client;
 pub mod create;
 pub mod daemon;
 pub mod direct;
+pub mod doctor;
+pub mod events;
+mod export_volume;
+pub mod exports;
+pub mod hook;
 pub mod http;
 pub mod label;
 mod listen;
+mod message;
+mod min_free;
 pub mod name;
 pub mod open;
 pub mod options;
@@ -23,4 +31,5 @@ mod replace;
 mod reshape;
 pub mod service;
 mod signature;
+mod staging;
 mod time;

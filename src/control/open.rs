@@ -3,7 +3,7 @@
 use super::catalog::{Catalog, CatalogStore};
 use super::origin;
 use super::pool_dir::{PoolDir, PoolDisks};
-use super::reconcile::{FoundVolume, Reconciled, reconcile};
+use super::reconcile::{FoundVolume, Note, Reconciled, reconcile};
 use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::engine::Behind;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,7 +23,7 @@ pub struct OpenPool {
     /// The catalog; on disk as well if opened for reading and writing.
     pub catalog: Catalog,
     /// What had to be put right.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// Whether the metadata asks to be checked; it can be looked at all the same.
     pub needs_check: bool,
 }
@@ -50,27 +50,15 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
     };
     let PoolDisks { metadata, data } = dir.open_disks(mode)?;
     let metadata_name = metadata.name();
-    let named = |error| as_found(error, &metadata_name);
-    let mut metadata = Metadata::open(metadata, access).map_err(named)?;
+    let mut metadata = Metadata::open(metadata, access).map_err(|error| as_found(error, &metadata_name))?;
     check_data_size(&metadata, &data)?;
     let store = dir.catalog();
-    let loaded = store.load()?;
-    let found: Vec<_> = metadata
-        .volumes()
-        .map_err(named)?
-        .into_iter()
-        .map(|(id, details)| FoundVolume { id, created: details.transaction_id })
-        .collect();
-    let (metadata_id, block_size) = (metadata.transaction_id(), metadata.geometry().block_size);
-    let Reconciled { catalog, notes, lost, keep_copy } =
-        reconcile(loaded.clone(), metadata_id, &found, block_size, &mut |id| {
-            metadata.highest_mapped(id).map_err(named)
-        })?;
+    let (loaded, Reconciled { catalog, notes, lost, keep_copy }) = compare(dir, &mut metadata)?;
     match access {
         Access::ReadOnly => {}
         Access::ReadWrite => {
             for note in &notes {
-                tracing::warn!("{}: {note}", dir.shown());
+                tracing::warn!("{}: {}", dir.shown(), note.text);
             }
             if let (Some(replaced), true) = (&loaded, keep_copy) {
                 store.save_backup(replaced, &lost)?;
@@ -86,9 +74,30 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
     Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, needs_check })
 }
 
+/// The catalog as it is kept, and what it has to say to the metadata. Writes nothing.
+pub(super) fn compare(
+    dir: &PoolDir,
+    metadata: &mut Metadata<FileDisk>,
+) -> Result<(Option<Catalog>, Reconciled)> {
+    let name = metadata.disk_name();
+    let named = |error| as_found(error, &name);
+    let loaded = dir.catalog().load()?;
+    let found: Vec<_> = metadata
+        .volumes()
+        .map_err(named)?
+        .into_iter()
+        .map(|(id, details)| FoundVolume { id, created: details.transaction_id })
+        .collect();
+    let (metadata_id, block_size) = (metadata.transaction_id(), metadata.geometry().block_size);
+    let reconciled = reconcile(loaded.clone(), metadata_id, &found, block_size, &mut |id| {
+        metadata.highest_mapped(id).map_err(named)
+    })?;
+    Ok((loaded, reconciled))
+}
+
 /// Names the disk, where the message does not, and the way on from damage. And a disk that does not fit is a state that
 /// the pool is in, not a mistake in the command.
-fn as_found(error: Error, disk: &str) -> Error {
+pub(super) fn as_found(error: Error, disk: &str) -> Error {
     let error = if error.message().contains(disk) { error } else { error.context(disk) };
     if error.kind() == ErrorKind::Corrupt && error.next_step().is_none() {
         return error.hint(format!(
@@ -105,7 +114,7 @@ fn as_found(error: Error, disk: &str) -> Error {
     }
 }
 
-fn check_data_size(metadata: &Metadata<FileDisk>, data: &FileDisk) -> Result<()> {
+pub(super) fn check_data_size(metadata: &Metadata<FileDisk>, data: &FileDisk) -> Result<()> {
     let geometry = metadata.geometry();
     let needed_bytes = geometry.data_blocks.saturating_mul(geometry.block_size.bytes());
     if data.size_bytes() >= needed_bytes {

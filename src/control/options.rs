@@ -1,7 +1,7 @@
 //! How a pool is to be run: kept in its catalog, in force whenever somebody opens it. A lost catalog means the defaults.
 
-use super::api::Discard;
-use crate::engine::WhenFull;
+use super::api::SetPool;
+use crate::engine::{Discard, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -14,41 +14,43 @@ pub struct PoolOptions {
     /// Whether the unwritten rest of a fresh block is zeroed.
     pub zero_new_blocks: bool,
     /// With less free space than this the pool asks for attention.
-    pub low_water: LowWater,
+    pub low_water: FreeSpace,
     /// What becomes of writes that need a block when none is free.
     pub when_full: WhenFull,
+    /// With less free space than this no volumes and snapshots are made: of data, and, if it is a part, of metadata too.
+    pub min_free: FreeSpace,
 }
 
-/// An amount of free space for data.
+/// An amount of free space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LowWater {
-    /// Of the whole space for data, 0 to 100.
+pub enum FreeSpace {
+    /// Of the whole space, 0 to 100.
     Percent(u8),
     /// As it is.
     Bytes(u64),
 }
 
-impl LowWater {
-    /// The amount, in a pool with that much space for data.
+impl FreeSpace {
+    /// The amount, of that much space.
     pub fn bytes_of(self, total_bytes: u64) -> u64 {
         match self {
-            LowWater::Percent(percent) => {
+            FreeSpace::Percent(percent) => {
                 // Less than `total_bytes`, unless it is more than all of it.
                 u64::try_from(u128::from(total_bytes) * u128::from(percent) / 100).unwrap_or(u64::MAX)
             }
-            LowWater::Bytes(bytes) => bytes,
+            FreeSpace::Bytes(bytes) => bytes,
         }
     }
 
     /// `Invalid` for more than all.
     pub fn check(self) -> Result<()> {
         match self {
-            LowWater::Percent(101..) => {
-                Err(Error::new(ErrorKind::Invalid, "a low water mark is 100% of the space at the most")
+            FreeSpace::Percent(101..) => {
+                Err(Error::new(ErrorKind::Invalid, "no more than 100% of the space can be free")
                     .hint("10% is the default"))
             }
-            LowWater::Percent(_) | LowWater::Bytes(_) => Ok(()),
+            FreeSpace::Percent(_) | FreeSpace::Bytes(_) => Ok(()),
         }
     }
 }
@@ -58,8 +60,9 @@ impl Default for PoolOptions {
         PoolOptions {
             discard: Discard::Passdown,
             zero_new_blocks: true,
-            low_water: LowWater::Percent(10),
+            low_water: FreeSpace::Percent(10),
             when_full: WhenFull::default(),
+            min_free: FreeSpace::Percent(0),
         }
     }
 }
@@ -70,11 +73,15 @@ impl PoolOptions {
         *self == Self::default()
     }
 
-    /// Whether freed blocks are given back to what holds the data.
-    pub fn discard_passdown(&self) -> bool {
-        match self.discard {
-            Discard::Passdown => true,
-            Discard::NoPassdown => false,
+    /// With what is mentioned in `request` as it says there.
+    #[must_use]
+    pub fn changed_by(self, request: &SetPool) -> Self {
+        PoolOptions {
+            discard: request.discard.unwrap_or(self.discard),
+            zero_new_blocks: request.zero_new_blocks.unwrap_or(self.zero_new_blocks),
+            low_water: request.low_water.unwrap_or(self.low_water),
+            when_full: request.when_full.unwrap_or(self.when_full),
+            min_free: request.min_free.unwrap_or(self.min_free),
         }
     }
 }

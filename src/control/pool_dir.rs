@@ -8,6 +8,7 @@
 //! | `catalog.json.new` | the space for the next catalog ([`super::replace`]) |
 //! | `control.sock` | the daemon's control socket, while one runs |
 //! | `nbd.sock` | where it serves NBD unless told otherwise |
+//! | `dev` | links to the volumes' block devices, while there are any |
 //!
 //! The lock on `metadata` is the pool's: who holds it may write the other files. `data` is locked too, so that a device
 //! is not in two pools. Sockets in a directory whose lock can be had are left-overs of a daemon that was killed.
@@ -83,6 +84,11 @@ impl PoolDir {
     /// The NBD socket's place, unless the user chose another.
     pub fn nbd_socket(&self) -> PathBuf {
         self.path.join("nbd.sock")
+    }
+
+    /// Where the links to block devices are.
+    pub fn block_devices(&self) -> PathBuf {
+        self.path.join("dev")
     }
 
     /// The catalog.

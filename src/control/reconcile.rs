@@ -38,13 +38,44 @@ pub struct FoundVolume {
     pub created: TransactionId,
 }
 
+/// What kind of thing was found not to fit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoteKind {
+    /// An operation that was interrupted.
+    Interrupted,
+    /// Transaction ids that are apart.
+    TransactionId,
+    /// There is no catalog.
+    NoCatalog,
+    /// A name without a volume.
+    LostVolume,
+    /// A volume without a name.
+    UnknownVolume,
+    /// A size that is less than what is mapped, and stays.
+    VolumeSize,
+    /// A volume that has become larger behind the catalog's back.
+    VolumeGrown,
+    /// A volume whose map cannot be read.
+    UnreadableMap,
+}
+
+/// What was put right, or would have to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Note {
+    /// What kind of thing.
+    pub kind: NoteKind,
+    /// In words.
+    pub text: String,
+}
+
 /// What opening has found out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reconciled {
     /// The catalog as it is to be from now on.
     pub catalog: Catalog,
-    /// What was put right, in words; empty if all agreed.
-    pub notes: Vec<String>,
+    /// What was put right; empty if all agreed.
+    pub notes: Vec<Note>,
     /// Entries whose volumes are gone.
     pub lost: Vec<VolumeEntry>,
     /// Whether what was loaded differs from `catalog` in more than a finished or dropped operation: keep a copy.
@@ -60,11 +91,12 @@ pub fn reconcile(
     highest_mapped: &mut dyn FnMut(VolumeId) -> Result<Option<VirtualBlock>>,
 ) -> Result<Reconciled> {
     let mut notes = Vec::new();
+    let mut note = |kind, text: String| notes.push(Note { kind, text });
     let missing = loaded.is_none();
     let mut catalog = loaded.unwrap_or_else(|| Catalog::empty(metadata_id));
-    let in_step = match_ids(&mut catalog, metadata_id, &mut notes);
+    let in_step = match_ids(&mut catalog, metadata_id, &mut note);
     if missing && !found.is_empty() {
-        notes.push("there is no catalog: the volumes appear by their numbers".to_owned());
+        note(NoteKind::NoCatalog, "there is no catalog: the volumes appear by their numbers".to_owned());
     }
     let mut unknown: BTreeMap<VolumeId, FoundVolume> =
         found.iter().map(|volume| (volume.id, *volume)).collect();
@@ -79,33 +111,48 @@ pub fn reconcile(
             same && unknown.remove(&entry.id).is_some()
         });
     for entry in &lost {
-        notes.push(format!("volume `{}` (number {}) is not in the metadata any more", entry.name, entry.id));
+        note(
+            NoteKind::LostVolume,
+            format!("volume `{}` (number {}) is not in the metadata any more", entry.name, entry.id),
+        );
     }
     catalog.volumes = kept;
     for entry in &mut catalog.volumes {
         match size_to_show(entry.id, block_size, highest_mapped) {
             // The last block may be longer than what the volume has of it.
             Ok(mapped_bytes) if mapped_bytes <= whole_blocks(entry.size_bytes, block_size) => {}
-            Ok(mapped_bytes) if in_step => notes.push(format!(
-                "volume `{}` has {} bytes, and {mapped_bytes} are mapped: what is beyond takes space and cannot be reached; if the \
+            Ok(mapped_bytes) if in_step => note(
+                NoteKind::VolumeSize,
+                format!(
+                    "volume `{}` has {} bytes, and {mapped_bytes} are mapped: what is beyond takes space and cannot be reached; if the \
                  size is wrong, correct its `size_bytes` in catalog.json while nobody has the pool",
-                entry.name, entry.size_bytes
-            )),
+                    entry.name, entry.size_bytes
+                ),
+            ),
             Ok(mapped_bytes) => {
-                notes.push(format!("volume `{}` has grown to {mapped_bytes} bytes", entry.name));
+                note(
+                    NoteKind::VolumeGrown,
+                    format!("volume `{}` has grown to {mapped_bytes} bytes", entry.name),
+                );
                 entry.size_bytes = mapped_bytes;
             }
             // Of that volume alone: whoever reads it is told.
-            Err(error) => notes.push(format!("the map of volume `{}` cannot be read: {error}", entry.name)),
+            Err(error) => note(
+                NoteKind::UnreadableMap,
+                format!("the map of volume `{}` cannot be read: {error}", entry.name),
+            ),
         }
     }
     let keep_copy = !missing && (!in_step || !lost.is_empty() || !unknown.is_empty());
     for id in unknown.into_keys() {
         let size_bytes = size_to_show(id, block_size, highest_mapped)?;
         let name = VolumeName::of_unknown(id);
-        notes.push(format!(
-            "volume {id} is in the metadata but not in the catalog: it appears as `{name}`, {size_bytes} bytes large"
-        ));
+        note(
+            NoteKind::UnknownVolume,
+            format!(
+                "volume {id} is in the metadata but not in the catalog: it appears as `{name}`, {size_bytes} bytes large"
+            ),
+        );
         catalog.insert(VolumeEntry {
             name,
             id,
@@ -122,23 +169,36 @@ pub fn reconcile(
 }
 
 /// Rules 1 to 3; whether catalog and metadata are in step.
-fn match_ids(catalog: &mut Catalog, metadata_id: TransactionId, notes: &mut Vec<String>) -> bool {
+fn match_ids(
+    catalog: &mut Catalog,
+    metadata_id: TransactionId,
+    note: &mut dyn FnMut(NoteKind, String),
+) -> bool {
     let pending_id = catalog.pending.as_ref().map(|pending| pending.transaction_id);
     if catalog.transaction_id == metadata_id.0 {
         if let Some(pending) = catalog.pending.take() {
-            notes.push(format!("the {} was interrupted before it happened", pending.operation.describe()));
+            note(
+                NoteKind::Interrupted,
+                format!("the {} was interrupted before it happened", pending.operation.describe()),
+            );
         }
         return true;
     }
     if pending_id == Some(metadata_id.0) {
         let words = catalog.apply_pending().expect("it has just been looked at");
-        notes.push(format!("the {words} was interrupted after it had happened, and is complete now"));
+        note(
+            NoteKind::Interrupted,
+            format!("the {words} was interrupted after it had happened, and is complete now"),
+        );
         return true;
     }
-    notes.push(format!(
-        "the catalog belongs to transaction {} and the metadata is at {metadata_id}: somebody else has changed one of them",
-        catalog.transaction_id
-    ));
+    note(
+        NoteKind::TransactionId,
+        format!(
+            "the catalog belongs to transaction {} and the metadata is at {metadata_id}: somebody else has changed one of them",
+            catalog.transaction_id
+        ),
+    );
     catalog.pending = None;
     catalog.transaction_id = metadata_id.0;
     false
@@ -152,11 +212,13 @@ fn is_same(entry: &VolumeEntry, volume: &FoundVolume) -> bool {
         .is_none_or(|made| volume.created.0 == made || volume.created == TransactionId(made).next())
 }
 
-fn whole_blocks(size_bytes: u64, block_size: BlockSize) -> u64 {
+/// A size, rounded up to whole blocks.
+pub(super) fn whole_blocks(size_bytes: u64, block_size: BlockSize) -> u64 {
     block_size.blocks_to_hold(size_bytes).saturating_mul(block_size.bytes())
 }
 
-fn size_to_show(
+/// Where the highest mapped block of a volume ends.
+pub(super) fn size_to_show(
     id: VolumeId,
     block_size: BlockSize,
     highest_mapped: &mut dyn FnMut(VolumeId) -> Result<Option<VirtualBlock>>,
@@ -210,6 +272,10 @@ mod tests {
         reconciled.catalog.volumes.iter().map(|entry| entry.name.as_str()).collect()
     }
 
+    fn texts(reconciled: &Reconciled) -> Vec<&str> {
+        reconciled.notes.iter().map(|note| note.text.as_str()).collect()
+    }
+
     #[test]
     fn in_step_nothing_is_said_or_changed() {
         let catalog = catalog_at(4, vec![entry("a", 0, 2), entry("b", 1, 3)]);
@@ -224,7 +290,8 @@ mod tests {
         catalog.pending = Some(Pending { transaction_id: 5, operation: Operation::Create(entry("b", 1, 4)) });
         let result = run(Some(catalog), 4, &[(0, 2)]);
         assert_eq!((names(&result), result.catalog.pending.is_none()), (vec!["a"], true));
-        assert_eq!(result.notes, ["the creation of volume `b` was interrupted before it happened"]);
+        assert_eq!(texts(&result), ["the creation of volume `b` was interrupted before it happened"]);
+        assert_eq!(result.notes[0].kind, NoteKind::Interrupted);
         assert!(!result.keep_copy);
     }
 
@@ -293,7 +360,7 @@ mod tests {
         let result = run(Some(catalog_at(4, vec![small])), 4, &[(0, 2)]);
         assert_eq!(result.catalog.volumes[0].size_bytes, 512);
         assert!(
-            result.notes[0].contains("volume `a` has 512 bytes, and 655360 are mapped"),
+            result.notes[0].text.contains("volume `a` has 512 bytes, and 655360 are mapped"),
             "{:?}",
             result.notes
         );
@@ -306,7 +373,7 @@ mod tests {
         for metadata_id in [4, 8] {
             let result = run(Some(catalog_at(4, vec![odd.clone()])), metadata_id, &[(0, 2)]);
             assert_eq!(result.catalog.volumes[0].size_bytes, odd.size_bytes);
-            assert!(!result.notes.iter().any(|note| note.contains("volume `a`")), "{:?}", result.notes);
+            assert!(!result.notes.iter().any(|note| note.text.contains("volume `a`")), "{:?}", result.notes);
         }
     }
 
@@ -327,7 +394,9 @@ mod tests {
             )
             .expect("the volumes are there");
             assert_eq!(names(&result), ["a", "b"]);
-            assert!(result.notes.iter().any(|note| note.contains("the map of volume `a` cannot be read")));
+            assert!(
+                result.notes.iter().any(|note| note.text.contains("the map of volume `a` cannot be read"))
+            );
         }
     }
 

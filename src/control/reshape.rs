@@ -74,12 +74,6 @@ impl Service {
         check_volume_size(new, volume_bytes_limit(block_size))?;
         let before = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
         require_writable(&before)?;
-        let answer = Resized {
-            schema: SCHEMA.to_owned(),
-            name: name.clone(),
-            size_bytes: new,
-            old_size_bytes: before.size_bytes,
-        };
         let (volume, old) = (before.id, before.size_bytes);
         if new < old {
             self.require_unused(&before, false, "would write past its new end: disconnect")?;
@@ -104,7 +98,14 @@ impl Service {
         // What clients see follows what is on disk.
         let size_bytes = if saved.is_ok() { new } else { old };
         self.executor.run(Command::Resize { volume, size_bytes })?;
-        saved.map(|()| answer)
+        saved?;
+        Ok(Resized {
+            schema: SCHEMA.to_owned(),
+            name: name.clone(),
+            size_bytes: new,
+            old_size_bytes: old,
+            notice: self.resized(volume, new),
+        })
     }
 
     /// See [`super::api::PoolApi::grow`].

@@ -5,18 +5,21 @@
 //! change whose outcome is unknown (a failing disk) nothing more is changed, because the next open is to decide.
 
 use super::api::{
-    CreateVolume, DataSpace, Deleted, Discard, GROUP_LIMIT, GrowPool, Grown, Health, MetadataSnapshot,
-    MetadataSpace, Mode, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed,
-    ResizeVolume, Resized, RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing,
-    SnapshotGroup, SnapshotPair, VolumeInfo, VolumeList, VolumeSettings,
+    CreateVolume, DataSpace, Deleted, ExportInfo, ExportList, ExportVolume, GROUP_LIMIT, GrowPool, Grown,
+    Health, MessageDone, MessageRequest, MetadataSnapshot, MetadataSpace, Mode, NewSnapshots, NewVolume,
+    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume,
+    RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing, SnapshotGroup, SnapshotPair, UnexportVolume,
+    Unexported, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
+use super::events::Events;
+use super::exports::Exports;
 use super::label;
 use super::name::VolumeName;
 use super::origin::ExternalOrigin;
-use super::reconcile::volume_bytes_limit;
+use super::reconcile::{Note, volume_bytes_limit};
 use super::time;
-use crate::engine::{self, Answer, Command, IdStep, PoolStatus, WhenFull};
+use crate::engine::{self, Answer, Behaviour, Command, IdStep, PoolStatus, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
@@ -48,7 +51,7 @@ pub struct Parts {
     /// The catalog, in step with the metadata.
     pub catalog: Catalog,
     /// What had to be put right at opening.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// Whether the metadata asks to be checked.
     pub needs_check: bool,
 }
@@ -60,9 +63,12 @@ pub struct Service {
     store: Box<dyn CatalogStore>,
     pub(super) catalog: RwLock<Catalog>,
     change: Mutex<Changes>,
-    notes: Vec<String>,
+    notes: Vec<Note>,
     needs_check: bool,
     serving: OnceLock<(ServedBy, Vec<Address>)>,
+    events: Arc<Events>,
+    /// Block devices; a pool that nobody serves has none.
+    pub(super) block_devices: OnceLock<Arc<Exports>>,
 }
 
 /// Whether changes are possible; locked for the length of one.
@@ -80,7 +86,14 @@ impl Service {
         let Parts { path, executor, store, catalog, notes, needs_check } = parts;
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
-        Service { path, executor, store, catalog, change, notes, needs_check, serving: OnceLock::new() }
+        let (serving, block_devices) = (OnceLock::new(), OnceLock::new());
+        let events = Arc::new(Events::default());
+        Service { path, executor, store, catalog, change, notes, needs_check, serving, events, block_devices }
+    }
+
+    /// What happens to the pool.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// The pool's directory.
@@ -94,7 +107,7 @@ impl Service {
     }
 
     /// The URIs of an export; none if nobody serves. The export without a name stands for all.
-    fn uris(&self, export: &str) -> Vec<String> {
+    pub(super) fn uris(&self, export: &str) -> Vec<String> {
         self.serving.get().map_or_else(Vec::new, |(_, addresses)| {
             addresses.iter().map(|address| address.uri(export)).collect()
         })
@@ -152,7 +165,8 @@ impl Service {
 
     /// From now on a full pool answers at once: before the end, so that nobody is waited for in vain.
     pub fn let_nobody_wait(&self) -> Result<()> {
-        self.executor.run(Command::SetWhenFull(WhenFull::Error)).map(drop)
+        let behaviour = Behaviour { when_full: Some(WhenFull::Error), ..Behaviour::default() };
+        self.executor.run(Command::Configure(behaviour)).map(drop)
     }
 
     pub(super) fn pool_status(&self) -> Result<Box<PoolStatus>> {
@@ -200,16 +214,27 @@ impl Service {
         operation: Operation,
         command: impl FnOnce(IdStep) -> Command,
     ) -> Result<Answer> {
+        let to = TransactionId(self.catalog.read().expect(NO_PANIC).transaction_id).next();
+        self.carry_out_to(changes, to, operation, command)
+    }
+
+    /// As [`Service::carry_out`], with a transaction id of the caller's choice, which is not the present one.
+    pub(super) fn carry_out_to(
+        &self,
+        changes: &mut Changes,
+        to: TransactionId,
+        operation: Operation,
+        command: impl FnOnce(IdStep) -> Command,
+    ) -> Result<Answer> {
         let before = self.catalog.read().expect(NO_PANIC).clone();
         let mut catalog = before.clone();
         self.forget_finished_deletions(&mut catalog)?;
         let from = TransactionId(catalog.transaction_id);
-        let to = from.next();
         let deleted = match &operation {
             Operation::Delete(name) => catalog.find(name).map(|entry| entry.id),
-            Operation::Create(_) | Operation::Snapshot(_) => None,
+            Operation::Create(_) | Operation::Snapshot(_) | Operation::SetTransactionId => None,
         };
-        catalog.pending = Some(Pending { transaction_id: to.0, operation });
+        catalog.pending = Some(Pending { transaction_id: to.0, operation: operation.clone() });
         self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
         let answer = match self.executor.run(command(IdStep { from, to })) {
             Ok(answer) => answer,
@@ -234,6 +259,7 @@ impl Service {
             tracing::warn!("the catalog is one step behind until the next change: {error}");
         }
         *self.catalog.write().expect(NO_PANIC) = catalog;
+        self.events.done(&operation, deleted.map(VolumeId::get));
         Ok(answer)
     }
 
@@ -330,6 +356,9 @@ impl Service {
             mapped_bytes: found
                 .as_ref()
                 .map(|(block_size, info)| info.details.mapped_blocks.saturating_mul(*block_size)),
+            mapped_end_bytes: found.as_ref().map(|(block_size, info)| {
+                info.highest_mapped.map_or(0, |block| block.0.saturating_add(1).saturating_mul(*block_size))
+            }),
             sharing: found.as_ref().and_then(|(block_size, info)| Some(shared(info.sharing?, *block_size))),
             origin: entry.origin.and_then(|id| catalog.by_id(id)).map(|origin| origin.name.clone()),
             created: entry.created_unix_seconds.map(time::rfc3339),
@@ -340,7 +369,7 @@ impl Service {
             read_only: entry.read_only,
             external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
             open: found.map(|(_, info)| info.openers),
-            exports: self.uris(entry.name.as_str()),
+            exports: self.exports_of(entry),
         }
     }
 
@@ -417,45 +446,42 @@ impl PoolApi for Service {
             virtual_bytes: catalog.volumes.iter().fold(0, |sum, entry| sum.saturating_add(entry.size_bytes)),
             deleting: status.deleting.iter().map(|id| id.get()).collect(),
             held_root: status.held_root,
-            discard: if status.discard_passdown { Discard::Passdown } else { Discard::NoPassdown },
+            discard: status.discard,
             zero_new_blocks: status.zero_new_blocks,
             when_full: if self.serving.get().is_some() {
                 status.when_full
             } else {
                 catalog.options.when_full
             },
+            queue_expired: status.queue_expired,
             waiting_for_space: status.waiting_for_space as u64,
             options: catalog.options,
             needs_check: self.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
             exports: self.uris(""),
-            notes: self.notes.clone(),
+            notes: self.notes.iter().map(|note| note.text.clone()).collect(),
         };
         info.health = info.assess();
         Ok(info)
     }
 
     fn set_pool(&self, request: &SetPool) -> Result<PoolSettings> {
-        if let Some(low_water) = request.low_water {
-            low_water.check()?;
+        for amount in [request.low_water, request.min_free].into_iter().flatten() {
+            amount.check()?;
         }
         let mut changes = self.begin_change()?;
         let options = self.amend(&mut changes, |catalog| {
-            let options = &mut catalog.options;
-            options.discard = request.discard.unwrap_or(options.discard);
-            options.zero_new_blocks = request.zero_new_blocks.unwrap_or(options.zero_new_blocks);
-            options.low_water = request.low_water.unwrap_or(options.low_water);
-            options.when_full = request.when_full.unwrap_or(options.when_full);
-            Ok(*options)
+            catalog.options = catalog.options.changed_by(request);
+            Ok(catalog.options)
         })?;
-        if self.serving.get().is_some() && request.when_full.is_some() {
-            self.executor.run(Command::SetWhenFull(options.when_full))?;
+        // What was not mentioned stays as the daemon was told, also where that is for its own time.
+        let SetPool { discard, zero_new_blocks, when_full, .. } = *request;
+        let behaviour = Behaviour { discard, zero_new_blocks, when_full };
+        if behaviour != Behaviour::default() {
+            self.executor.run(Command::Configure(behaviour))?;
         }
-        let status = self.pool_status()?;
-        // A command that opened the pool for this alone leaves nothing running that could go on as before.
-        let in_force = self.serving.get().is_none()
-            || (status.discard_passdown == options.discard_passdown()
-                && status.zero_new_blocks == options.zero_new_blocks);
+        let in_force =
+            discard.is_none_or(|discard| self.pool_status().is_ok_and(|status| status.discard == discard));
         Ok(PoolSettings { schema: SCHEMA.to_owned(), options, in_force })
     }
 
@@ -495,6 +521,7 @@ impl PoolApi for Service {
             .or(external_origin.as_ref().map(|origin| origin.size_bytes))
             .ok_or_else(|| Error::new(ErrorKind::Invalid, "the volume's size is missing").hint("give one"))?;
         check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
+        self.require_min_free().map_err(|error| error.context(format!("volume `{name}` is not made")))?;
         let labels = request.labels.clone();
         let entry =
             self.catalog.read().expect(NO_PANIC).plan_volume(name, size_bytes, labels, external_origin)?;
@@ -518,6 +545,8 @@ impl PoolApi for Service {
         check_group(request)?;
         let mut changes = self.begin_change()?;
         let planned = self.catalog.read().expect(NO_PANIC).plan_snapshots(&request.snapshots)?;
+        let first = &request.snapshots[0].name;
+        self.require_min_free().map_err(|error| error.context(format!("snapshot `{first}` is not made")))?;
         let pairs = planned.iter().map(|(origin, entry)| (*origin, entry.id)).collect();
         let entries: Vec<_> = planned.into_iter().map(|(_, entry)| entry).collect();
         self.carry_out(&mut changes, Operation::Snapshot(entries.clone()), |step| Command::Snapshot {
@@ -546,6 +575,7 @@ impl PoolApi for Service {
             entry.name = new.clone();
             Ok(entry.id.get())
         })?;
+        self.renamed(VolumeId::new(id), &new);
         Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id })
     }
 
@@ -607,6 +637,22 @@ impl PoolApi for Service {
         self.release_snapshot()
     }
 
+    fn message(&self, request: &MessageRequest) -> Result<MessageDone> {
+        self.do_message(request)
+    }
+
+    fn exports(&self) -> Result<ExportList> {
+        Ok(self.list_exports())
+    }
+
+    fn export(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo> {
+        self.export_volume(name, request)
+    }
+
+    fn unexport(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported> {
+        self.unexport_volume(name, request)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
         let mut changes = self.begin_change()?;
         let volume = self.catalog.read().expect(NO_PANIC).require(name)?.id;
@@ -617,8 +663,7 @@ impl PoolApi for Service {
             })
             .map_err(|error| {
                 if error.kind() == ErrorKind::Busy {
-                    return Error::new(ErrorKind::Busy, format!("volume `{name}` is in use by a client"))
-                        .hint("disconnect its clients first; `uthin volume list POOL` counts them");
+                    return self.in_use(volume, name);
                 }
                 error.context(format!("deleting volume `{name}`"))
             })?;

@@ -131,9 +131,13 @@ impl Executor for Keeper {
             | Command::SetOrigin { .. }
             | Command::Unmap { .. }
             | Command::Grow { .. }
-            | Command::SetWhenFull(_)
+            | Command::Configure(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata => world.attempt(|_| Ok(Answer::Done)),
+            Command::SetTransactionId(step) => world.attempt(|disks| {
+                step_id(disks, Some(step))?;
+                Ok(Answer::Done)
+            }),
             Command::Delete { volume, step } => world.attempt(|disks| {
                 if in_use.contains(&volume) {
                     return Err(Error::new(ErrorKind::Busy, "open"));
@@ -200,9 +204,10 @@ fn status_of(world: &World) -> PoolStatus {
             data_allocated: 10,
         },
         held_root: None,
-        discard_passdown: true,
+        discard: engine::Discard::Passdown,
         zero_new_blocks: true,
         when_full: engine::WhenFull::Error,
+        queue_expired: false,
         waiting_for_space: 0,
         volumes: world.disks.volumes.len() - world.disks.dying.len(),
         deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
@@ -273,13 +278,28 @@ fn names(service: &Service) -> Vec<String> {
 enum Step {
     Create(usize),
     Snapshot(usize, usize),
+    /// A volume, the one whose contents it gets, and a name for what it held.
+    RollBack(usize, usize, usize),
     Delete(usize),
     Rename(usize, usize),
+    /// The volume of the last number, made by message.
+    MessageCreate,
+    /// And deleted.
+    MessageDelete,
     /// The background work of deletions gets through, without a commit.
     Background,
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+/// A number that no volume gets by itself.
+const LAST: &str = "16777215";
+
+fn message(service: &Service, text: &str) -> Result<()> {
+    let before = service.status()?.transaction_id;
+    service.message(&MessageRequest { message: format!("{text} {LAST}"), size_bytes: None })?;
+    assert_eq!(service.status()?.transaction_id, before, "the id is the sender's");
+    Ok(())
+}
 
 fn perform(world: &Shared, service: &Service, step: &Step) -> Result<()> {
     match step {
@@ -289,7 +309,14 @@ fn perform(world: &Shared, service: &Service, step: &Step) -> Result<()> {
             Ok(())
         }
         Step::Create(new) => service.create(&create(NAMES[*new])).map(drop),
+        Step::MessageCreate => message(service, "create_thin"),
+        Step::MessageDelete => message(service, "delete"),
         Step::Snapshot(origin, new) => service.snapshot(&pair(NAMES[*origin], NAMES[*new])).map(drop),
+        Step::RollBack(volume, to, keep) => {
+            let keep = Some(name(NAMES[*keep]));
+            let request = RollBackVolume { to: name(NAMES[*to]), keep, force: false };
+            service.roll_back(&name(NAMES[*volume]), &request).map(drop)
+        }
         Step::Delete(old) => service.delete(&name(NAMES[*old])).map(drop),
         Step::Rename(old, new) => {
             service.rename(&name(NAMES[*old]), &RenameVolume { name: name(NAMES[*new]) }).map(drop)
@@ -303,8 +330,14 @@ fn expected(before: &[String], step: &Step) -> Option<Vec<String>> {
     let mut after: BTreeSet<String> = before.iter().cloned().collect();
     match step {
         Step::Background => true,
+        Step::MessageCreate => after.insert(LAST.to_owned()),
+        Step::MessageDelete => after.remove(LAST),
         Step::Create(new) => !has(new) && after.insert(NAMES[*new].to_owned()),
         Step::Snapshot(origin, new) => has(origin) && !has(new) && after.insert(NAMES[*new].to_owned()),
+        Step::RollBack(volume, to, keep) => {
+            let can = volume != to && has(volume) && has(to) && !has(keep);
+            can && after.insert(NAMES[*keep].to_owned())
+        }
         Step::Delete(old) => after.remove(NAMES[*old]),
         Step::Rename(old, new) => {
             has(old) && !has(new) && after.remove(NAMES[*old]) && after.insert(NAMES[*new].to_owned())
@@ -317,8 +350,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (0..4usize).prop_map(Step::Create),
         3 => (0..4usize, 0..4usize).prop_map(|(origin, new)| Step::Snapshot(origin, new)),
+        2 => (0..4usize, 0..4usize, 0..4usize).prop_map(|(volume, to, keep)| Step::RollBack(volume, to, keep)),
         2 => (0..4usize).prop_map(Step::Delete),
         2 => (0..4usize, 0..4usize).prop_map(|(old, new)| Step::Rename(old, new)),
+        1 => Just(Step::MessageCreate),
+        1 => Just(Step::MessageDelete),
         1 => Just(Step::Background),
     ];
     proptest::collection::vec(step, 1..12)
@@ -344,6 +380,8 @@ proptest! {
             let result = perform(&world, &service, step);
             match (result, after) {
                 (Ok(()), Some(after)) => model = after,
+                // Of a number whose last owner is still being deleted.
+                (Err(error), _) if matches!(step, Step::MessageCreate) && error.kind() == ErrorKind::Exists => {}
                 (Ok(()), None) => prop_assert!(false, "{step:?} cannot be done"),
                 (Err(error), _) if error.kind() != ErrorKind::Io && error.kind() != ErrorKind::Failed => {
                     prop_assert_eq!(expected(&model, step), None, "{:?}: {}", step, error);

@@ -1,5 +1,6 @@
 //! Memory that a device can read and write directly: aligned, zeroed, never moved.
 
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -8,6 +9,15 @@ use std::ptr::NonNull;
 pub struct AlignedBuffer {
     start: NonNull<u8>,
     length: usize,
+    source: Source,
+}
+
+/// Where the bytes come from, and so where they go.
+#[derive(Clone, Copy)]
+enum Source {
+    Allocator,
+    /// A mapping of its own, whole pages long.
+    Mapping,
 }
 
 impl AlignedBuffer {
@@ -17,13 +27,29 @@ impl AlignedBuffer {
     /// `length_bytes` zeros. May be 0. Aborts when memory is out, as `Vec` does.
     pub fn zeroed(length_bytes: usize) -> Self {
         if length_bytes == 0 {
-            return AlignedBuffer { start: NonNull::dangling(), length: 0 };
+            return AlignedBuffer { start: NonNull::dangling(), length: 0, source: Source::Allocator };
         }
         let layout = Self::layout(length_bytes);
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        AlignedBuffer { start, length: length_bytes }
+        AlignedBuffer { start, length: length_bytes, source: Source::Allocator }
+    }
+
+    /// `length_bytes` zeros, rounded up to whole pages, that take no memory before they are touched: for buffers of which
+    /// there must be many and few are used. An error is the system's, when it has no more mappings.
+    pub fn untouched(length_bytes: usize) -> std::io::Result<Self> {
+        let length = length_bytes.next_multiple_of(Self::ALIGNMENT).max(Self::ALIGNMENT);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the system chooses a place where nothing is.
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), length, protection, MapFlags::PRIVATE | MapFlags::NORESERVE)?
+        };
+        // Otherwise the first byte may take 2 MiB. A kernel without huge pages refuses, and needs no telling.
+        // SAFETY: the advice changes no byte of the mapping that was made just now.
+        let _ = unsafe { madvise(start, length, Advice::LinuxNoHugepage) };
+        let start = NonNull::new(start.cast()).expect("the system maps nothing at address 0");
+        Ok(AlignedBuffer { start, length, source: Source::Mapping })
     }
 
     /// Where it begins: for a driver that lets a device at the bytes, and so must not make references to them meanwhile.
@@ -38,9 +64,15 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        if self.length != 0 {
+        match self.source {
+            Source::Allocator if self.length == 0 => {}
             // SAFETY: allocated in `zeroed` with this very layout, and dropped once.
-            unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) }
+            Source::Allocator => unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) },
+            Source::Mapping => {
+                // SAFETY: mapped in `untouched` with this very length, and dropped once.
+                let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+                debug_assert!(unmapped.is_ok(), "a whole mapping can be unmapped");
+            }
         }
     }
 }
@@ -77,5 +109,18 @@ mod tests {
         buffer[8191] = 7;
         assert_eq!(buffer[8191], 7);
         assert!(AlignedBuffer::zeroed(0).is_empty());
+    }
+
+    #[test]
+    fn an_untouched_one_is_no_different() {
+        let mut buffer = AlignedBuffer::untouched(5000).expect("memory");
+        assert_eq!((buffer.len(), buffer.as_ptr() as usize % AlignedBuffer::ALIGNMENT), (8192, 0));
+        assert!(buffer.iter().all(|byte| *byte == 0));
+        buffer[8191] = 7;
+        assert_eq!(buffer[8191], 7);
+        drop(buffer);
+        // Address space, not memory.
+        let many: Vec<_> = (0..100).map(|_| AlignedBuffer::untouched(1 << 30).expect("space")).collect();
+        assert!(many.iter().all(|buffer| buffer[1 << 29] == 0));
     }
 }

@@ -27,6 +27,48 @@ pub enum WhenFull {
     Queue(u32),
 }
 
+/// What becomes of discards and of the space of freed blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Discard {
+    /// Discards unmap, and the space of freed blocks is given back to the filesystem or device that holds the data.
+    #[default]
+    Passdown,
+    /// Discards unmap; freed blocks keep their space there.
+    NoPassdown,
+    /// Discards do nothing, and freed blocks keep their space: dm-thin's `ignore_discard`.
+    Ignore,
+}
+
+impl Discard {
+    /// Whether freed blocks are given back.
+    pub fn passes_down(self) -> bool {
+        match self {
+            Discard::Passdown => true,
+            Discard::NoPassdown | Discard::Ignore => false,
+        }
+    }
+
+    /// Whether discards do nothing.
+    pub fn ignores(self) -> bool {
+        match self {
+            Discard::Ignore => true,
+            Discard::Passdown | Discard::NoPassdown => false,
+        }
+    }
+}
+
+/// How a running pool is to behave from now on; `None` leaves a thing as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Behaviour {
+    /// What becomes of discards that begin from now on, and of blocks freed from now on.
+    pub discard: Option<Discard>,
+    /// Whether the rest of a fresh block that a write does not cover is zeroed.
+    pub zero_new_blocks: Option<bool>,
+    /// What a full pool does, also with what waits already.
+    pub when_full: Option<WhenFull>,
+}
+
 /// A command of the control plane. Every change is durable when its answer arrives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -99,8 +141,10 @@ pub enum Command {
         /// Bytes for metadata in all; `None`: all that the disk has.
         metadata_bytes: Option<u64>,
     },
-    /// From now on do so when the pool is full, also with what waits already. Answer: `Done`.
-    SetWhenFull(WhenFull),
+    /// Behave so from now on. Answer: `Done`.
+    Configure(Behaviour),
+    /// Change nothing but the transaction id. `WrongState` when it is not what the caller believes. Answer: `Done`.
+    SetTransactionId(IdStep),
     /// Keep the metadata as it is now for readers beside the pool: dm-thin's metadata snapshot. `Exists` when one is held.
     /// Answer: `Done`; [`PoolStatus::held_root`] says where it is.
     HoldMetadata,
@@ -165,12 +209,14 @@ pub struct PoolStatus {
     pub usage: Usage,
     /// The metadata snapshot's block, if one is held.
     pub held_root: Option<u64>,
-    /// Whether freed blocks are given back to the data device.
-    pub discard_passdown: bool,
+    /// What becomes of discards and freed blocks.
+    pub discard: Discard,
     /// Whether fresh blocks are zeroed.
     pub zero_new_blocks: bool,
     /// What becomes of writes that need a block when there is none.
     pub when_full: WhenFull,
+    /// Whether requests have waited for as long as `when_full` says, so that those that come now do not wait.
+    pub queue_expired: bool,
     /// Requests that wait for one now.
     pub waiting_for_space: usize,
     /// Number of volumes, those being deleted left out.

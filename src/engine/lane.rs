@@ -129,6 +129,7 @@ impl Lane {
         let end = offset.checked_add(length).filter(|end| *end <= request.volume.size_bytes());
         let end = end.expect("the frontend has checked that a request lies inside its volume");
         let whole = self.block_size.blocks_covered(offset..end, request.volume.size_bytes());
+        let ignores_discards = request.volume.ignores_discards();
         let request =
             self.requests.insert(Running { request, ops_left: 1, result: Ok(()), extents: Vec::new() });
         match kind {
@@ -146,7 +147,7 @@ impl Lane {
                     self.begin_pieces(request, (whole.end * size).min(end)..end, offset, out);
                 }
             }
-            Kind::Discard if whole.is_empty() => {}
+            Kind::Discard if whole.is_empty() || ignores_discards => {}
             Kind::Discard => self.begin_op(request, Work::Unmap { begin: whole.start, end: whole.end }, out),
             Kind::Flush => self.begin_op(request, Work::Flush, out),
             Kind::Extents => self.begin_op(request, Work::Describe { next_byte: offset }, out),

@@ -19,6 +19,7 @@ pub struct Volume {
     behind: Behind,
     snapshotted: AtomicU32,
     frozen: AtomicBool,
+    ignores_discards: AtomicBool,
     /// Clients that have it open, and [`CLOSED`].
     openers: AtomicU32,
 }
@@ -32,6 +33,7 @@ impl Volume {
             behind,
             snapshotted: AtomicU32::new(snapshotted.0),
             frozen: AtomicBool::new(false),
+            ignores_discards: AtomicBool::new(false),
             openers: AtomicU32::new(0),
         }
     }
@@ -89,6 +91,15 @@ impl Volume {
 
     pub(super) fn set_frozen(&self, frozen: bool) {
         self.frozen.store(frozen, Ordering::SeqCst);
+    }
+
+    /// Whether discards do nothing.
+    pub fn ignores_discards(&self) -> bool {
+        self.ignores_discards.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_ignores_discards(&self, ignores: bool) {
+        self.ignores_discards.store(ignores, Ordering::Relaxed);
     }
 
     /// Number of clients that have it open.

@@ -3,3 +3,4 @@
 //! Frontends know volumes, lanes and sockets. They know neither the metadata nor its format.
 
 pub mod nbd;
+pub mod ublk;

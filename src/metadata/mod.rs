@@ -197,6 +197,11 @@ impl<D: Disk> Metadata<D> {
         self.superblock.needs_check()
     }
 
+    /// Whether it may be opened with [`Access::ReadWrite`]: `NeedsCheck` or `Unsupported` if not.
+    pub fn require_writable(&self) -> Result<()> {
+        open::require_access(&self.superblock, Access::ReadWrite)
+    }
+
     /// How full the pool is.
     pub fn usage(&self) -> Usage {
         let metadata = &self.space.references.metadata;

@@ -136,7 +136,7 @@ fn read_superblock(disk: &impl Disk) -> Result<Superblock> {
     Superblock::read(&block, MetaBlock::SUPERBLOCK)
 }
 
-fn require_access(superblock: &Superblock, access: Access) -> Result<()> {
+pub(super) fn require_access(superblock: &Superblock, access: Access) -> Result<()> {
     if access == Access::ReadOnly {
         return Ok(());
     }

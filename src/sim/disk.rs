@@ -1,7 +1,8 @@
 //! A disk with a volatile cache and a plug that can be pulled.
 //!
 //! A write goes to the cache; a flush makes the cache durable. When the power is cut, each unflushed sector keeps any one
-//! of the values written to it since the last flush, or none of them: writes are torn and reordered at will.
+//! of the values written to it since the last flush, or none of them: writes are torn and reordered at will. What a flush
+//! failed to make durable can be read, but no later flush makes it durable: who tries again and believes it is found out.
 
 use crate::disk::Disk;
 use std::collections::BTreeMap;
@@ -24,10 +25,16 @@ struct Inner {
     flushed_size: usize,
     /// What was written to each sector since the last flush, oldest first.
     cache: BTreeMap<u64, Vec<Sector>>,
+    /// What a failed flush left behind.
+    doomed: BTreeMap<u64, Sector>,
     /// Writes and flushes until the power goes; `None`: it stays.
     operations_left: Option<u64>,
-    /// Writes and flushes so far.
+    /// Operations, reads included, until one fails, for once; `None`: none does.
+    until_fault: Option<u64>,
+    has_failed: bool,
+    /// Writes and flushes so far, and with the reads.
     operations: u64,
+    operations_and_reads: u64,
 }
 
 impl SimDisk {
@@ -37,8 +44,12 @@ impl SimDisk {
             durable: vec![0; size_bytes],
             flushed_size: size_bytes,
             cache: BTreeMap::new(),
+            doomed: BTreeMap::new(),
             operations_left: None,
+            until_fault: None,
+            has_failed: false,
             operations: 0,
+            operations_and_reads: 0,
         };
         SimDisk { inner: Arc::new(Mutex::new(inner)), name }
     }
@@ -57,9 +68,24 @@ impl SimDisk {
         self.lock().operations_left == Some(0)
     }
 
+    /// After this many more reads, writes and flushes, one fails without having done anything.
+    pub fn fail_after(&self, operations: u64) {
+        self.lock().until_fault = Some(operations);
+    }
+
+    /// Whether one has failed since the power came.
+    pub fn has_failed(&self) -> bool {
+        self.lock().has_failed
+    }
+
     /// Writes and flushes that were done.
     pub fn operations(&self) -> u64 {
         self.lock().operations
+    }
+
+    /// Reads, writes and flushes that were done.
+    pub fn operations_and_reads(&self) -> u64 {
+        self.lock().operations_and_reads
     }
 
     /// The power is cut, and comes back: `choose(n)` picks one of `0..n` for each unflushed sector.
@@ -78,13 +104,40 @@ impl SimDisk {
         }
         inner.flushed_size = inner.durable.len();
         inner.operations_left = None;
+        (inner.has_failed, inner.doomed) = (false, BTreeMap::new());
     }
 
     /// All bytes as a reader sees them now.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.lock().durable.len()];
-        self.read_at(0, &mut bytes).expect("reading the whole disk");
+        let inner = self.lock();
+        let mut bytes = vec![0; inner.durable.len()];
+        inner.read(0, &mut bytes).expect("reading the whole disk");
         bytes
+    }
+
+    /// What a reader sees, without a read that could fail.
+    pub fn peek(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.lock().read(offset_bytes, buffer)
+    }
+
+    /// Forgets that an operation has failed, and what a flush then left behind.
+    pub fn forget_failure(&self) {
+        let mut inner = self.lock();
+        (inner.has_failed, inner.doomed) = (false, BTreeMap::new());
+    }
+
+    /// A read, or any other operation; fails when it is its turn to.
+    fn count(inner: &mut Inner) -> io::Result<()> {
+        match &mut inner.until_fault {
+            Some(0) => {
+                (inner.until_fault, inner.has_failed) = (None, true);
+                return Err(io::Error::other("a fault"));
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        inner.operations_and_reads += 1;
+        Ok(())
     }
 
     fn count_operation(inner: &mut Inner) -> io::Result<()> {
@@ -93,7 +146,26 @@ impl SimDisk {
             Some(left) => *left -= 1,
             None => {}
         }
+        Self::count(inner)?;
         inner.operations += 1;
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let range = sectors(offset_bytes, buffer.len())?;
+        let at = offset_bytes as usize;
+        let durable = self.durable.get(at..at + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(durable);
+        let mut overlay = |sector: &u64, bytes: &Sector| {
+            let at = (sector - range.start) as usize * SECTOR;
+            buffer[at..at + SECTOR].copy_from_slice(bytes);
+        };
+        self.doomed.range(range.clone()).for_each(|(sector, bytes)| overlay(sector, bytes));
+        for (sector, versions) in self.cache.range(range.clone()) {
+            overlay(sector, versions.last().expect("a cached sector has a version"));
+        }
         Ok(())
     }
 }
@@ -120,17 +192,9 @@ impl Disk for SimDisk {
     }
 
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let inner = self.lock();
-        let range = sectors(offset_bytes, buffer.len())?;
-        let at = offset_bytes as usize;
-        let durable = inner.durable.get(at..at + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buffer.copy_from_slice(durable);
-        for (sector, versions) in inner.cache.range(range.clone()) {
-            let at = (sector - range.start) as usize * SECTOR;
-            let last = versions.last().expect("a cached sector has a version");
-            buffer[at..at + SECTOR].copy_from_slice(last);
-        }
-        Ok(())
+        let mut inner = self.lock();
+        Self::count(&mut inner)?;
+        inner.read(offset_bytes, buffer)
     }
 
     fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
@@ -149,12 +213,20 @@ impl Disk for SimDisk {
 
     fn flush(&self) -> io::Result<()> {
         let mut inner = self.lock();
-        Self::count_operation(&mut inner)?;
+        let counted = Self::count_operation(&mut inner);
         for (sector, versions) in std::mem::take(&mut inner.cache) {
-            let at = sector as usize * SECTOR;
-            inner.durable[at..at + SECTOR]
-                .copy_from_slice(versions.last().expect("a cached sector has a version"));
+            let last = *versions.last().expect("a cached sector has a version");
+            if counted.is_err() && inner.has_failed {
+                inner.doomed.insert(sector, last);
+            } else if counted.is_err() {
+                inner.cache.insert(sector, versions); // the power is off: what is kept is decided when it comes back
+            } else {
+                let at = sector as usize * SECTOR;
+                inner.durable[at..at + SECTOR].copy_from_slice(&last);
+                inner.doomed.remove(&sector);
+            }
         }
+        counted?;
         inner.flushed_size = inner.durable.len();
         Ok(())
     }

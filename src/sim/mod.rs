@@ -12,11 +12,40 @@ mod origins;
 mod world;
 
 pub use disk::SimDisk;
-pub use world::{Outcome, World, WorldOptions};
+pub use world::{Mishap, Outcome, World, WorldOptions};
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn run(options: WorldOptions) -> Outcome {
+        let mishap = options.mishap;
+        let outcome = World::new(options).expect("a fresh pool").run();
+        outcome.unwrap_or_else(|wrong| panic!("{mishap:?}, {wrong}"))
+    }
+
+    /// Small worlds in which everything that can go wrong with a disk once goes wrong: the power at every write and flush, an
+    /// error at every read, write and flush.
+    #[test]
+    fn no_single_mishap_breaks_a_promise() {
+        let scripts = std::env::var("UTHIN_SIM_SCRIPTS").map_or(6, |count| count.parse().expect("a number"));
+        let (mut mishaps, mut survived) = (0, 0);
+        for seed in 1..=scripts {
+            let whole = run(WorldOptions::small(seed, None));
+            let (operations, with_reads) = (whole.operations, whole.operations_and_reads);
+            let all = (0..operations[0])
+                .map(Mishap::MetadataPower)
+                .chain((0..operations[1]).map(Mishap::DataPower))
+                .chain((0..with_reads[0]).map(Mishap::MetadataFault))
+                .chain((0..with_reads[1]).map(Mishap::DataFault));
+            for mishap in all {
+                survived += run(WorldOptions::small(seed, Some(mishap))).power_cuts.min(1);
+                mishaps += 1;
+            }
+        }
+        println!("{mishaps} mishaps");
+        assert!(mishaps > 150 * scripts && survived == mishaps, "{survived} of {mishaps}");
+    }
 
     /// A slice of every run of the test suite; `UTHIN_SIM_SEEDS=FIRST..END` runs others.
     #[test]

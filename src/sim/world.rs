@@ -7,7 +7,7 @@ use super::habits::{Habits, Wish};
 use super::model::{Model, Stamp};
 use super::origins::Origins;
 use crate::check::{CheckOptions, Verdict, check};
-use crate::disk::Disk;
+use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
     Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
     Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag, VolumeInfo,
@@ -25,6 +25,8 @@ pub(super) const BLOCK_SECTORS: u64 = 128;
 const RESUMED_DELETION: u64 = 1;
 /// Steps by which a slow read or write may be late: enough for a commit, a snapshot and a reuse meanwhile.
 const SLOW_STEPS: u64 = 200;
+/// Steps that a world goes on, about, after a disk has failed an operation.
+const STEPS_AFTER_A_FAULT: u64 = 100;
 /// Steps in which everything under way must come to its end once nothing new begins.
 const REST_STEPS: u64 = 20_000;
 
@@ -47,6 +49,21 @@ pub struct WorldOptions {
     pub steps_between_power_cuts: u64,
     /// One read or write of the data disk in about so many fails, for once; 0: none.
     pub transfers_between_faults: u64,
+    /// The one mishap of a world without chance in such things.
+    pub mishap: Option<Mishap>,
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mishap {
+    /// The power goes after so many writes and flushes of the metadata disk.
+    MetadataPower(u64),
+    /// The power goes after so many writes and flushes of the data disk.
+    DataPower(u64),
+    /// One read, write or flush of the metadata disk fails, after so many.
+    MetadataFault(u64),
+    /// One read, write or flush of the data disk fails, after so many.
+    DataFault(u64),
 }
 
 impl WorldOptions {
@@ -61,6 +78,18 @@ impl WorldOptions {
             lanes: 3,
             steps_between_power_cuts: 700,
             transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
+            mishap: None,
+        }
+    }
+
+    /// A short script in which nothing goes wrong but, perhaps, one thing.
+    pub fn small(seed: u64, mishap: Option<Mishap>) -> Self {
+        WorldOptions {
+            steps: 500,
+            steps_between_power_cuts: 1 << 40,
+            transfers_between_faults: 0,
+            mishap,
+            ..WorldOptions::crowded(seed)
         }
     }
 }
@@ -90,6 +119,10 @@ pub struct Outcome {
     pub origin_reads: u64,
     /// Times that everything came to rest and was looked at.
     pub rests: u64,
+    /// Writes and flushes of the metadata disk and of the data disk, and with the reads.
+    pub operations: [u64; 2],
+    /// The same with the reads.
+    pub operations_and_reads: [u64; 2],
 }
 
 impl Outcome {
@@ -106,6 +139,10 @@ impl Outcome {
         self.faults += other.faults;
         self.origin_reads += other.origin_reads;
         self.rests += other.rests;
+        for disk in 0..2 {
+            self.operations[disk] += other.operations[disk];
+            self.operations_and_reads[disk] += other.operations_and_reads[disk];
+        }
     }
 }
 
@@ -193,6 +230,13 @@ impl World {
             options,
         };
         world.seat_lanes();
+        match world.options.mishap {
+            None => {}
+            Some(Mishap::MetadataPower(after)) => world.metadata_disk.cut_power_after(after),
+            Some(Mishap::DataPower(after)) => world.data_disk.cut_power_after(after),
+            Some(Mishap::MetadataFault(after)) => world.metadata_disk.fail_after(after),
+            Some(Mishap::DataFault(after)) => world.data_disk.fail_after(after),
+        }
         Ok(world)
     }
 
@@ -221,12 +265,16 @@ impl World {
         if result.is_err() {
             self.forget_lanes(); // they have requests in flight
         }
+        let disks = [&self.metadata_disk, &self.data_disk];
+        self.outcome.operations = disks.map(SimDisk::operations);
+        self.outcome.operations_and_reads = disks.map(SimDisk::operations_and_reads);
         result.map(|()| self.outcome).map_err(|wrong| format!("seed {seed}: {wrong}"))
     }
 
     fn run_steps(&mut self) -> Result<(), String> {
         for _ in 0..self.options.steps {
-            if self.metadata_disk.is_off() || self.data_disk.is_off() {
+            let is_off = self.metadata_disk.is_off() || self.data_disk.is_off();
+            if is_off || (self.has_failed() && self.chance.one_in(STEPS_AFTER_A_FAULT)) {
                 self.power_cycle()?;
             } else if self.chance.one_in(self.options.steps_between_power_cuts) {
                 match self.chance.below(3) {
@@ -283,7 +331,8 @@ impl World {
             return Ok(());
         }
         let wrong = |error: crate::error::Error| format!("adding up what is shared: {error}");
-        let mut metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadOnly).map_err(wrong)?;
+        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
+        let mut metadata = Metadata::open(disk, Access::ReadOnly).map_err(wrong)?;
         let mut holders: HashMap<DataBlock, Vec<VolumeId>> = HashMap::new();
         for (id, _) in metadata.volumes().map_err(wrong)? {
             let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
@@ -366,8 +415,14 @@ impl World {
         faulty
     }
 
+    /// Whether a disk has failed an operation since the power came.
+    fn has_failed(&self) -> bool {
+        self.metadata_disk.has_failed() || self.data_disk.has_failed()
+    }
+
+    /// Whether nobody has a reason to report an error of a disk.
     fn is_powered(&self) -> bool {
-        !self.metadata_disk.is_off() && !self.data_disk.is_off()
+        !self.metadata_disk.is_off() && !self.data_disk.is_off() && !self.has_failed()
     }
 
     fn add_event(&mut self, event: Event) {
@@ -392,7 +447,10 @@ impl World {
         self.check_metadata(Verdict::Clean)?;
         self.check_sharing()?;
         for id in self.model.volumes().collect::<Vec<_>>() {
-            let stamps = self.read_volume(id)?;
+            let stamps = match self.read_volume(id) {
+                Err(_) if self.has_failed() => return Ok(()),
+                read => read?,
+            };
             self.model.check_read(id, 0..stamps.len() as u64, u64::MAX, &stamps)?;
         }
         self.use_free_blocks()
@@ -425,7 +483,8 @@ impl World {
 
     /// The durable metadata, as another program sees it.
     fn check_metadata(&self, worst: Verdict) -> Result<(), String> {
-        let report = check(&self.metadata_disk, &CheckOptions::default())
+        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
+        let report = check(&disk, &CheckOptions::default())
             .map_err(|error| format!("checking the metadata: {error}"))?;
         if report.verdict > worst {
             return Err(format!("the metadata is not sound: {:?}", report.findings));
@@ -721,7 +780,7 @@ impl World {
         self.in_flight.clear();
         self.buffers.clear();
         self.scratch.clear();
-        self.reopen()?;
+        self.recover()?;
         self.check_metadata(Verdict::Clean)?;
         if let Some(UnderWay { volumes, step, .. }) = self.command.take() {
             let id = self.status().transaction_id;
@@ -746,6 +805,25 @@ impl World {
             );
         }
         Ok(())
+    }
+
+    /// Opens the pool, and reads all the map. A disk that fails on the way is tried again: nothing may be lost by that.
+    fn recover(&mut self) -> Result<(), String> {
+        let read = |world: &mut Self| {
+            world.reopen()?;
+            let volumes = world.volume_infos()?;
+            volumes.into_iter().try_for_each(|volume| world.read_volume(volume.id).map(drop))
+        };
+        let recovered = read(self);
+        if recovered.is_ok() || !self.has_failed() {
+            return recovered;
+        }
+        self.forget_lanes();
+        self.events.clear();
+        self.buffers.clear();
+        self.metadata_disk.forget_failure();
+        self.data_disk.forget_failure();
+        read(self)
     }
 
     fn reopen(&mut self) -> Result<(), String> {
@@ -786,7 +864,11 @@ impl World {
             match self.events.pop().ok_or("a read got stuck")?.1 {
                 Event::Read { op, from, offset_bytes, length_bytes, into, .. } => {
                     let mut bytes = vec![0; length_bytes as usize];
-                    let result = self.read(&from, offset_bytes, &mut bytes);
+                    let result = match &from {
+                        Source::Data => self.data_disk.peek(offset_bytes, &mut bytes),
+                        Source::Origin(origin) => origin.disk().read_at(offset_bytes, &mut bytes),
+                    };
+                    let result = result.map_err(|_| IoError::Io);
                     let (buffer, at) = self.place(0, into);
                     buffer[at..at + bytes.len()].copy_from_slice(&bytes);
                     self.lanes[0].io_done(op, result, &mut actions);
@@ -810,6 +892,7 @@ impl World {
         self.keeper.command(0, Command::Close, &mut out);
         match out.answers.pop() {
             Some((_, Ok(Answer::Done))) => self.check_metadata(Verdict::Clean),
+            Some((_, Err(_))) if self.has_failed() => self.power_cycle(),
             other => Err(format!("closing: {other:?}")),
         }
     }

@@ -94,7 +94,7 @@ def main(story):
     """Runs `story(folder, arguments)` in a temporary directory; exit status 1 and a reason if the product fails it."""
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="uthin-live.", dir=os.environ.get("UTHIN_TEST_DIR")) as folder:
+    with tempfile.TemporaryDirectory(prefix="uthin-live.", dir=os.environ.get("UTHIN_TEST_DIR"), ignore_cleanup_errors=True) as folder:
         try:
             story(folder, sys.argv[1:])
         except Failed as wrong:

@@ -18,7 +18,7 @@ pub const MIB: u64 = 1 << 20;
 /// Opening an export of this name panics.
 pub const PANICS: &str = "panics";
 /// Seats for lanes.
-pub const LANES: usize = 32;
+pub const LANES: usize = 64;
 
 /// The exports of a test's pool: names, and whether they are read-only.
 struct Volumes {

@@ -1,8 +1,9 @@
 //! The control plane's commands: volumes come and go, snapshots are taken of frozen volumes, the pool tells its state.
 
+use super::super::command::Behaviour;
 use super::*;
 use crate::engine::origin::Origin;
-use crate::units::META_BLOCK_BYTES;
+use crate::units::{META_BLOCK_BYTES, SnapTime};
 
 impl<M: Disk, D: Disk> Keeper<M, D> {
     /// A command of the control plane; `number` comes back with its answer.
@@ -25,11 +26,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 return self.freeze(number, Frozen::RollBack { volume, to, keep }, step, out);
             }
             Command::Grow { data_bytes, metadata_bytes } => self.grow(data_bytes, metadata_bytes, out),
-            Command::SetWhenFull(when_full) => {
-                self.when_full = when_full;
-                self.hopeless_ticks = 0;
+            Command::Configure(behaviour) => {
+                self.configure(behaviour);
                 Ok(Answer::Done)
             }
+            Command::SetTransactionId(step) => self.check_step(step).and_then(|()| {
+                self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
+                Ok(Answer::Done)
+            }),
             Command::HoldMetadata => self.hold_metadata(out),
             Command::ReleaseMetadata => self.change(out, Metadata::release_snapshot).map(|()| Answer::Done),
             Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
@@ -72,8 +76,35 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.change(out, |metadata| metadata.create_volume(id))?;
         self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
         let time = self.metadata.time();
-        self.volumes.insert(id, Arc::new(Volume::new(id, size_bytes, time, behind)));
+        self.volumes.insert(id, self.new_volume(id, size_bytes, time, behind));
         Ok(Answer::Done)
+    }
+
+    /// A volume that has just come to be, or was found.
+    pub(super) fn new_volume(
+        &self,
+        id: VolumeId,
+        size_bytes: u64,
+        snapshotted: SnapTime,
+        behind: Behind,
+    ) -> Arc<Volume> {
+        let volume = Volume::new(id, size_bytes, snapshotted, behind);
+        volume.set_ignores_discards(self.discard.ignores());
+        Arc::new(volume)
+    }
+
+    /// See [`Command::Configure`].
+    fn configure(&mut self, behaviour: Behaviour) {
+        let Behaviour { discard, zero_new_blocks, when_full } = behaviour;
+        if let Some(discard) = discard {
+            self.discard = discard;
+            self.volumes.values().for_each(|volume| volume.set_ignores_discards(discard.ignores()));
+        }
+        self.zero_new_blocks = zero_new_blocks.unwrap_or(self.zero_new_blocks);
+        if let Some(when_full) = when_full {
+            self.when_full = when_full;
+            self.hopeless_ticks = 0;
+        }
     }
 
     /// The compare of the compare-and-swap, before anything is changed.
@@ -195,8 +226,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             let origin = &self.volumes[origin];
             origin.set_snapshotted(time);
             // What the origin does not map shows through here as it does there.
-            let volume = Volume::new(*snapshot, origin.size_bytes(), time, origin.behind().clone());
-            self.volumes.insert(*snapshot, Arc::new(volume));
+            let volume = self.new_volume(*snapshot, origin.size_bytes(), time, origin.behind().clone());
+            self.volumes.insert(*snapshot, volume);
         }
         Ok(())
     }
@@ -324,8 +355,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return Err(in_use(&volume));
         }
         let behind = Behind::Origin(origin);
-        let anew = Volume::new(id, volume.size_bytes(), volume.snapshotted(), behind);
-        self.volumes.insert(id, Arc::new(anew));
+        let anew = self.new_volume(id, volume.size_bytes(), volume.snapshotted(), behind);
+        self.volumes.insert(id, anew);
         Ok(Answer::Done)
     }
 
@@ -387,9 +418,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             block_size: self.block_size(),
             usage: self.metadata.usage(),
             held_root: self.metadata.held_root().map(|MetaBlock(block)| block),
-            discard_passdown: self.discard_passdown,
+            discard: match self.discard {
+                Discard::Passdown if self.cannot_discard => Discard::NoPassdown,
+                discard => discard,
+            },
             zero_new_blocks: self.zero_new_blocks,
             when_full: self.when_full,
+            queue_expired: self.starved && self.queue_has_expired(),
             waiting_for_space: self.space_waiters.len(),
             volumes: self.volumes.len(),
             deleting: self.deletions.iter().copied().collect(),

@@ -18,7 +18,7 @@ mod commands;
 mod settle;
 mod sharing;
 
-use super::command::{Answer, Command, IdStep, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull};
+use super::command::{Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull};
 use super::epochs::{Epoch, Epochs};
 use super::map_table::{Lookup, page_of};
 use super::origin::Behind;
@@ -51,8 +51,8 @@ const SHOWN_BYTES_LIMIT: u64 = 1 << 50;
 pub struct KeeperOptions {
     /// Zero the rest of a fresh block that a write does not cover.
     pub zero_new_blocks: bool,
-    /// Give freed blocks back to the data device.
-    pub discard_passdown: bool,
+    /// What becomes of discards and freed blocks.
+    pub discard: Discard,
     /// What becomes of writes that need a block when there is none.
     pub when_full: WhenFull,
     /// Seats for lanes.
@@ -68,7 +68,7 @@ impl Default for KeeperOptions {
     fn default() -> Self {
         KeeperOptions {
             zero_new_blocks: true,
-            discard_passdown: true,
+            discard: Discard::default(),
             when_full: WhenFull::default(),
             lanes: 1,
             volume_sizes: HashMap::new(),
@@ -167,7 +167,9 @@ pub struct Keeper<M: Disk, D: Disk> {
     data: D,
     epochs: Arc<Epochs>,
     zero_new_blocks: bool,
-    discard_passdown: bool,
+    discard: Discard,
+    /// The data disk knows no discard.
+    cannot_discard: bool,
     volumes: BTreeMap<VolumeId, Arc<Volume>>,
 
     filling: BTreeMap<(VolumeId, VirtualBlock), Filling>,
@@ -242,6 +244,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             };
             let behind = options.behind.get(&id).cloned().unwrap_or_default();
             let volume = Volume::new(id, size_bytes, details.snapshotted_time, behind);
+            volume.set_ignores_discards(options.discard.ignores());
             volumes.insert(id, Arc::new(volume));
         }
         Ok(Keeper {
@@ -249,7 +252,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             data,
             epochs: Arc::new(Epochs::new(options.lanes)),
             zero_new_blocks: options.zero_new_blocks,
-            discard_passdown: options.discard_passdown,
+            discard: options.discard,
+            cannot_discard: false,
             volumes,
             filling: BTreeMap::new(),
             unmaps: VecDeque::new(),

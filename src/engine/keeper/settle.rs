@@ -139,13 +139,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 self.discards.push_front(range.start + step_blocks..range.end);
                 range.end = range.start + step_blocks;
             }
-            if self.discard_passdown {
+            if self.discard.passes_down() && !self.cannot_discard {
                 let length_bytes = (range.end - range.start) * block_bytes;
                 match self.data.discard(range.start * block_bytes, length_bytes) {
                     Ok(()) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
                         tracing::warn!("{}: cannot discard; freed blocks keep their space", self.data.name());
-                        self.discard_passdown = false;
+                        self.cannot_discard = true;
                     }
                     // Only space is at stake, not data.
                     Err(error) => tracing::warn!("{}: discard failed: {error}", self.data.name()),
@@ -182,7 +182,15 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     fn waits_without_hope(&self) -> bool {
         match self.when_full {
             WhenFull::Error => false,
-            WhenFull::Queue(seconds) => seconds == 0 || self.hopeless_ticks < seconds,
+            WhenFull::Queue(_) => !self.queue_has_expired(),
+        }
+    }
+
+    /// Whether they have done so for as long as they may.
+    pub(super) fn queue_has_expired(&self) -> bool {
+        match self.when_full {
+            WhenFull::Error => false,
+            WhenFull::Queue(seconds) => seconds != 0 && self.hopeless_ticks >= seconds,
         }
     }
 

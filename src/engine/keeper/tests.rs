@@ -1,5 +1,6 @@
 //! The keeper alone, with a test in place of the lanes.
 
+use super::super::command::Behaviour;
 use super::super::epochs::Presence;
 use super::*;
 use crate::disk::MemoryDisk;
@@ -15,6 +16,10 @@ fn id(number: u64) -> VolumeId {
 
 fn asker(op: u64) -> Asker {
     Asker::Lane(LaneId(0), OpId(op))
+}
+
+fn full(when_full: WhenFull) -> Behaviour {
+    Behaviour { when_full: Some(when_full), ..Behaviour::default() }
 }
 
 fn keeper(data_blocks: u64, metadata: Metadata<MemoryDisk>) -> Tested {
@@ -312,22 +317,66 @@ fn a_full_pool_queues_for_as_long_as_it_is_told() {
     };
     run(&mut keeper, Command::Commit).unwrap();
     assert_eq!(waits(&mut keeper, 2), [(asker(2), Reply::Failed(IoError::NoSpace))]);
-    run(&mut keeper, Command::SetWhenFull(WhenFull::Queue(3))).unwrap();
+    run(&mut keeper, Command::Configure(full(WhenFull::Queue(3)))).unwrap();
     assert_eq!(waits(&mut keeper, 3), []);
     assert_eq!(keeper.status().waiting_for_space, 1);
     assert_eq!((tick(&mut keeper), tick(&mut keeper)), (vec![], vec![]));
     assert_eq!(tick(&mut keeper), [(asker(3), Reply::Failed(IoError::NoSpace))]);
     assert_eq!(waits(&mut keeper, 4), [(asker(4), Reply::Failed(IoError::NoSpace))], "it has waited enough");
+    assert!(keeper.status().queue_expired);
     // Without end, until there is space.
-    run(&mut keeper, Command::SetWhenFull(WhenFull::Queue(0))).unwrap();
+    run(&mut keeper, Command::Configure(full(WhenFull::Queue(0)))).unwrap();
     assert_eq!(waits(&mut keeper, 5), []);
     (0..100).for_each(|_| assert_eq!(tick(&mut keeper), []));
     run(&mut keeper, Command::Grow { data_bytes: Some(2 * BlockSize::MIN.bytes()), metadata_bytes: None })
         .unwrap();
     assert_eq!(keeper.status().waiting_for_space, 0, "it was told to look again");
+    assert!(!keeper.status().queue_expired);
     fill(&mut keeper, 5, 5);
     // And those who wait when it is to queue no more are told.
     assert_eq!(waits(&mut keeper, 6), []);
+}
+
+#[test]
+fn how_it_behaves_can_change_while_it_runs() {
+    let mut keeper = keeper(8, formatted(8));
+    let create = |number: u64, from: u64| {
+        let step = IdStep { from: TransactionId(from), to: TransactionId(from + 1) };
+        Command::CreateVolume { volume: id(number), size_bytes: 1 << 20, origin: None, step }
+    };
+    run(&mut keeper, create(0, 0)).unwrap();
+    let ignore = Behaviour { discard: Some(Discard::Ignore), ..Behaviour::default() };
+    run(&mut keeper, Command::Configure(ignore)).unwrap();
+    run(&mut keeper, create(1, 1)).unwrap();
+    assert_eq!(keeper.status().discard, Discard::Ignore);
+    assert!(
+        [0, 1].iter().all(|number| keeper.volume(id(*number)).unwrap().ignores_discards()),
+        "the new one too"
+    );
+    let rest =
+        Behaviour { discard: Some(Discard::NoPassdown), zero_new_blocks: Some(false), when_full: None };
+    run(&mut keeper, Command::Configure(rest)).unwrap();
+    assert!(!keeper.volume(id(1)).unwrap().ignores_discards());
+    let status = keeper.status();
+    assert_eq!(
+        (status.discard, status.zero_new_blocks, status.when_full),
+        (Discard::NoPassdown, false, WhenFull::Error)
+    );
+    let fill = ask(&mut keeper, 1, Ask::Fill(id(0), VirtualBlock(0)));
+    assert!(matches!(fill[..], [(_, Reply::Fill { source: FillSource::Nothing, .. })]), "{fill:?}");
+}
+
+#[test]
+fn the_transaction_id_is_compared_before_it_is_set() {
+    let mut keeper = keeper(8, formatted(8));
+    let set = |from: u64, to: u64| {
+        Command::SetTransactionId(IdStep { from: TransactionId(from), to: TransactionId(to) })
+    };
+    run(&mut keeper, set(0, 7)).unwrap();
+    assert_eq!(run(&mut keeper, set(0, 8)).unwrap_err().kind(), ErrorKind::WrongState);
+    assert_eq!(keeper.status().transaction_id, TransactionId(7));
+    run(&mut keeper, set(7, 3)).unwrap();
+    assert_eq!(keeper.status().transaction_id, TransactionId(3));
 }
 
 /// Volume 0 with blocks 0 and 1, both shared with its snapshot, volume 1; and where block 0 is.

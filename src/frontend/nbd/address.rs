@@ -20,6 +20,8 @@ pub enum Address {
         host: String,
         /// Port; 0 lets the system choose.
         port: u16,
+        /// Whether clients need TLS. That follows from how the server is run, not from the address as it is written.
+        tls: bool,
     },
 }
 
@@ -52,8 +54,9 @@ impl Address {
                 Escaped(export.as_bytes()),
                 Escaped(path.as_os_str().as_bytes())
             ),
-            Address::Tcp { host, port } => {
-                format!("nbd://{}:{port}/{}", Bracketed(host), Escaped(export.as_bytes()))
+            Address::Tcp { host, port, tls } => {
+                let scheme = if *tls { "nbds" } else { "nbd" };
+                format!("{scheme}://{}:{port}/{}", Bracketed(host), Escaped(export.as_bytes()))
             }
         }
     }
@@ -63,7 +66,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
-            Address::Tcp { host, port } => write!(f, "tcp:{}:{port}", Bracketed(host)),
+            Address::Tcp { host, port, .. } => write!(f, "tcp:{}:{port}", Bracketed(host)),
         }
     }
 }
@@ -91,7 +94,7 @@ impl FromStr for Address {
         if bare.contains(['[', ']', '/', '?', ' ']) || (bracketed.is_none() && bare.contains(':')) {
             return Err(invalid(format!("`{text}`: `{host}` is no host (an IPv6 address goes in brackets)")));
         }
-        Ok(Address::Tcp { host: bare.to_owned(), port })
+        Ok(Address::Tcp { host: bare.to_owned(), port, tls: false })
     }
 }
 
@@ -141,7 +144,8 @@ mod tests {
         ] {
             assert_eq!(parsed(text).to_string(), text);
         }
-        assert_eq!(parsed("tcp:[fe80::1%eth0]:7"), Address::Tcp { host: "fe80::1%eth0".into(), port: 7 });
+        let link_local = Address::Tcp { host: "fe80::1%eth0".into(), port: 7, tls: false };
+        assert_eq!(parsed("tcp:[fe80::1%eth0]:7"), link_local);
     }
 
     #[test]
@@ -150,6 +154,11 @@ mod tests {
         assert_eq!(parsed("unix:/a b&c").uri("ä/1"), "nbd+unix:///%C3%A4/1?socket=/a%20b%26c");
         assert_eq!(parsed("tcp:[::1]:10809").uri("v1"), "nbd://[::1]:10809/v1");
         assert_eq!(parsed("tcp:localhost:7").uri(""), "nbd://localhost:7/");
+        let encrypted = Address::Tcp { host: "::1".into(), port: 7, tls: true };
+        assert_eq!(
+            (encrypted.uri("v1").as_str(), encrypted.to_string().as_str()),
+            ("nbds://[::1]:7/v1", "tcp:[::1]:7")
+        );
     }
 
     #[test]

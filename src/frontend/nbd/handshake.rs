@@ -4,9 +4,9 @@
 //! session as it was (but a failed SET_META_CONTEXT, which by the protocol clears the choice). Nothing is read beyond the
 //! option that ends the handshake: what follows belongs to the transmission.
 
-use super::options::{
-    ALLOCATION_CONTEXT, ALLOCATION_CONTEXT_ID, Choice, ContextQuery, Facts, Refusal, as_string,
-};
+use super::contexts::Contexts;
+use super::headers::Style;
+use super::options::{Choice, ContextQuery, Facts, Refusal, as_string};
 use super::protocol::{
     MAGIC, OPTION_MAGIC, OptionHeader, OptionKind, ReplyKind, handshake_flags, push_option_reply,
 };
@@ -43,6 +43,23 @@ impl Default for Patience {
 pub trait Channel: Read + Write {
     /// A read or write from now on fails with `WouldBlock` or `TimedOut` when it has waited this long. Not zero.
     fn limit_wait(&mut self, limit: Duration) -> io::Result<()>;
+    /// How it stands with TLS.
+    fn tls_mode(&self) -> TlsMode;
+    /// Everything from the next byte on, in both directions, is TLS's. Called where that is offered or required.
+    fn begin_tls(&mut self) -> io::Result<()>;
+}
+
+/// How a connection stands with TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlsMode {
+    /// There is none.
+    Unavailable,
+    /// The client may begin it.
+    Offered,
+    /// The client must begin it before it does anything else.
+    Required,
+    /// It has begun.
+    Active,
 }
 
 /// Who knows the exports.
@@ -50,7 +67,7 @@ pub trait Host {
     /// What the transmission works on.
     type Entered;
     /// The names of all exports.
-    fn list(&self) -> Vec<String>;
+    fn list(&self) -> Result<Vec<String>>;
     /// What there is to know of an export. The name is not empty.
     fn describe(&self, name: &str) -> Result<Facts>;
     /// Opens an export for transmission. The name is not empty.
@@ -62,10 +79,10 @@ pub trait Host {
 pub struct Agreed<E> {
     /// What the client was told.
     pub facts: Facts,
-    /// Whether replies are structured.
-    pub structured: bool,
-    /// Whether BLOCK_STATUS tells `base:allocation`.
-    pub allocation: bool,
+    /// How requests and replies are laid out.
+    pub style: Style,
+    /// What BLOCK_STATUS tells.
+    pub contexts: Contexts,
     /// The open export.
     pub entered: E,
 }
@@ -79,7 +96,8 @@ pub fn negotiate<C: Channel, H: Host>(
 ) -> Result<Option<Agreed<H::Entered>>> {
     let deadline = Instant::now() + patience.total;
     let line = Line { channel, patience, deadline };
-    let mut haggling = Haggling { line, host, structured: false, allocation_of: None, no_zeroes: false };
+    let mut haggling =
+        Haggling { line, host, style: Style::Simple, chosen: None, fixed: false, no_zeroes: false };
     haggling.greet()?;
     loop {
         match haggling.option()? {
@@ -101,9 +119,11 @@ enum Next<E> {
 struct Haggling<'a, C, H> {
     line: Line<'a, C>,
     host: &'a H,
-    structured: bool,
-    /// The export for which `base:allocation` was chosen.
-    allocation_of: Option<String>,
+    style: Style,
+    /// The contexts that were chosen, and the export that they were chosen for.
+    chosen: Option<(String, Contexts)>,
+    /// Whether the client said FIXED_NEWSTYLE.
+    fixed: bool,
     no_zeroes: bool,
 }
 
@@ -123,7 +143,12 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
         if answer & !u32::from(flags) != 0 {
             return Err(broken(format!("client flags {answer:#x}: there are none but {flags:#x}")));
         }
-        // A client without FIXED_NEWSTYLE may send nothing but EXPORT_NAME; there is no harm in answering more.
+        // A client without FIXED_NEWSTYLE may send nothing but EXPORT_NAME; there is no harm in answering more. But there is
+        // no TLS for it.
+        self.fixed = answer & u32::from(handshake_flags::FIXED_NEWSTYLE) != 0;
+        if !self.fixed && self.line.channel.tls_mode() == TlsMode::Required {
+            return Err(broken("TLS is required here, and the client does not speak fixed newstyle"));
+        }
         self.no_zeroes = answer & u32::from(handshake_flags::NO_ZEROES) != 0;
         Ok(())
     }
@@ -138,6 +163,11 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
             return Err(broken("an option does not begin with IHAVEOPT"));
         };
         let option = OptionKind::from_number(number);
+        let is_premature = self.line.channel.tls_mode() == TlsMode::Required
+            && !matches!(option, Some(OptionKind::StartTls | OptionKind::Abort));
+        if is_premature {
+            return self.before_tls(option, number, length_bytes);
+        }
         if length_bytes > DATA_LIMIT_BYTES {
             return self.too_long(option, number, length_bytes);
         }
@@ -150,20 +180,23 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
             OptionKind::Go => self.go(&data),
             OptionKind::Abort => self.conclude(option, Ok(Vec::new())).map(|_| Next::End),
             OptionKind::List => {
-                let answer = without_data(option, &data).map(|()| self.list());
+                let answer = without_data(option, &data).and_then(|()| self.list());
                 self.conclude(option, answer)
             }
-            OptionKind::StartTls => {
-                let what = "this server does not encrypt; use a Unix socket, or a tunnel";
-                self.refuse(number, &Refusal::new(ReplyKind::ErrorUnsupported, what))
-            }
+            OptionKind::StartTls => self.start_tls(&data),
             OptionKind::Info => {
                 let answer = self.info(&data);
                 self.conclude(option, answer)
             }
             OptionKind::StructuredReply => {
+                let answer = without_data(option, &data).and_then(|()| self.structure());
+                self.conclude(option, answer)
+            }
+            OptionKind::ExtendedHeaders => {
                 let answer = without_data(option, &data).map(|()| Vec::new());
-                self.structured |= answer.is_ok();
+                if answer.is_ok() {
+                    self.style = Style::Extended;
+                }
                 self.conclude(option, answer)
             }
             OptionKind::ListMetaContext | OptionKind::SetMetaContext => {
@@ -189,7 +222,7 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
             Some(OptionKind::Abort) => self.conclude(OptionKind::Abort, Ok(Vec::new())).map(|_| Next::End),
             Some(option) => {
                 if option == OptionKind::SetMetaContext {
-                    self.allocation_of = None;
+                    self.chosen = None;
                 }
                 let what =
                     format!("{option:?}: {length_bytes} bytes of data; this server takes {DATA_LIMIT_BYTES}");
@@ -199,21 +232,72 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
         }
     }
 
-    fn list(&self) -> Vec<u8> {
+    /// An option that nobody gets an answer to without TLS.
+    fn before_tls(
+        &mut self,
+        option: Option<OptionKind>,
+        number: u32,
+        length_bytes: u32,
+    ) -> Result<Next<H::Entered>> {
+        if length_bytes > SKIP_LIMIT_BYTES || option == Some(OptionKind::ExportName) {
+            return Err(broken(format!("option {number} with {length_bytes} bytes of data, before TLS")));
+        }
+        self.line.skip(length_bytes as usize)?;
+        let what = "this server wants TLS from everybody who comes over TCP; send STARTTLS first";
+        self.refuse(number, &Refusal::new(ReplyKind::ErrorTlsRequired, what))
+    }
+
+    fn start_tls(&mut self, data: &[u8]) -> Result<Next<H::Entered>> {
+        let granted = without_data(OptionKind::StartTls, data).and_then(|()| {
+            let refuse = |kind, what: &str| Err(Refusal::new(kind, what));
+            match self.line.channel.tls_mode() {
+                TlsMode::Unavailable => refuse(
+                    ReplyKind::ErrorPolicy,
+                    "this server has no certificates; use a Unix socket or a tunnel, or give it some",
+                ),
+                TlsMode::Active => refuse(ReplyKind::ErrorInvalid, "TLS has begun already"),
+                TlsMode::Offered | TlsMode::Required if !self.fixed => {
+                    refuse(ReplyKind::ErrorPolicy, "TLS is for clients that speak fixed newstyle")
+                }
+                TlsMode::Offered | TlsMode::Required => Ok(Vec::new()),
+            }
+        });
+        let is_granted = granted.is_ok();
+        self.conclude(OptionKind::StartTls, granted)?;
+        if is_granted {
+            self.line.channel.begin_tls().map_err(|error| Error::io("beginning TLS", &error))?;
+            // Whoever listened in may have said what was agreed on so far.
+            self.style = Style::Simple;
+            self.chosen = None;
+        }
+        Ok(Next::Option)
+    }
+
+    fn list(&self) -> Result<Vec<u8>, Refusal> {
         let mut replies = Vec::new();
-        for name in self.host.list() {
+        for name in self.host.list()? {
             let length = (name.len() as u32).to_be_bytes();
             let parts = [&length[..], name.as_bytes()];
             push_option_reply(&mut replies, OptionKind::List.number(), ReplyKind::Server, &parts);
         }
-        replies
+        Ok(replies)
+    }
+
+    /// STRUCTURED_REPLY.
+    fn structure(&mut self) -> Result<Vec<u8>, Refusal> {
+        if self.style == Style::Extended {
+            let what = "extended headers were agreed on, which take the place of structured replies";
+            return Err(Refusal::new(ReplyKind::ErrorExtendedHeaders, what));
+        }
+        self.style = Style::Structured;
+        Ok(Vec::new())
     }
 
     fn info(&self, data: &[u8]) -> Result<Vec<u8>, Refusal> {
         let choice = Choice::parse(OptionKind::Info, data)?;
         let facts = self.host.describe(&self.resolve(choice.name)?)?;
         let mut replies = Vec::new();
-        facts.push_info(&mut replies, OptionKind::Info, choice.wants, self.structured);
+        facts.push_info(&mut replies, OptionKind::Info, choice.wants, self.flags(&facts));
         Ok(replies)
     }
 
@@ -221,22 +305,23 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
     fn contexts(&mut self, option: OptionKind, data: &[u8]) -> Result<Vec<u8>, Refusal> {
         let sets = option == OptionKind::SetMetaContext;
         if sets {
-            self.allocation_of = None;
+            self.chosen = None;
         }
-        if !self.structured {
-            let what = "metadata contexts need structured replies; send STRUCTURED_REPLY first";
+        if !self.style.has_chunks() {
+            let what =
+                "metadata contexts need structured replies; send STRUCTURED_REPLY or EXTENDED_HEADERS first";
             return Err(Refusal::new(ReplyKind::ErrorInvalid, what));
         }
         let query = ContextQuery::parse(option, data)?;
         let facts = self.host.describe(&self.resolve(query.name)?)?;
         let mut replies = Vec::new();
-        if query.allocation {
-            let id = if sets { ALLOCATION_CONTEXT_ID } else { 0 };
-            let parts = [&id.to_be_bytes()[..], ALLOCATION_CONTEXT.as_bytes()];
+        for context in query.contexts.iter() {
+            let id = if sets { context.id() } else { 0 };
+            let parts = [&id.to_be_bytes()[..], context.name().as_bytes()];
             push_option_reply(&mut replies, option.number(), ReplyKind::MetaContext, &parts);
-            if sets {
-                self.allocation_of = Some(facts.name);
-            }
+        }
+        if sets {
+            self.chosen = Some((facts.name, query.contexts));
         }
         Ok(replies)
     }
@@ -251,18 +336,21 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
             Err(refusal) => return self.refuse(OptionKind::Go.number(), &refusal),
         };
         let mut replies = Vec::new();
-        facts.push_info(&mut replies, OptionKind::Go, wants, self.structured);
+        facts.push_info(&mut replies, OptionKind::Go, wants, self.flags(&facts));
         self.conclude(OptionKind::Go, Ok(replies))?;
         Ok(Next::Transmission(self.agree(facts, entered)))
     }
 
     /// The old way in: an error can only be told by hanging up.
     fn export_name(&mut self, data: &[u8]) -> Result<Next<H::Entered>> {
+        if self.style == Style::Extended {
+            return Err(broken("EXPORT_NAME after EXTENDED_HEADERS, which asks for GO"));
+        }
         let entered = as_string(OptionKind::ExportName, "export name", data)
             .and_then(|name| Ok(self.host.enter(&self.resolve(name)?)?));
         let (facts, entered) = entered.map_err(|refusal| broken(refusal.message))?;
         let mut answer = facts.size_bytes.to_be_bytes().to_vec();
-        answer.extend_from_slice(&facts.transmission_flags(self.structured).to_be_bytes());
+        answer.extend_from_slice(&self.flags(&facts).to_be_bytes());
         if !self.no_zeroes {
             answer.resize(answer.len() + PADDING_BYTES, 0);
         }
@@ -271,8 +359,18 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
     }
 
     fn agree(&self, facts: Facts, entered: H::Entered) -> Agreed<H::Entered> {
-        let allocation = self.allocation_of.as_deref() == Some(&facts.name);
-        Agreed { facts, structured: self.structured, allocation, entered }
+        let contexts = self.contexts_of(&facts);
+        Agreed { facts, style: self.style, contexts, entered }
+    }
+
+    /// What was chosen for this export.
+    fn contexts_of(&self, facts: &Facts) -> Contexts {
+        let chosen = self.chosen.as_ref().filter(|(name, _)| *name == facts.name);
+        chosen.map_or(Contexts::default(), |(_, contexts)| *contexts)
+    }
+
+    fn flags(&self, facts: &Facts) -> u16 {
+        facts.transmission_flags(self.style, self.contexts_of(facts))
     }
 
     /// The name itself, or for no name the only one that there is.
@@ -280,7 +378,7 @@ impl<C: Channel, H: Host> Haggling<'_, C, H> {
         if !name.is_empty() {
             return Ok(name.to_owned());
         }
-        let mut names = self.host.list();
+        let mut names = self.host.list()?;
         if names.len() == 1 {
             return Ok(names.remove(0));
         }
@@ -417,10 +515,10 @@ impl<C: Channel> Line<'_, C> {
 }
 
 /// Whether to look again: interrupted, or the wait was cut short (then the next `arm` says if time is up).
-fn is_passing(error: &io::Error) -> bool {
+pub fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 #[cfg(test)]
 #[path = "handshake_tests.rs"]
-mod tests;
+pub(super) mod tests;

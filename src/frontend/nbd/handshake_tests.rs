@@ -1,18 +1,26 @@
 //! Handshakes over byte streams in memory: every option, every way to get it wrong, and arbitrary bytes.
 
 use super::*;
+use crate::frontend::nbd::contexts::Context;
 use crate::frontend::nbd::protocol::{OPTION_REPLY_MAGIC, take_u16, take_u32, take_u64};
 use crate::units::BlockSize;
 use proptest::prelude::*;
 
 /// A client that has said everything already.
-struct Script {
-    input: Vec<u8>,
-    at: usize,
-    output: Vec<u8>,
+pub struct Script {
+    pub input: Vec<u8>,
+    pub at: usize,
+    pub output: Vec<u8>,
     /// Most bytes that one read returns.
     step: usize,
-    limits: Vec<Duration>,
+    pub limits: Vec<Duration>,
+    pub tls: TlsMode,
+}
+
+impl Script {
+    pub fn new(input: Vec<u8>, step: usize) -> Script {
+        Script { input, at: 0, output: Vec::new(), step, limits: Vec::new(), tls: TlsMode::Unavailable }
+    }
 }
 
 impl Read for Script {
@@ -40,15 +48,24 @@ impl Channel for Script {
         self.limits.push(limit);
         Ok(())
     }
+    fn tls_mode(&self) -> TlsMode {
+        self.tls
+    }
+    /// TLS in which every byte is as it was.
+    fn begin_tls(&mut self) -> io::Result<()> {
+        assert!(matches!(self.tls, TlsMode::Offered | TlsMode::Required));
+        self.tls = TlsMode::Active;
+        Ok(())
+    }
 }
 
 /// Exports of these names; entering one yields its name.
-struct Names(&'static [&'static str]);
+pub struct Names(&'static [&'static str]);
 
 impl Host for Names {
     type Entered = String;
-    fn list(&self) -> Vec<String> {
-        self.0.iter().map(|name| (*name).to_owned()).collect()
+    fn list(&self) -> Result<Vec<String>> {
+        Ok(self.0.iter().map(|name| (*name).to_owned()).collect())
     }
     fn describe(&self, name: &str) -> Result<Facts> {
         match name {
@@ -69,10 +86,10 @@ impl Host for Names {
     }
 }
 
-const TWO: Names = Names(&["v1", "v2"]);
+pub const TWO: Names = Names(&["v1", "v2"]);
 const ONE: Names = Names(&["only"]);
 
-fn option(number: u32, data: &[u8]) -> Vec<u8> {
+pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
     let header = OptionHeader { number, length_bytes: data.len() as u32 };
     [&header.encode()[..], data].concat()
 }
@@ -81,14 +98,14 @@ fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
 }
 
-fn choice(name: &str, requests: &[u16]) -> Vec<u8> {
+pub fn choice(name: &str, requests: &[u16]) -> Vec<u8> {
     let mut data = string(name);
     data.extend((requests.len() as u16).to_be_bytes());
     requests.iter().for_each(|request| data.extend(request.to_be_bytes()));
     data
 }
 
-fn contexts(name: &str, queries: &[&str]) -> Vec<u8> {
+pub fn contexts(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = string(name);
     data.extend((queries.len() as u32).to_be_bytes());
     queries.iter().for_each(|query| data.extend(string(query)));
@@ -112,9 +129,18 @@ fn play(host: &Names, flags: u32, options: &[Vec<u8>]) -> Outcome {
     play_in_steps(host, flags, options, usize::MAX)
 }
 
+/// The same where TLS stands like this.
+fn play_with_tls(tls: TlsMode, flags: u32, options: &[Vec<u8>]) -> Outcome {
+    let input = [flags.to_be_bytes().to_vec(), options.concat()].concat();
+    play_script(&TWO, Script { tls, ..Script::new(input, usize::MAX) })
+}
+
 fn play_in_steps(host: &Names, flags: u32, options: &[Vec<u8>], step: usize) -> Outcome {
     let input = [flags.to_be_bytes().to_vec(), options.concat()].concat();
-    let mut script = Script { input, at: 0, output: Vec::new(), step, limits: Vec::new() };
+    play_script(host, Script::new(input, step))
+}
+
+fn play_script(host: &Names, mut script: Script) -> Outcome {
     let result = negotiate(&mut script, host, Patience::default());
     assert!(script.limits.iter().all(|limit| !limit.is_zero() && *limit <= Patience::default().total));
     let mut output = &script.output[..];
@@ -159,14 +185,14 @@ fn go_tells_size_flags_and_block_sizes() {
         let outcome = play_in_steps(&TWO, 3, &options, step);
         let infos: Vec<&[u8]> =
             outcome.replies.iter().filter(|reply| reply.1 == 3).map(|reply| &reply.2[..]).collect();
-        assert_eq!(infos[0], [0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0b1001, 0b1110_1101]);
+        assert_eq!(infos[0], [0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0b1101, 0b1110_1101]);
         assert_eq!(infos[1], [0, 3, 0, 0, 2, 0, 0, 1, 0, 0, 2, 0, 0, 0]);
         assert_eq!(infos[2], b"\0\x01v1");
         assert_eq!(infos[3], b"\0\x02volume v1");
         assert_eq!(outcome.replies.last().map(|reply| reply.1), Some(1));
         assert_eq!(outcome.unread, 2, "what follows GO is left for the transmission");
         let agreed = agreed(outcome);
-        assert!(agreed.structured && !agreed.allocation);
+        assert_eq!((agreed.style, agreed.contexts), (Style::Structured, Contexts::default()));
         assert_eq!(agreed.entered, "v1");
     }
 }
@@ -179,14 +205,14 @@ fn info_does_not_end_the_handshake() {
         [ReplyKind::Info, ReplyKind::Info, ReplyKind::Ack, ReplyKind::Info, ReplyKind::Info, ReplyKind::Ack]
     );
     let agreed = agreed(outcome);
-    assert_eq!((agreed.facts.name.as_str(), agreed.structured), ("v1", false));
+    assert_eq!((agreed.facts.name.as_str(), agreed.style), ("v1", Style::Simple));
 }
 
 #[test]
 fn export_name_is_answered_without_a_header() {
     let padded = play(&TWO, 1, &[option(1, b"v2")]);
     assert_eq!(padded.rest.len(), 8 + 2 + 124);
-    assert_eq!(padded.rest[..10], [0, 0, 0, 0, 0x40, 0, 0, 0, 0b1001, 0b0110_1101]);
+    assert_eq!(padded.rest[..10], [0, 0, 0, 0, 0x40, 0, 0, 0, 0b1101, 0b0110_1101]);
     assert_eq!(agreed(padded).entered, "v2");
     let short = play(&TWO, 3, &[option(1, b"v2")]);
     assert_eq!(short.rest.len(), 10);
@@ -222,7 +248,8 @@ fn lists() {
 fn contexts_hold_for_the_export_they_were_chosen_for() {
     let set = |name: &str, queries: &[&str]| option(10, &contexts(name, queries));
     let go = option(7, &choice("v1", &[]));
-    let allocation = |options: &[Vec<u8>]| agreed(play(&TWO, 3, options)).allocation;
+    let allocation =
+        |options: &[Vec<u8>]| agreed(play(&TWO, 3, options)).contexts.contains(Context::Allocation);
     let structured = option(8, &[]);
     let chosen = set("v1", &["base:allocation"]);
     assert!(allocation(&[structured.clone(), chosen.clone(), go.clone()]));
@@ -237,16 +264,100 @@ fn contexts_hold_for_the_export_they_were_chosen_for() {
     let listed = play(&TWO, 3, &[structured.clone(), chosen.clone(), option(9, &contexts("v1", &[])), go]);
     assert_eq!(listed.replies[1], (10, 4, b"\0\0\0\x01base:allocation".to_vec()));
     assert_eq!(listed.replies[3], (9, 4, b"\0\0\0\0base:allocation".to_vec()));
-    assert!(agreed(listed).allocation, "listing leaves the choice alone");
+    assert_eq!(listed.replies[4], (9, 4, b"\0\0\0\0uthin:mapping".to_vec()));
+    assert_eq!(
+        agreed(listed).contexts.iter().collect::<Vec<_>>(),
+        [Context::Allocation],
+        "listing leaves it alone"
+    );
+    let both =
+        [structured.clone(), set("v1", &["uthin:mapping", "base:allocation"]), option(7, &choice("v1", &[]))];
+    let both = play(&TWO, 3, &both);
+    assert_eq!(both.replies[1], (10, 4, b"\0\0\0\x01base:allocation".to_vec()));
+    assert_eq!(both.replies[2], (10, 4, b"\0\0\0\x02uthin:mapping".to_vec()));
+    assert_eq!(agreed(both).contexts, Contexts::all());
     let by_default =
         [structured, option(10, &contexts("", &["base:allocation"])), option(7, &choice("only", &[]))];
-    assert!(agreed(play(&ONE, 3, &by_default)).allocation);
+    assert!(!agreed(play(&ONE, 3, &by_default)).contexts.is_empty());
+}
+
+#[test]
+fn extended_headers_take_precedence() {
+    let go = || option(7, &choice("v1", &[]));
+    for options in [&[option(11, &[]), go()][..], &[option(8, &[]), option(11, &[]), go()]] {
+        let outcome = play(&TWO, 3, options);
+        assert_eq!(
+            kinds(&outcome)[..options.len() - 1],
+            [ReplyKind::Ack, ReplyKind::Ack][..options.len() - 1]
+        );
+        // DF, and no list of contexts, since none were chosen.
+        let info = outcome.replies.iter().find(|reply| reply.1 == 3).expect("a fact");
+        assert_eq!(info.2[10..], [0b0_1101, 0b1110_1101]);
+        assert_eq!(agreed(outcome).style, Style::Extended);
+    }
+    let late = play(&TWO, 3, &[option(11, &[]), option(8, &[]), go()]);
+    assert_eq!(kinds(&late)[..2], [ReplyKind::Ack, ReplyKind::ErrorExtendedHeaders]);
+    assert_eq!(agreed(late).style, Style::Extended);
+    let set = option(10, &contexts("v1", &["uthin:mapping"]));
+    let chosen = play(&TWO, 3, &[option(11, &[]), set, option(6, &choice("v1", &[])), go()]);
+    let infos: Vec<&Reply> = chosen.replies.iter().filter(|reply| reply.1 == 3 && reply.2[1] == 0).collect();
+    assert_eq!(infos[0].2[10..], [0b1_1101, 0b1110_1101]);
+    assert_eq!(infos[0].2, infos[1].2, "INFO tells what GO tells");
+    let agreed = agreed(chosen);
+    assert_eq!(agreed.contexts.iter().collect::<Vec<_>>(), [Context::Mapping]);
+    let old = play(&TWO, 3, &[option(11, &[]), option(1, b"v1")]);
+    assert!(old.result.expect_err("it hangs up").message().contains("EXPORT_NAME"));
+}
+
+#[test]
+fn where_tls_is_required_nothing_goes_before_it() {
+    let go = || option(7, &choice("v1", &[]));
+    let tls = || option(5, &[]);
+    let early = [option(3, &[]), go(), option(6, b"junk"), option(8, &[]), option(99, &vec![0; 100_000])];
+    let late = [tls(), tls(), option(3, &[]), go()];
+    let outcome = play_with_tls(TlsMode::Required, 3, &[&early[..], &late].concat());
+    let told = kinds(&outcome);
+    assert_eq!(told[..5], [ReplyKind::ErrorTlsRequired; 5]);
+    assert_eq!(told[5..7], [ReplyKind::Ack, ReplyKind::ErrorInvalid]);
+    assert_eq!(told[7..9], [ReplyKind::Server; 2]);
+    assert_eq!(agreed(outcome).entered, "v1");
+    let hung_up = |flags, options: &[Vec<u8>]| {
+        let outcome = play_with_tls(TlsMode::Required, flags, options);
+        let error = outcome.result.expect_err("it hangs up");
+        assert!(outcome.replies.is_empty() && outcome.rest.is_empty());
+        error.to_string()
+    };
+    assert!(hung_up(3, &[option(1, b"v1")]).contains("before TLS"));
+    assert!(hung_up(2, &[tls()]).contains("fixed newstyle"));
+    let left = play_with_tls(TlsMode::Required, 3, &[option(2, &[])]);
+    assert_eq!(kinds(&left), [ReplyKind::Ack]);
+}
+
+#[test]
+fn nothing_that_was_agreed_on_before_tls_holds_after_it() {
+    let set = option(10, &contexts("v1", &["base:allocation"]));
+    let go = || option(7, &choice("v1", &[]));
+    for first in [option(8, &[]), option(11, &[])] {
+        let options = [first.clone(), set.clone(), option(5, &[]), go()];
+        let outcome = agreed(play_with_tls(TlsMode::Offered, 3, &options));
+        assert_eq!((outcome.style, outcome.contexts), (Style::Simple, Contexts::default()));
+        // A refused one changes nothing.
+        let refused =
+            agreed(play_with_tls(TlsMode::Offered, 3, &[first, set.clone(), option(5, b"x"), go()]));
+        assert!(refused.style.has_chunks() && !refused.contexts.is_empty());
+    }
+    assert_eq!(agreed(play_with_tls(TlsMode::Offered, 3, &[go()])).entered, "v1", "nobody must");
+    let old = play_with_tls(TlsMode::Offered, 2, &[option(5, &[]), go()]);
+    assert_eq!(kinds(&old)[0], ReplyKind::ErrorPolicy);
 }
 
 #[test]
 fn refusals_name_the_error_and_the_session_goes_on() {
-    refused(&TWO, 5, &[], ReplyKind::ErrorUnsupported);
-    refused(&TWO, 11, &[], ReplyKind::ErrorUnsupported);
+    refused(&TWO, 5, &[], ReplyKind::ErrorPolicy);
+    refused(&TWO, 5, b"x", ReplyKind::ErrorInvalid);
+    refused(&TWO, 4, &[], ReplyKind::ErrorUnsupported);
+    refused(&TWO, 12, &[], ReplyKind::ErrorUnsupported);
+    refused(&TWO, 11, b"x", ReplyKind::ErrorInvalid);
     refused(&TWO, 0, &[], ReplyKind::ErrorUnsupported);
     refused(&TWO, u32::MAX, b"anything", ReplyKind::ErrorUnsupported);
     refused(&TWO, 99, &vec![7; 100_000], ReplyKind::ErrorUnsupported);
@@ -292,8 +403,7 @@ fn what_breaks_the_protocol_ends_the_connection() {
 
 #[test]
 fn a_slow_client_is_given_up() {
-    let mut script =
-        Script { input: vec![0, 0, 0, 3], at: 0, output: Vec::new(), step: 9, limits: Vec::new() };
+    let mut script = Script::new(vec![0, 0, 0, 3], 9);
     let patience = Patience { message: Duration::from_secs(1), total: Duration::ZERO };
     let error = negotiate(&mut script, &TWO, patience).expect_err("no time at all");
     assert_eq!(error.kind(), ErrorKind::Io);
@@ -305,7 +415,7 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
     let data = prop_oneof![
         Just(Vec::new()),
         Just(choice("v1", &[1, 3])),
-        Just(contexts("v1", &["base:allocation", "base:"])),
+        Just(contexts("v1", &["base:allocation", "base:", "uthin:mapping"])),
         prop::collection::vec(any::<u8>(), 0..64),
     ];
     (0..13_u32, data, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3)).prop_map(
@@ -323,8 +433,10 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512), step in 1..64_usize) {
-        let mut script = Script { input: bytes, at: 0, output: Vec::new(), step, limits: Vec::new() };
-        let _ = negotiate(&mut script, &TWO, Patience::default());
+        for tls in [TlsMode::Unavailable, TlsMode::Offered, TlsMode::Required] {
+            let mut script = Script { tls, ..Script::new(bytes.clone(), step) };
+            let _ = negotiate(&mut script, &TWO, Patience::default());
+        }
     }
 
     /// Whatever comes, every option that was read whole got exactly one final reply, in order.

@@ -1,7 +1,6 @@
 //! Sockets: listening ones, and a connection's while its handshake is on.
 
 use super::Address;
-use super::handshake;
 use crate::error::{Error, ErrorKind, Result};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::fs;
@@ -22,6 +21,20 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
 
+/// Who may come over TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TcpAccess {
+    /// Whoever is on this machine.
+    Loopback,
+    /// Whoever speaks TLS.
+    Tls {
+        /// And has a certificate.
+        verifies_peer: bool,
+    },
+    /// Everybody.
+    Everybody,
+}
+
 /// A listening socket.
 pub struct Listener {
     /// Where; with the real port.
@@ -37,7 +50,7 @@ enum ListeningSocket {
 
 impl Listener {
     /// Listens. See [`super::Server::start`] for errors.
-    pub fn bind(address: &Address, allow_remote: bool) -> Result<Listener> {
+    pub fn bind(address: &Address, access: TcpAccess) -> Result<Listener> {
         match address {
             Address::Unix(path) => {
                 let listener =
@@ -46,10 +59,11 @@ impl Listener {
                 let socket = ListeningSocket::Unix(listener, path.clone(), (file.dev(), file.ino()));
                 Ok(Listener { address: address.clone(), socket })
             }
-            Address::Tcp { host, port } => {
-                let listener = bind_tcp(address, host, *port, allow_remote)?;
+            Address::Tcp { host, port, .. } => {
+                let listener = bind_tcp(address, host, *port, access)?;
                 let port = listener.local_addr().map_err(|error| Error::io(address, &error))?.port();
-                let address = Address::Tcp { host: host.clone(), port };
+                let address =
+                    Address::Tcp { host: host.clone(), port, tls: matches!(access, TcpAccess::Tls { .. }) };
                 Ok(Listener { address, socket: ListeningSocket::Tcp(listener) })
             }
         }
@@ -137,16 +151,25 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
-fn bind_tcp(address: &Address, host: &str, port: u16, allow_remote: bool) -> Result<TcpListener> {
+fn bind_tcp(address: &Address, host: &str, port: u16, access: TcpAccess) -> Result<TcpListener> {
     let found = (host, port).to_socket_addrs();
     let found: Vec<SocketAddr> =
         found.map_err(|error| Error::io(format!("{address}: looking up the host"), &error))?.collect();
-    if let Some(remote) = found.iter().find(|found| !found.ip().is_loopback() && !allow_remote) {
+    if let Some(remote) = found.iter().find(|found| !found.ip().is_loopback()) {
         let what = format!("{address}: {} can be reached from other machines", remote.ip());
-        return Err(Error::new(ErrorKind::Invalid, what).hint(
-            "NBD has neither passwords nor encryption here: listen at tcp:127.0.0.1:PORT or a Unix socket and tunnel, \
-             or allow remote clients explicitly (--allow-remote)",
-        ));
+        match access {
+            TcpAccess::Loopback => {
+                return Err(Error::new(ErrorKind::Invalid, what).hint(
+                    "without TLS whoever connects reads and writes every volume: give it certificates \
+                     (--tls-certificates DIR --tls-verify-peer), listen at tcp:127.0.0.1:PORT or a Unix socket and \
+                     tunnel, or say that it is meant (--insecure-tcp)",
+                ));
+            }
+            TcpAccess::Tls { verifies_peer: true } => {}
+            TcpAccess::Tls { verifies_peer: false } | TcpAccess::Everybody => {
+                tracing::warn!("{what}, and whoever comes from there can read and write every volume");
+            }
+        }
     }
     let listener = TcpListener::bind(&found[..]).and_then(|listener| {
         listener.set_nonblocking(true)?;
@@ -188,6 +211,28 @@ impl Socket {
         };
     }
 
+    /// From now on nobody waits for it.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Socket::Unix(stream) => stream.set_nonblocking(true),
+            Socket::Tcp(stream) => stream.set_nonblocking(true),
+        }
+    }
+
+    /// A read or write from now on waits this long at most.
+    pub fn limit_wait(&self, limit: Duration) -> io::Result<()> {
+        match self {
+            Socket::Unix(stream) => {
+                stream.set_read_timeout(Some(limit))?;
+                stream.set_write_timeout(Some(limit))
+            }
+            Socket::Tcp(stream) => {
+                stream.set_read_timeout(Some(limit))?;
+                stream.set_write_timeout(Some(limit))
+            }
+        }
+    }
+
     /// The plain socket.
     pub fn into_fd(self) -> OwnedFd {
         match self {
@@ -218,17 +263,11 @@ impl Write for Socket {
     }
 }
 
-impl handshake::Channel for Socket {
-    fn limit_wait(&mut self, limit: Duration) -> io::Result<()> {
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Socket::Unix(stream) => {
-                stream.set_read_timeout(Some(limit))?;
-                stream.set_write_timeout(Some(limit))
-            }
-            Socket::Tcp(stream) => {
-                stream.set_read_timeout(Some(limit))?;
-                stream.set_write_timeout(Some(limit))
-            }
+            Socket::Unix(stream) => stream.as_fd(),
+            Socket::Tcp(stream) => stream.as_fd(),
         }
     }
 }
@@ -246,7 +285,7 @@ mod tests {
     fn a_unix_socket_is_its_owners_and_goes_with_the_listener() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("s");
-        let listener = Listener::bind(&at(&path), false).expect("it is free");
+        let listener = Listener::bind(&at(&path), TcpAccess::Loopback).expect("it is free");
         let mode = fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, UNIX_SOCKET_MODE);
         assert_eq!(listener.accept().expect_err("nobody called").kind(), io::ErrorKind::WouldBlock);
@@ -265,34 +304,38 @@ mod tests {
         let path = directory.path().join("s");
         drop(UnixListener::bind(&path).expect("it is free"));
         assert!(path.exists(), "left behind");
-        let first = Listener::bind(&at(&path), false).expect("nobody listens");
-        let error = Listener::bind(&at(&path), false).err().expect("somebody listens");
+        let first = Listener::bind(&at(&path), TcpAccess::Loopback).expect("nobody listens");
+        let error = Listener::bind(&at(&path), TcpAccess::Loopback).err().expect("somebody listens");
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(error.message().contains(&path.display().to_string()), "{error}");
         fs::remove_file(&path).expect("it is there");
         fs::write(&path, "precious").expect("room");
-        let error = Listener::bind(&at(&path), false).err().expect("no socket");
+        let error = Listener::bind(&at(&path), TcpAccess::Loopback).err().expect("no socket");
         assert_eq!(error.kind(), ErrorKind::Exists);
         drop(first);
         assert_eq!(fs::read(&path).expect("it is still there"), b"precious");
         let nowhere = directory.path().join("no/s");
-        let error = Listener::bind(&at(&nowhere), false).err().expect("no directory");
+        let error = Listener::bind(&at(&nowhere), TcpAccess::Loopback).err().expect("no directory");
         assert_eq!(error.kind(), ErrorKind::NotFound);
     }
 
     #[test]
     fn tcp_is_loopback_unless_allowed() {
-        let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
+        let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port, tls: false };
         for remote in ["0.0.0.0", "::"] {
-            let error = Listener::bind(&tcp(remote, 0), false).err().expect("everybody could connect");
+            let error =
+                Listener::bind(&tcp(remote, 0), TcpAccess::Loopback).err().expect("everybody could connect");
             assert_eq!(error.kind(), ErrorKind::Invalid);
             assert!(error.next_step().is_some());
         }
-        assert!(Listener::bind(&tcp("0.0.0.0", 0), true).is_ok());
-        let first = Listener::bind(&tcp("127.0.0.1", 0), false).expect("a free port");
+        assert!(Listener::bind(&tcp("0.0.0.0", 0), TcpAccess::Everybody).is_ok());
+        let encrypted =
+            Listener::bind(&tcp("0.0.0.0", 0), TcpAccess::Tls { verifies_peer: true }).expect("a free port");
+        assert!(encrypted.address.uri("v1").starts_with("nbds://0.0.0.0:"));
+        let first = Listener::bind(&tcp("127.0.0.1", 0), TcpAccess::Loopback).expect("a free port");
         let Address::Tcp { port, .. } = first.address else { panic!("it is TCP") };
         assert_ne!(port, 0);
-        let error = Listener::bind(&tcp("127.0.0.1", port), false).err().expect("taken");
+        let error = Listener::bind(&tcp("127.0.0.1", port), TcpAccess::Loopback).err().expect("taken");
         assert_eq!(error.kind(), ErrorKind::Busy);
         let client = TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
         let socket = loop {

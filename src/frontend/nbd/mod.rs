@@ -11,17 +11,24 @@
 
 mod address;
 mod connection;
+mod contexts;
+#[cfg(test)]
+mod fuzz;
 mod handshake;
+mod headers;
 mod listen;
 mod options;
 mod protocol;
 mod server;
 mod session;
+mod status;
+mod tls;
 mod validate;
 
 pub use address::Address;
 pub use handshake::Patience;
 pub use server::{Limits, Server};
+pub use tls::Tls;
 
 use crate::engine::VolumeLease;
 use crate::error::Result;

@@ -2,6 +2,8 @@
 //!
 //! Whoever sends nonsense gets a [`Refusal`]: the error that the protocol names for it, and words for people.
 
+use super::contexts::{Context, Contexts};
+use super::headers::Style;
 use super::protocol::{
     InfoKind, OptionKind, ReplyKind, STRING_LIMIT_BYTES, push_option_reply, take_u16, take_u32,
     transmission_flags as flags,
@@ -9,10 +11,6 @@ use super::protocol::{
 use crate::error::{Error, ErrorKind};
 use crate::units::{BlockSize, SECTOR_BYTES};
 
-/// The one metadata context that we have.
-pub const ALLOCATION_CONTEXT: &str = "base:allocation";
-/// Its number on every connection.
-pub const ALLOCATION_CONTEXT_ID: u32 = 1;
 /// The most bytes that a READ or WRITE may move: what the protocol's document tells clients that know nothing else.
 pub const PAYLOAD_LIMIT_BYTES: u32 = 32 << 20;
 /// The least length and alignment of a request.
@@ -82,13 +80,19 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Transmission flags; DF exists only in structured replies.
-    pub fn transmission_flags(&self, structured: bool) -> u16 {
-        let always = flags::HAS_FLAGS | flags::SEND_FLUSH | flags::SEND_FUA | flags::CAN_MULTI_CONN;
+    /// Transmission flags, for a client that has agreed on this style and chosen these contexts.
+    pub fn transmission_flags(&self, style: Style, contexts: Contexts) -> u16 {
+        let always = flags::HAS_FLAGS
+            | flags::SEND_FLUSH
+            | flags::SEND_FUA
+            | flags::CAN_MULTI_CONN
+            | flags::SEND_CACHE;
         let changes = flags::SEND_TRIM | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO;
+        let may_name_contexts = style == Style::Extended && !contexts.is_empty();
         always
             | if self.read_only { flags::READ_ONLY } else { changes }
-            | if structured { flags::SEND_DF } else { 0 }
+            | if style.has_chunks() { flags::SEND_DF } else { 0 }
+            | if may_name_contexts { flags::BLOCK_STATUS_PAYLOAD } else { 0 }
     }
 
     /// The size of requests that need no copying: the data block's, as the kernel's target tells it, but a power of two and
@@ -98,15 +102,14 @@ impl Facts {
         u32::try_from(power_of_two).map_or(PAYLOAD_LIMIT_BYTES, |bytes| bytes.min(PAYLOAD_LIMIT_BYTES))
     }
 
-    /// Appends the INFO replies to `option`.
-    pub fn push_info(&self, out: &mut Vec<u8>, option: OptionKind, wants: Wants, structured: bool) {
+    /// Appends the INFO replies to `option`; `flags` are the transmission flags.
+    pub fn push_info(&self, out: &mut Vec<u8>, option: OptionKind, wants: Wants, flags: u16) {
         let mut push = |kind: InfoKind, parts: [&[u8]; 3]| {
             let number = kind.number().to_be_bytes();
             let [a, b, c] = parts;
             push_option_reply(out, option.number(), ReplyKind::Info, &[&number, a, b, c]);
         };
-        let flags = self.transmission_flags(structured).to_be_bytes();
-        push(InfoKind::Export, [&self.size_bytes.to_be_bytes(), &flags, &[]]);
+        push(InfoKind::Export, [&self.size_bytes.to_be_bytes(), &flags.to_be_bytes(), &[]]);
         // Always: the minimum is not the protocol's default, and who does not know the fact skips it.
         let sizes = [MIN_BLOCK_BYTES, self.preferred_bytes(), PAYLOAD_LIMIT_BYTES].map(u32::to_be_bytes);
         push(InfoKind::BlockSize, [&sizes[0], &sizes[1], &sizes[2]]);
@@ -164,31 +167,36 @@ impl<'a> Choice<'a> {
 pub struct ContextQuery<'a> {
     /// The export's name, perhaps empty.
     pub name: &'a str,
-    /// Whether `base:allocation` is among what the queries name.
-    pub allocation: bool,
+    /// Those of our contexts that the queries name.
+    pub contexts: Contexts,
 }
 
 impl<'a> ContextQuery<'a> {
-    /// Takes the data apart. A list without queries names everything, and `base:` everything in it; to choose, a context
-    /// must be named.
+    /// Takes the data apart. A list without queries names everything, and a namespace everything in it; to choose, a context
+    /// must be named. What nobody knows is passed over.
     pub fn parse(option: OptionKind, mut data: &'a [u8]) -> Result<Self, Refusal> {
         let lists = option == OptionKind::ListMetaContext;
         let name = take_string(option, "export name", &mut data)?;
         let count = take_u32(&mut data).ok_or_else(|| malformed(option, "ends before its queries"))?;
-        let mut allocation = lists && count == 0;
+        let mut contexts = if lists && count == 0 { Contexts::all() } else { Contexts::default() };
         // Every query takes at least 4 of the data's bytes, so a wrong count ends the loop early.
         for _ in 0..count {
             let query = take_string(option, "query", &mut data)?;
             if !query.contains(':') {
-                let what = format!("query `{query}` has no namespace; we have {ALLOCATION_CONTEXT}");
+                let names = Context::ALL.map(Context::name).join(" and ");
+                let what = format!("query `{query}` has no namespace; we have {names}");
                 return Err(malformed(option, &what));
             }
-            allocation |= query == ALLOCATION_CONTEXT || (lists && query == "base:");
+            for context in Context::ALL {
+                if query == context.name() || (lists && context.is_in_namespace(query)) {
+                    contexts.insert(context);
+                }
+            }
         }
         if !data.is_empty() {
             return Err(malformed(option, "bytes are left after the last query"));
         }
-        Ok(ContextQuery { name, allocation })
+        Ok(ContextQuery { name, contexts })
     }
 }
 
@@ -264,18 +272,22 @@ mod tests {
             queries.iter().for_each(|query| data.extend(string(query)));
             data
         };
+        let ids = |contexts: Contexts| contexts.iter().map(Context::id).collect::<Vec<_>>();
         let set = |queries: &[&str]| {
-            ContextQuery::parse(OptionKind::SetMetaContext, &data(queries)).map(|query| query.allocation)
+            ContextQuery::parse(OptionKind::SetMetaContext, &data(queries)).map(|query| ids(query.contexts))
         };
         let list = |queries: &[&str]| {
-            ContextQuery::parse(OptionKind::ListMetaContext, &data(queries)).map(|query| query.allocation)
+            ContextQuery::parse(OptionKind::ListMetaContext, &data(queries)).map(|query| ids(query.contexts))
         };
-        assert_eq!(set(&[]), Ok(false));
-        assert_eq!(list(&[]), Ok(true));
-        assert_eq!(set(&["base:"]), Ok(false));
-        assert_eq!(list(&["base:"]), Ok(true));
-        assert_eq!(set(&["qemu:dirty-bitmap:x", "base:allocation", "base:allocation"]), Ok(true));
-        assert_eq!(list(&["base:allocations"]), Ok(false));
+        assert_eq!(set(&[]), Ok(vec![]));
+        assert_eq!(list(&[]), Ok(vec![1, 2]));
+        assert_eq!(set(&["base:", "uthin:"]), Ok(vec![]));
+        assert_eq!(list(&["base:"]), Ok(vec![1]));
+        assert_eq!(list(&["uthin:"]), Ok(vec![2]));
+        assert_eq!(list(&["uthin:mapping", "base:"]), Ok(vec![1, 2]));
+        assert_eq!(set(&["qemu:dirty-bitmap:x", "base:allocation", "base:allocation"]), Ok(vec![1]));
+        assert_eq!(set(&["uthin:mapping", "base:allocation"]), Ok(vec![1, 2]));
+        assert_eq!(list(&["base:allocations", "uthin:map"]), Ok(vec![]));
         assert_eq!(set(&["allocation"]).expect_err("no namespace").kind, ReplyKind::ErrorInvalid);
         let mut lying = data(&["base:allocation"]);
         lying[6..10].copy_from_slice(&u32::MAX.to_be_bytes());
@@ -294,10 +306,13 @@ mod tests {
     #[test]
     fn flags_say_what_works() {
         let writable = facts(128);
-        assert_eq!(writable.transmission_flags(true), 0b1001_1110_1101);
-        assert_eq!(writable.transmission_flags(false), 0b1001_0110_1101);
+        let (none, all) = (Contexts::default(), Contexts::all());
+        assert_eq!(writable.transmission_flags(Style::Structured, all), 0b0_1101_1110_1101);
+        assert_eq!(writable.transmission_flags(Style::Simple, none), 0b0_1101_0110_1101);
+        assert_eq!(writable.transmission_flags(Style::Extended, none), 0b0_1101_1110_1101);
+        assert_eq!(writable.transmission_flags(Style::Extended, all), 0b1_1101_1110_1101);
         let read_only = Facts { read_only: true, ..writable };
-        assert_eq!(read_only.transmission_flags(false), 0b0001_0000_1111);
+        assert_eq!(read_only.transmission_flags(Style::Simple, none), 0b0_0101_0000_1111);
     }
 
     #[test]

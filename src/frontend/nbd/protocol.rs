@@ -1,6 +1,7 @@
 //! The protocol's numbers, and its messages as bytes. Pure: no input, however short or odd, makes it panic.
 //!
-//! All integers are big-endian. Names follow the protocol document, in words.
+//! All integers are big-endian. Names follow the protocol document, in words; of extended headers it speaks in its branch
+//! `extension-ext-header`. The messages of the transmission are in [`super::headers`].
 
 /// `NBDMAGIC`, the first thing that a server says.
 pub const MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -14,6 +15,10 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// The head of a chunk of a structured reply.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// The head of an extended request.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// The head of a chunk of an extended reply.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// The longest string (an export's name, a query, a message) that the protocol allows.
 pub const STRING_LIMIT_BYTES: usize = 4096;
@@ -44,8 +49,12 @@ pub mod transmission_flags {
     pub const SEND_DF: u16 = 1 << 7;
     /// A FLUSH on one connection covers what was acknowledged on all.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// CACHE works.
+    pub const SEND_CACHE: u16 = 1 << 10;
     /// The flag FAST_ZERO is understood.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// A BLOCK_STATUS may name the contexts that it wants.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Flags of a command.
@@ -60,14 +69,8 @@ pub mod command_flags {
     pub const REQ_ONE: u16 = 1 << 3;
     /// WRITE_ZEROES: only if it is quicker than a write.
     pub const FAST_ZERO: u16 = 1 << 4;
-}
-
-/// What `base:allocation` says of an extent.
-pub mod allocation_flags {
-    /// Not allocated: a write may find no space.
-    pub const HOLE: u32 = 1 << 0;
-    /// Reads zeros.
-    pub const ZERO: u32 = 1 << 1;
+    /// With extended headers: the length is that of a payload, which follows.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Defines an enum whose values are the protocol's numbers, and the way back from a number.
@@ -101,7 +104,7 @@ numbers! {
         Abort = 2,
         /// Name all exports.
         List = 3,
-        /// Encrypt from here on. Not supported.
+        /// Encrypt from here on.
         StartTls = 5,
         /// Describe an export.
         Info = 6,
@@ -113,6 +116,8 @@ numbers! {
         ListMetaContext = 9,
         /// Choose metadata contexts.
         SetMetaContext = 10,
+        /// Use extended headers.
+        ExtendedHeaders = 11,
     }
 }
 
@@ -133,12 +138,16 @@ numbers! {
         ErrorPolicy = (1 << 31) + 2,
         /// Its data make no sense.
         ErrorInvalid = (1 << 31) + 3,
+        /// Begin TLS first.
+        ErrorTlsRequired = (1 << 31) + 5,
         /// There is no such export.
         ErrorUnknown = (1 << 31) + 6,
         /// We are about to stop.
         ErrorShutdown = (1 << 31) + 7,
         /// Its data are too long.
         ErrorTooBig = (1 << 31) + 9,
+        /// Extended headers were chosen, and nothing less will be used.
+        ErrorExtendedHeaders = (1 << 31) + 10,
     }
 }
 
@@ -169,6 +178,8 @@ numbers! {
         Flush = 3,
         /// The range is no longer needed.
         Trim = 4,
+        /// The range will be needed soon.
+        Cache = 5,
         /// Make the range read zeros.
         WriteZeroes = 6,
         /// Tell what the range is made of.
@@ -197,12 +208,16 @@ numbers! {
 }
 
 numbers! {
-    /// Chunks of a structured reply.
+    /// Chunks of a structured or extended reply.
     ChunkKind: u16 {
+        /// Nothing: it is done.
+        None = 0,
         /// Bytes of the export.
         OffsetData = 1,
         /// A list of extents.
         BlockStatus = 5,
+        /// A list of extents with 64-bit lengths.
+        BlockStatusExtended = 6,
         /// An error, with a message.
         Error = (1 << 15) + 1,
     }
@@ -281,136 +296,9 @@ pub fn push_option_reply(out: &mut Vec<u8>, option: u32, kind: ReplyKind, parts:
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
-/// A request's header as it came; nothing in it has been checked but the magic.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RequestHeader {
-    /// [`command_flags`].
-    pub flags: u16,
-    /// A [`Command`]'s number, perhaps.
-    pub command: u16,
-    /// The client's name for the request, sent back with the reply.
-    pub cookie: u64,
-    /// First byte.
-    pub offset_bytes: u64,
-    /// Number of bytes.
-    pub length_bytes: u32,
-}
-
-impl RequestHeader {
-    /// Length on the wire.
-    pub const BYTES: usize = 28;
-
-    /// `None` when the magic is wrong.
-    pub fn decode(bytes: &[u8; Self::BYTES]) -> Option<Self> {
-        let mut rest = &bytes[..];
-        let magic = take_u32(&mut rest)?;
-        let header = RequestHeader {
-            flags: take_u16(&mut rest)?,
-            command: take_u16(&mut rest)?,
-            cookie: take_u64(&mut rest)?,
-            offset_bytes: take_u64(&mut rest)?,
-            length_bytes: take_u32(&mut rest)?,
-        };
-        (magic == REQUEST_MAGIC).then_some(header)
-    }
-
-    /// As a client sends it.
-    #[cfg(test)]
-    pub fn encode(self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
-        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        bytes[16..24].copy_from_slice(&self.offset_bytes.to_be_bytes());
-        bytes[24..].copy_from_slice(&self.length_bytes.to_be_bytes());
-        bytes
-    }
-
-    /// Bytes of data that follow the header, whether or not the request makes sense.
-    pub fn payload_bytes(&self) -> u32 {
-        if self.command == Command::Write.number() { self.length_bytes } else { 0 }
-    }
-}
-
-/// A simple reply's header: no error, or one.
-pub fn simple_reply(cookie: u64, error: Option<Errno>) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
-    bytes[4..8].copy_from_slice(&error.map_or(0, Errno::number).to_be_bytes());
-    bytes[8..].copy_from_slice(&cookie.to_be_bytes());
-    bytes
-}
-
-/// The header of a reply's only (and so last) chunk.
-pub fn only_chunk(cookie: u64, kind: ChunkKind, length_bytes: u32) -> [u8; 20] {
-    let mut bytes = [0; 20];
-    bytes[..4].copy_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
-    bytes[4..6].copy_from_slice(&CHUNK_DONE.to_be_bytes());
-    bytes[6..8].copy_from_slice(&kind.number().to_be_bytes());
-    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
-    bytes[16..].copy_from_slice(&length_bytes.to_be_bytes());
-    bytes
-}
-
-/// What comes before the data of a structured read: chunk header and offset. `None` when length and offset do not fit a
-/// chunk, which no length that [`super::validate`] lets through does.
-pub fn data_chunk(cookie: u64, offset_bytes: u64, length_bytes: u32) -> Option<[u8; 28]> {
-    let mut bytes = [0; 28];
-    let header = only_chunk(cookie, ChunkKind::OffsetData, length_bytes.checked_add(8)?);
-    bytes[..20].copy_from_slice(&header);
-    bytes[20..].copy_from_slice(&offset_bytes.to_be_bytes());
-    Some(bytes)
-}
-
-/// What comes before the message of an error chunk: chunk header, error, the message's length.
-pub fn error_chunk(cookie: u64, error: Errno, message: &str) -> [u8; 26] {
-    let length = message.len().min(STRING_LIMIT_BYTES) as u16;
-    let mut bytes = [0; 26];
-    bytes[..20].copy_from_slice(&only_chunk(cookie, ChunkKind::Error, 6 + u32::from(length)));
-    bytes[20..24].copy_from_slice(&error.number().to_be_bytes());
-    bytes[24..].copy_from_slice(&length.to_be_bytes());
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_request_is_28_bytes_as_the_document_lays_them_out() {
-        let bytes: [u8; 28] =
-            [0x25, 0x60, 0x95, 0x13, 0, 1, 0, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0];
-        let header = RequestHeader::decode(&bytes).expect("the magic is right");
-        let expected = RequestHeader {
-            flags: command_flags::FUA,
-            command: Command::WriteZeroes.number(),
-            cookie: 0x0102_0304_0506_0708,
-            offset_bytes: 0x1_0000_0200,
-            length_bytes: 0x1_0000,
-        };
-        assert_eq!(header, expected);
-        assert_eq!(header.encode(), bytes);
-        assert_eq!(header.payload_bytes(), 0, "only WRITE has a payload");
-        let mut wrong = bytes;
-        wrong[3] ^= 1;
-        assert_eq!(RequestHeader::decode(&wrong), None);
-    }
-
-    #[test]
-    fn replies_are_laid_out_as_the_document_says() {
-        let simple = [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 9];
-        assert_eq!(simple_reply(9, Some(Errno::NoSpace)), simple);
-        assert_eq!(simple_reply(9, None)[4..8], [0; 4]);
-        let chunk = data_chunk(9, 512, 1024).expect("it fits");
-        assert_eq!(chunk[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1]);
-        assert_eq!(chunk[16..20], (1024 + 8_u32).to_be_bytes(), "the offset counts");
-        assert_eq!(chunk[20..], 512_u64.to_be_bytes());
-        assert_eq!(data_chunk(9, 0, u32::MAX), None);
-        let error = error_chunk(9, Errno::Invalid, "no");
-        assert_eq!(error[6..8], [0x80, 1]);
-        assert_eq!(error[16..], [0, 0, 0, 8, 0, 0, 0, 22, 0, 2]);
-    }
 
     #[test]
     fn options_and_their_replies() {
@@ -434,8 +322,8 @@ mod tests {
                 assert_eq!(command.number(), number);
             }
         }
-        assert_eq!(Command::from_number(5), None, "CACHE is not supported");
-        assert_eq!(OptionKind::from_number(4), None);
+        assert_eq!(Command::from_number(8), None, "RESIZE is not supported");
+        assert_eq!(OptionKind::from_number(4), None, "PEEK_EXPORT was withdrawn");
         assert_eq!(OptionKind::from_number(10), Some(OptionKind::SetMetaContext));
         assert_eq!(MAGIC.to_be_bytes(), *b"NBDMAGIC");
     }

@@ -6,9 +6,10 @@
 
 use super::connection::{Channel, RING_ENTRIES, serve};
 use super::handshake::{Host, Patience, negotiate};
-use super::listen::{Listener, Socket};
+use super::listen::{Listener, Socket, TcpAccess};
 use super::options::Facts;
 use super::session::Closing;
+use super::tls::{Line, Tls, bridge};
 use super::validate::Terms;
 use super::{Address, Export, Exports};
 use crate::driver::Pool;
@@ -18,6 +19,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -29,17 +31,24 @@ const CUT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait before accepting again when the system has no more files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// Clients beyond the limit that are being told so at a time; whoever comes then is closed without a word.
+const REFUSALS: usize = 8;
+/// How long such a client may take to ask for something.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a server puts up with.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at a time; the next one is closed at once. Each needs one of the pool's lanes.
+    /// Connections at a time; the next one is told that there are so many. Each needs one of the pool's lanes.
     pub connections: usize,
     /// How long requests under way may take to finish, and their replies to be read, when the server stops.
     pub stop_grace: Duration,
     /// How long a handshake may take.
     pub patience: Patience,
-    /// Listen on TCP addresses that are not loopback ones. NBD has no passwords: whoever connects can read and write.
-    pub allow_remote: bool,
+    /// What TLS is done with: needed from everybody who comes over TCP, offered at Unix sockets. `None`: no TLS.
+    pub tls: Option<Tls>,
+    /// Without TLS: listen on TCP addresses that are not loopback ones, so that whoever connects can read and write.
+    pub insecure_tcp: bool,
 }
 
 impl Default for Limits {
@@ -48,7 +57,8 @@ impl Default for Limits {
             connections: 64,
             stop_grace: Duration::from_secs(5),
             patience: Patience::default(),
-            allow_remote: false,
+            tls: None,
+            insecure_tcp: false,
         }
     }
 }
@@ -84,8 +94,16 @@ struct Registry {
 /// How to reach a connection from outside.
 struct Connection {
     socket: Socket,
+    /// It is only there to be told that there are too many.
+    is_refused: bool,
     /// From the beginning of the transmission on.
     waker: Option<Waker>,
+}
+
+impl Registry {
+    fn connected(&self) -> usize {
+        self.connections.values().filter(|connection| !connection.is_refused).count()
+    }
 }
 
 impl Server {
@@ -97,7 +115,12 @@ impl Server {
         exports: Arc<dyn Exports>,
         limits: Limits,
     ) -> Result<Server> {
-        let bind = |address| Listener::bind(address, limits.allow_remote);
+        let access = match (&limits.tls, limits.insecure_tcp) {
+            (Some(tls), _) => TcpAccess::Tls { verifies_peer: tls.verifies_peer() },
+            (None, false) => TcpAccess::Loopback,
+            (None, true) => TcpAccess::Everybody,
+        };
+        let bind = |address| Listener::bind(address, access);
         let listeners = addresses.iter().map(bind).collect::<Result<Vec<_>>>()?;
         let addresses: Vec<Address> = listeners.iter().map(|listener| listener.address.clone()).collect();
         let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Error::io("eventfd", &errno.into()))?;
@@ -126,9 +149,9 @@ impl Server {
         &self.addresses
     }
 
-    /// Number of connections at the moment.
+    /// Number of connections at the moment, those not counted that are being refused.
     pub fn connections(&self) -> usize {
-        self.shared.registry().connections.len()
+        self.shared.registry().connected()
     }
 
     /// Stops accepting, lets requests under way finish, ends all connections and joins their threads. To be called
@@ -254,21 +277,28 @@ fn accept(shared: &Arc<Shared>, listener: &Listener) {
 /// Registers a connection and starts its thread.
 fn start(shared: &Arc<Shared>, socket: Socket) -> Result<()> {
     let handle = socket.try_clone().map_err(|error| Error::io("its socket", &error))?;
-    let number = {
+    let (number, refusal) = {
         let mut registry = shared.registry();
-        if registry.connections.len() >= shared.limits.connections {
-            let what =
-                format!("{} clients are connected, and no more are allowed", registry.connections.len());
-            return Err(Error::new(ErrorKind::Busy, what));
+        let connected = registry.connected();
+        let what = format!("{connected} clients are connected, and no more are allowed");
+        let refusal = (connected >= shared.limits.connections)
+            .then(|| Error::new(ErrorKind::Busy, what).hint("wait until one has left"));
+        if let Some(refusal) = &refusal {
+            tracing::warn!("refusing a new connection: {}", refusal.message());
+            if registry.connections.len() - connected >= REFUSALS {
+                return Err(refusal.clone());
+            }
         }
         join_finished(&mut registry.threads);
         let number = registry.next_number;
         registry.next_number += 1;
-        registry.connections.insert(number, Connection { socket: handle, waker: None });
-        number
+        let connection = Connection { socket: handle, is_refused: refusal.is_some(), waker: None };
+        registry.connections.insert(number, connection);
+        (number, refusal)
     };
     let registered = Registered { shared: shared.clone(), number };
-    let thread = Builder::new().name(format!("nbd-{number}")).spawn(move || run(&registered, socket));
+    let thread =
+        Builder::new().name(format!("nbd-{number}")).spawn(move || run(&registered, socket, refusal));
     // If it did not start, the closure is gone, and `registered` with it.
     let thread = thread.map_err(|error| Error::io("starting a thread", &error))?;
     shared.registry().threads.push(thread);
@@ -299,32 +329,76 @@ impl Drop for Registered {
 }
 
 /// A connection's thread.
-fn run(registered: &Registered, socket: Socket) {
+fn run(registered: &Registered, socket: Socket, refusal: Option<Error>) {
     let number = registered.number;
-    match catch_unwind(AssertUnwindSafe(|| connect(registered, socket))) {
+    let connection = || match refusal {
+        None => connect(registered, socket),
+        Some(refusal) => refuse(&registered.shared, socket, refusal),
+    };
+    match catch_unwind(AssertUnwindSafe(connection)) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(connection = number, "NBD connection ended: {error}"),
         Err(_) => tracing::error!(connection = number, "an NBD connection ended in a panic; this is a bug"),
     }
 }
 
+/// A handshake in which whoever asks for anything is told why there is nothing.
+fn refuse(shared: &Shared, socket: Socket, refusal: Error) -> Result<()> {
+    let mut line = Line::new(socket, shared.limits.tls.clone());
+    let Patience { message, total } = shared.limits.patience;
+    let patience = Patience { message: message.min(REFUSAL_PATIENCE), total: total.min(REFUSAL_PATIENCE) };
+    negotiate(&mut line, &Full(refusal), patience)?;
+    line.close();
+    Ok(())
+}
+
+/// Nobody gets in.
+struct Full(Error);
+
+impl Host for Full {
+    type Entered = std::convert::Infallible;
+
+    fn list(&self) -> Result<Vec<String>> {
+        Err(self.0.clone())
+    }
+
+    fn describe(&self, _: &str) -> Result<Facts> {
+        Err(self.0.clone())
+    }
+
+    fn enter(&self, _: &str) -> Result<(Facts, Self::Entered)> {
+        Err(self.0.clone())
+    }
+}
+
 /// Handshake and transmission.
-fn connect(registered: &Registered, mut socket: Socket) -> Result<()> {
+fn connect(registered: &Registered, socket: Socket) -> Result<()> {
     let Registered { shared, number } = registered;
-    let Some(agreed) = negotiate(&mut socket, &**shared, shared.limits.patience)? else { return Ok(()) };
+    let mut line = Line::new(socket, shared.limits.tls.clone());
+    let Some(agreed) = negotiate(&mut line, &**shared, shared.limits.patience)? else {
+        line.close();
+        return Ok(());
+    };
     let (facts, channel) = (agreed.facts, agreed.entered);
     let terms = Terms {
         size_bytes: facts.size_bytes,
         read_only: facts.read_only,
-        structured: agreed.structured,
-        allocation: agreed.allocation,
+        style: agreed.style,
+        contexts: agreed.contexts,
         block_size: facts.block_size,
         origin_bytes: channel.lease.volume().origin_bytes(),
     };
     shared.set_waker(*number, channel.lane.waker());
-    let stream = SocketStream::new(socket.into_fd(), 0)?;
+    let (socket, bridge) = join_bridge(line, *number)?;
+    let stream = SocketStream::new(socket, 0)?;
     tracing::info!(connection = number, export = facts.name, "an NBD client has connected");
-    match serve(stream, channel, terms, || shared.is_stopping())? {
+    let closing = serve(stream, channel, terms, || shared.is_stopping());
+    if let Some(bridge) = bridge
+        && bridge.join().is_err()
+    {
+        tracing::error!(connection = number, "a connection's TLS ended in a panic; this is a bug");
+    }
+    match closing? {
         Closing::Disconnect | Closing::Asked => {
             tracing::info!(connection = number, export = facts.name, "an NBD client has gone");
         }
@@ -333,6 +407,21 @@ fn connect(registered: &Registered, mut socket: Socket) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The socket that the transmission goes on with: the client's own, or one end of a pair whose other end a thread joins to it.
+fn join_bridge(line: Line, number: u64) -> Result<(OwnedFd, Option<JoinHandle<()>>)> {
+    let (mut socket, session) = line.into_parts();
+    let Some(session) = session else { return Ok((socket.into_fd(), None)) };
+    let (inner, outer) = UnixStream::pair().map_err(|error| Error::io("a pair of sockets", &error))?;
+    let run = move || {
+        if let Err(error) = bridge(session, &mut socket, inner) {
+            tracing::debug!(connection = number, "TLS ended: {error}");
+        }
+    };
+    let thread = Builder::new().name(format!("nbd-tls-{number}")).spawn(run);
+    let thread = thread.map_err(|error| Error::io("starting a thread", &error))?;
+    Ok((outer.into(), Some(thread)))
 }
 
 impl Shared {
@@ -355,8 +444,8 @@ impl Shared {
 impl Host for Shared {
     type Entered = Channel;
 
-    fn list(&self) -> Vec<String> {
-        self.exports.list()
+    fn list(&self) -> Result<Vec<String>> {
+        Ok(self.exports.list())
     }
 
     fn describe(&self, name: &str) -> Result<Facts> {

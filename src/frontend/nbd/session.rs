@@ -10,15 +10,21 @@
 //! - Every request that was begun gets one reply; nothing is allocated for a read or write.
 //! - A request may take several steps (a TRIM with FUA: discard, then flush), one after the other in its slot.
 
-use super::options::ALLOCATION_CONTEXT_ID;
-use super::protocol::{
-    ChunkKind, Errno, RequestHeader, allocation_flags, data_chunk, error_chunk, only_chunk, simple_reply,
-    split_array,
+use super::contexts::Contexts;
+use super::headers::{
+    Asked, RequestHeader, Style, extended_chunk, extended_data, push_error, push_status, simple_reply,
+    structured_data,
 };
-use super::validate::{Operation, Refusal, Terms, check};
+use super::options::PAYLOAD_LIMIT_BYTES;
+use super::protocol::{CHUNK_DONE, ChunkKind, Errno};
+use super::status::Status;
+use super::validate::{
+    Operation, Refusal, STATUS_PAYLOAD_LIMIT_BYTES, Terms, check, names_contexts, without_payload,
+};
 use crate::disk::AlignedBuffer;
 use crate::driver::uring::Finished;
-use crate::engine::{CHUNK_BYTES, Extent, ExtentState, IoError, Kind, Tag};
+use crate::engine::{CHUNK_BYTES, IoError, Kind, Tag};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Requests that run at a time on one connection.
@@ -30,17 +36,15 @@ pub const UNSENT_LIMIT_BYTES: usize = 16 << 20;
 /// A write of at most this is copied out of the receive buffer, so that many arrive with one receive; a longer one is
 /// received in place.
 const COPIED_PAYLOAD_BYTES: usize = 64 << 10;
-/// A refused write's payload up to this is received and dropped; a longer one ends the connection.
-const SKIPPED_PAYLOAD_BYTES: u32 = 64 << 20;
+/// A refused write's payload up to this is received and dropped; a longer one ends the connection. With extended headers that
+/// is the payload's limit itself: a server "SHOULD initiate hard disconnect" beyond it.
+const SKIPPED_PAYLOAD_BYTES: u64 = 64 << 20;
 /// Zeros that are written rather than unmapped go in steps of so many data blocks at most, so that a 4 GiB request is not
 /// 65,536 operations at a time: they have no buffers, but each takes some hundred bytes in lane and keeper.
 const ZEROES_STEP_BLOCKS: u64 = 64;
-/// Data blocks in which one extent's end is looked for at first, and how much wider each next look is. A fragmented volume
-/// would otherwise be read to the end of the request for each of its extents.
-const FIRST_LOOK_BLOCKS: u64 = 256;
-const NEXT_LOOK_FACTOR: u64 = 8;
-/// What an extent takes while a BLOCK_STATUS runs: in the engine's list and in the reply.
-const EXTENT_BYTES: u64 = 32;
+/// What is unmapped goes in steps of so many data blocks, so that whoever leaves does not have the rest of a long range unmapped,
+/// and the pool takes in no more at a time than compact requests can ask for.
+const UNMAP_STEP_BLOCKS: u64 = 65_536;
 
 /// What a session needs of its socket; see `driver::uring::SocketStream`.
 pub trait Wire {
@@ -90,7 +94,7 @@ enum Intake {
     /// A write's payload, on its way into a buffer. A slot is kept for it.
     Payload { header: RequestHeader, fua: bool },
     /// What is left of a refused write's payload; the reply comes after it.
-    Skipped { left_bytes: usize, cookie: u64, refusal: Refusal },
+    Skipped { left_bytes: usize, asked: Asked, refusal: Refusal },
     /// Nothing is read any more.
     Closed(Closing),
 }
@@ -98,7 +102,7 @@ enum Intake {
 /// A request under way: which, and what comes after its present step.
 #[derive(Clone, Copy)]
 struct Slot {
-    cookie: u64,
+    asked: Asked,
     work: Work,
     /// What its fills may take in the lane.
     scratch_bytes: usize,
@@ -108,39 +112,44 @@ struct Slot {
 enum Work {
     Free,
     Read {
-        offset_bytes: u64,
         length_bytes: u32,
     },
     /// A write, a flush, or the last step of something else: what remains is to reply.
     Last,
     /// A flush comes after it.
     TrimThenFlush,
-    /// There have to be zeros from here on.
-    Zeroes {
+    /// More of it has to be done from here on.
+    Stepped {
+        what: Stepped,
         left_begin: u64,
         left_end: u64,
-        fua: bool,
-        may_unmap: bool,
     },
-    Status {
-        cost_bytes: usize,
-    },
-    /// The first extent's end is being looked for.
-    FirstExtent(FirstExtent),
+    /// The rest is in [`Session::statuses`].
+    Status,
 }
 
+/// What is done in steps.
 #[derive(Clone, Copy)]
-struct FirstExtent {
-    /// Where it begins.
-    begin: u64,
-    /// How far it is known, and its flags.
-    known_end: u64,
-    flags: Option<u32>,
-    /// Where the request ends.
-    end: u64,
-    look_bytes: u64,
-    cost_bytes: usize,
+enum Stepped {
+    Trim { fua: bool },
+    Zeroes { fua: bool, may_unmap: bool },
 }
+
+impl Stepped {
+    /// Data blocks of a step. Over an external origin zeros have to be written.
+    fn step_blocks(self, is_over_origin: bool) -> u64 {
+        match self {
+            Stepped::Zeroes { may_unmap, .. } if is_over_origin || !may_unmap => ZEROES_STEP_BLOCKS,
+            Stepped::Trim { .. } | Stepped::Zeroes { .. } => UNMAP_STEP_BLOCKS,
+        }
+    }
+}
+
+/// A longer list of extents is not kept for the next one.
+const SCRATCH_KEPT_BYTES: usize = 64 << 10;
+
+/// In a slot that nobody uses.
+const NOTHING: Asked = Asked { cookie: 0, offset_bytes: 0 };
 
 /// The transmission phase of one connection.
 pub struct Session {
@@ -148,6 +157,8 @@ pub struct Session {
     intake: Intake,
     slots: Vec<Slot>,
     free: Vec<usize>,
+    /// Descriptions under way, by slot.
+    statuses: HashMap<usize, Status>,
     /// Bytes of buffers in slots, on their way in or not yet sent, and what status requests are reckoned at.
     memory_bytes: usize,
     /// A request waits in the received bytes for room.
@@ -164,18 +175,25 @@ impl Session {
         Session {
             terms,
             intake: Intake::Header,
-            slots: vec![Slot { cookie: 0, work: Work::Free, scratch_bytes: 0 }; REQUESTS_LIMIT],
+            slots: vec![Slot { asked: NOTHING, work: Work::Free, scratch_bytes: 0 }; REQUESTS_LIMIT],
             free: (0..REQUESTS_LIMIT).rev().collect(),
+            statuses: HashMap::new(),
             memory_bytes: 0,
             starved: false,
             begun: false,
-            scratch: Vec::with_capacity(4096),
+            scratch: Vec::new(),
         }
     }
 
     /// Requests that run.
     pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// What its requests are reckoned to hold, unsent replies included.
+    #[cfg(test)]
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// Whether nothing runs, and no payload is on its way.
@@ -227,71 +245,118 @@ impl Session {
                 self.begin_write(&header, fua, buffer, backend);
                 true
             }
-            Intake::Skipped { left_bytes, cookie, refusal } => {
+            Intake::Skipped { left_bytes, asked, refusal } => {
                 let count = wire.received().len().min(*left_bytes);
                 wire.consume(count);
                 *left_bytes -= count;
                 if *left_bytes > 0 {
                     return false;
                 }
-                let (cookie, refusal) = (*cookie, *refusal);
+                let (asked, refusal) = (*asked, *refusal);
                 self.intake = Intake::Header;
-                self.reply_error(cookie, refusal.error, refusal.message, wire);
+                self.reply_error(asked, refusal.error, refusal.message, wire);
                 true
             }
         }
     }
 
     fn header(&mut self, wire: &mut impl Wire, backend: &mut impl Backend) -> bool {
-        let Some((bytes, after)) = split_array(wire.received()) else { return false };
-        let Some(header) = RequestHeader::decode(bytes) else {
-            self.close(Closing::Broken(format!("a request begins with {:02x?}", &bytes[..4])));
-            return false;
+        let header = match RequestHeader::decode(self.terms.style, wire.received()) {
+            None => return false,
+            Some(Ok(header)) => header,
+            Some(Err(magic)) => {
+                self.close(Closing::Broken(format!("a request begins with {magic:02x?}")));
+                return false;
+            }
         };
         if wire.unsent_bytes() > UNSENT_LIMIT_BYTES {
             self.starved = true;
             return false;
         }
+        if names_contexts(&header, &self.terms) {
+            return self.named_status(&header, wire, backend);
+        }
         let operation = match check(&header, &self.terms) {
             Ok(operation) => operation,
             Err(refusal) => return self.refuse(&header, refusal, wire),
         };
-        let length = header.length_bytes as usize;
-        let cost_bytes = self.cost_bytes(operation, &header) + self.scratch_bytes(operation, &header);
-        if !self.has_room(cost_bytes, backend) {
-            self.starved = true;
+        if !self.has_room_for(operation, &header, backend) {
             return false;
         }
+        let header_bytes = self.terms.style.request_bytes();
         if let Operation::Write { fua } = operation {
+            let length = header.length_bytes as usize;
             if length > COPIED_PAYLOAD_BYTES {
                 let buffer = self.take_buffer(length, backend);
-                wire.consume(RequestHeader::BYTES);
+                wire.consume(header_bytes);
                 wire.receive_into(buffer, 0..length);
                 self.intake = Intake::Payload { header, fua };
                 return true;
             }
-            let Some(payload) = after.get(..length) else { return false };
+            let Some(payload) = wire.received().get(header_bytes..header_bytes + length) else {
+                return false;
+            };
             let mut buffer = self.take_buffer(length, backend);
             buffer[..length].copy_from_slice(payload);
-            wire.consume(RequestHeader::BYTES + length);
+            wire.consume(header_bytes + length);
             self.begin_write(&header, fua, buffer, backend);
             return true;
         }
-        wire.consume(RequestHeader::BYTES);
+        wire.consume(header_bytes);
         self.begin(operation, &header, backend);
         true
+    }
+
+    /// A BLOCK_STATUS with a payload, which is short or refused.
+    fn named_status(
+        &mut self,
+        header: &RequestHeader,
+        wire: &mut impl Wire,
+        backend: &mut impl Backend,
+    ) -> bool {
+        let header_bytes = self.terms.style.request_bytes();
+        let payload_bytes =
+            usize::try_from(header.length_bytes).unwrap_or(usize::MAX).min(STATUS_PAYLOAD_LIMIT_BYTES);
+        let Some(payload) = wire.received().get(header_bytes..header_bytes + payload_bytes) else {
+            return false;
+        };
+        let meant = without_payload(header, payload, &self.terms)
+            .and_then(|(bare, terms)| Ok((bare, check(&bare, &terms)?)));
+        let (bare, operation) = match meant {
+            Ok(meant) => meant,
+            Err(refusal) => return self.refuse(header, refusal, wire),
+        };
+        if !self.has_room_for(operation, &bare, backend) {
+            return false;
+        }
+        wire.consume(header_bytes + payload_bytes);
+        self.begin(operation, &bare, backend);
+        true
+    }
+
+    /// Whether the request can be begun now; if not, it is looked at again when something has ended.
+    fn has_room_for(&mut self, operation: Operation, header: &RequestHeader, backend: &impl Backend) -> bool {
+        let cost_bytes = self.cost_bytes(operation, header) + self.scratch_bytes(operation, header);
+        self.starved = !self.has_room(cost_bytes, backend);
+        !self.starved
     }
 
     /// Answers a request that is not carried out, after its payload.
     fn refuse(&mut self, header: &RequestHeader, refusal: Refusal, wire: &mut impl Wire) -> bool {
         let RequestHeader { command, flags, offset_bytes, length_bytes, cookie } = *header;
         tracing::debug!(command, flags, offset_bytes, length_bytes, refusal.message, "refused a request");
-        if header.payload_bytes() > SKIPPED_PAYLOAD_BYTES {
-            self.close(Closing::Broken(format!("a write of {length_bytes} bytes")));
+        let payload_bytes = header.payload_bytes(self.terms.style);
+        let limit_bytes = match self.terms.style {
+            Style::Simple | Style::Structured => SKIPPED_PAYLOAD_BYTES,
+            Style::Extended => u64::from(PAYLOAD_LIMIT_BYTES),
+        };
+        if payload_bytes > limit_bytes {
+            self.close(Closing::Broken(format!("a payload of {payload_bytes} bytes")));
             return false;
         }
-        wire.consume(RequestHeader::BYTES);
-        self.intake = Intake::Skipped { left_bytes: header.payload_bytes() as usize, cookie, refusal };
+        wire.consume(self.terms.style.request_bytes());
+        let asked = Asked { cookie, offset_bytes };
+        self.intake = Intake::Skipped { left_bytes: payload_bytes as usize, asked, refusal };
         true
     }
 
@@ -300,9 +365,8 @@ impl Session {
         match operation {
             // Buffers come in powers of two.
             Operation::Read | Operation::Write { .. } => (header.length_bytes as usize).next_power_of_two(),
-            Operation::BlockStatus { .. } => {
-                let blocks = self.terms.block_size.blocks_to_hold(u64::from(header.length_bytes)) + 1;
-                (blocks * EXTENT_BYTES) as usize
+            Operation::BlockStatus { .. } | Operation::Cache => {
+                Status::cost_bytes(header.length_bytes, self.terms.block_size)
             }
             Operation::Flush
             | Operation::Trim { .. }
@@ -316,12 +380,13 @@ impl Session {
         match operation {
             Operation::Write { .. } | Operation::WriteZeroes { .. } => {
                 let block_bytes = self.terms.block_size.bytes();
-                let end = header.offset_bytes + u64::from(header.length_bytes);
+                let end = header.offset_bytes + header.length_bytes;
                 let ends =
                     [header.offset_bytes, end].map(|edge| usize::from(!edge.is_multiple_of(block_bytes)));
                 (ends[0] + ends[1]) * block_bytes.min(CHUNK_BYTES).next_power_of_two() as usize
             }
             Operation::Read
+            | Operation::Cache
             | Operation::BlockStatus { .. }
             | Operation::Flush
             | Operation::Trim { .. }
@@ -359,90 +424,84 @@ impl Session {
         buffer: AlignedBuffer,
         backend: &mut impl Backend,
     ) {
-        let end = header.offset_bytes + u64::from(header.length_bytes);
-        let slot = self.take_slot(header.cookie, Work::Last);
+        let end = header.offset_bytes + header.length_bytes;
+        let slot = self.take_slot(header, Work::Last);
         self.reckon_scratch(slot, Operation::Write { fua }, header);
         self.step(slot, Kind::Write { fua }, header.offset_bytes..end, Some(buffer), backend);
     }
 
     /// Begins everything but a write.
     fn begin(&mut self, operation: Operation, header: &RequestHeader, backend: &mut impl Backend) {
-        let RequestHeader { cookie, offset_bytes, length_bytes, .. } = *header;
-        let end = offset_bytes + u64::from(length_bytes);
-        let range = offset_bytes..end;
+        let RequestHeader { offset_bytes, length_bytes, .. } = *header;
         match operation {
             Operation::Write { .. } => unreachable!("a write is begun with its payload"),
             Operation::Disconnect => self.close(Closing::Disconnect),
             Operation::Read => {
-                let buffer = self.take_buffer(length_bytes as usize, backend);
-                let slot = self.take_slot(cookie, Work::Read { offset_bytes, length_bytes });
+                let length = u32::try_from(length_bytes).expect("validation keeps reads at 32 MiB");
+                let buffer = self.take_buffer(length as usize, backend);
+                let slot = self.take_slot(header, Work::Read { length_bytes: length });
+                let range = offset_bytes..offset_bytes + length_bytes;
                 self.step(slot, Kind::Read, range, Some(buffer), backend);
             }
             Operation::Flush => {
-                let slot = self.take_slot(cookie, Work::Last);
+                let slot = self.take_slot(header, Work::Last);
                 self.step(slot, Kind::Flush, 0..0, None, backend);
             }
             Operation::Trim { fua } => {
-                let slot = self.take_slot(cookie, if fua { Work::TrimThenFlush } else { Work::Last });
-                self.step(slot, Kind::Discard, range, None, backend);
+                let slot = self.take_slot(header, Work::Last);
+                let range = offset_bytes..offset_bytes + length_bytes;
+                self.step_on(slot, Stepped::Trim { fua }, range, backend);
             }
             Operation::WriteZeroes { fua, may_unmap } => {
-                let slot = self.take_slot(cookie, Work::Last);
+                let slot = self.take_slot(header, Work::Last);
                 self.reckon_scratch(slot, operation, header);
-                self.write_zeroes(slot, range, fua, may_unmap, backend);
+                let range = offset_bytes..offset_bytes + length_bytes;
+                self.step_on(slot, Stepped::Zeroes { fua, may_unmap }, range, backend);
             }
-            Operation::BlockStatus { one } => self.begin_status(header, one, backend),
+            // Bytes are not cached. What a first access waits for is the map, and looking at it loads it.
+            Operation::Cache => self.begin_status(header, Contexts::default(), false, backend),
+            Operation::BlockStatus { one, contexts } => self.begin_status(header, contexts, one, backend),
         }
     }
 
-    fn begin_status(&mut self, header: &RequestHeader, one: bool, backend: &mut impl Backend) {
-        let cost_bytes = self.cost_bytes(Operation::BlockStatus { one }, header);
-        self.memory_bytes += cost_bytes;
-        let (begin, end) = (header.offset_bytes, header.offset_bytes + u64::from(header.length_bytes));
-        if !one {
-            let slot = self.take_slot(header.cookie, Work::Status { cost_bytes });
-            return self.step(slot, Kind::Extents, begin..end, None, backend);
-        }
-        let look_bytes = FIRST_LOOK_BLOCKS * self.terms.block_size.bytes();
-        let first = FirstExtent { begin, known_end: begin, flags: None, end, look_bytes, cost_bytes };
-        let slot = self.take_slot(header.cookie, Work::FirstExtent(first));
-        self.look_further(slot, first, backend);
-    }
-
-    fn look_further(&mut self, slot: usize, first: FirstExtent, backend: &mut impl Backend) {
-        let look_end = first.known_end.saturating_add(first.look_bytes).min(first.end);
-        let look_bytes = first.look_bytes.saturating_mul(NEXT_LOOK_FACTOR);
-        self.slots[slot].work = Work::FirstExtent(FirstExtent { look_bytes, ..first });
-        self.step(slot, Kind::Extents, first.known_end..look_end, None, backend);
-    }
-
-    /// The next step of zeros; only the last needs force, which covers all that was acknowledged.
-    fn write_zeroes(
+    fn begin_status(
         &mut self,
-        slot: usize,
-        range: Range<u64>,
-        fua: bool,
-        may_unmap: bool,
+        header: &RequestHeader,
+        contexts: Contexts,
+        one: bool,
         backend: &mut impl Backend,
     ) {
+        let range = header.offset_bytes..header.offset_bytes + header.length_bytes;
+        let mut status = Status::new(range, contexts, one, self.terms.block_size);
+        self.memory_bytes += status.cost_bytes;
+        let slot = self.take_slot(header, Work::Status);
+        self.step(slot, Kind::Extents, status.next_look(), None, backend);
+        self.statuses.insert(slot, status);
+    }
+
+    /// The next step of something long. Only the last needs force, which covers all that was acknowledged.
+    fn step_on(&mut self, slot: usize, what: Stepped, range: Range<u64>, backend: &mut impl Backend) {
         let block_bytes = self.terms.block_size.bytes();
-        let step_end = match may_unmap && range.start >= self.terms.origin_bytes {
-            true => range.end, // one operation, whatever its length
-            // Ends between blocks: none is zeroed in two parts, which may mean to fill it first.
-            false => ((range.start / block_bytes + ZEROES_STEP_BLOCKS) * block_bytes).min(range.end),
-        };
+        let step_blocks = what.step_blocks(range.start < self.terms.origin_bytes);
+        // Ends between blocks: none is zeroed in two parts, which may mean to fill it first, or not unmapped for being in two.
+        let step_end = (range.start / block_bytes + step_blocks).saturating_mul(block_bytes).min(range.end);
         let is_last = step_end == range.end;
-        self.slots[slot].work = match is_last {
-            true => Work::Last,
-            false => Work::Zeroes { left_begin: step_end, left_end: range.end, fua, may_unmap },
+        let kind = match what {
+            Stepped::Trim { .. } => Kind::Discard,
+            Stepped::Zeroes { fua, may_unmap } => Kind::WriteZeroes { fua: fua && is_last, may_unmap },
         };
-        let kind = Kind::WriteZeroes { fua: fua && is_last, may_unmap };
+        self.slots[slot].work = match what {
+            _ if !is_last => Work::Stepped { what, left_begin: step_end, left_end: range.end },
+            Stepped::Trim { fua: true } => Work::TrimThenFlush,
+            Stepped::Trim { fua: false } | Stepped::Zeroes { .. } => Work::Last,
+        };
         self.step(slot, kind, range.start..step_end, None, backend);
     }
 
-    fn take_slot(&mut self, cookie: u64, work: Work) -> usize {
+    fn take_slot(&mut self, header: &RequestHeader, work: Work) -> usize {
         let slot = self.free.pop().expect("has_room saw a free slot, and nothing took it since");
-        self.slots[slot] = Slot { cookie, work, scratch_bytes: 0 };
+        let asked = Asked { cookie: header.cookie, offset_bytes: header.offset_bytes };
+        self.slots[slot] = Slot { asked, work, scratch_bytes: 0 };
         slot
     }
 
@@ -468,49 +527,47 @@ impl Session {
     pub fn finished(&mut self, finished: Finished, wire: &mut impl Wire, backend: &mut impl Backend) {
         let Finished { tag, result, buffer, extents } = finished;
         let index = tag.0 as usize;
-        let Slot { cookie, work, .. } = self.slots[index];
+        let Slot { asked, work, .. } = self.slots[index];
         if let Err(error) = result {
             if let Some(buffer) = buffer {
                 self.give_buffer(buffer, backend);
             }
             self.release(index);
             let (error, message) = describe(error);
-            return self.reply_error(cookie, error, message, wire);
+            return self.reply_error(asked, error, message, wire);
         }
         match work {
             Work::Free => unreachable!("a step ended that was not begun"),
-            Work::Read { offset_bytes, length_bytes } => {
+            Work::Read { length_bytes } => {
                 let buffer = buffer.expect("a read's buffer comes back");
-                self.reply_data(cookie, offset_bytes, length_bytes, buffer, wire);
+                self.reply_data(asked, length_bytes, buffer, wire);
             }
             Work::Last => {
                 if let Some(buffer) = buffer {
                     self.give_buffer(buffer, backend);
                 }
-                wire.send_bytes(&simple_reply(cookie, None));
+                self.reply_done(asked, wire);
             }
             Work::TrimThenFlush => {
                 self.slots[index].work = Work::Last;
                 return self.step(index, Kind::Flush, 0..0, None, backend);
             }
-            Work::Zeroes { left_begin, left_end, fua, may_unmap } => match self.closing() {
+            Work::Stepped { what, left_begin, left_end } => match self.closing() {
                 None | Some(Closing::Disconnect) => {
-                    return self.write_zeroes(index, left_begin..left_end, fua, may_unmap, backend);
+                    return self.step_on(index, what, left_begin..left_end, backend);
                 }
                 // Gigabytes may be left, and nobody is there who wants them.
                 Some(Closing::Asked | Closing::Broken(_)) => {
-                    self.reply_error(cookie, Errno::Shutdown, "the connection is being closed", wire);
+                    self.reply_error(asked, Errno::Shutdown, "the connection is being closed", wire);
                 }
             },
-            Work::Status { .. } => {
-                self.reply_extents(cookie, &extents.expect("a description brings its extents"), wire);
-            }
-            Work::FirstExtent(first) => {
-                let (first, ended) = first.extended(&extents.expect("a description brings its extents"));
-                if !ended {
-                    return self.look_further(index, first, backend);
+            Work::Status => {
+                let status = self.statuses.get_mut(&index).expect("it was put there when the request began");
+                if !status.extend(&extents.expect("a description brings its extents")) {
+                    let look = status.next_look();
+                    return self.step(index, Kind::Extents, look, None, backend);
                 }
-                self.reply_first_extent(cookie, first, wire);
+                self.reply_status(asked, index, wire);
             }
         }
         self.release(index);
@@ -518,99 +575,51 @@ impl Session {
 
     fn release(&mut self, slot: usize) {
         self.memory_bytes -= std::mem::take(&mut self.slots[slot].scratch_bytes);
-        match std::mem::replace(&mut self.slots[slot].work, Work::Free) {
-            Work::Status { cost_bytes } | Work::FirstExtent(FirstExtent { cost_bytes, .. }) => {
-                self.memory_bytes -= cost_bytes;
-            }
-            Work::Free | Work::Read { .. } | Work::Last | Work::TrimThenFlush | Work::Zeroes { .. } => {}
+        if let Work::Status = std::mem::replace(&mut self.slots[slot].work, Work::Free) {
+            let status = self.statuses.remove(&slot).expect("it was put there when the request began");
+            self.memory_bytes -= status.cost_bytes;
         }
         self.free.push(slot);
     }
 
-    fn reply_error(&mut self, cookie: u64, error: Errno, message: &str, wire: &mut impl Wire) {
-        if !self.terms.structured {
-            return wire.send_bytes(&simple_reply(cookie, Some(error)));
+    fn reply_done(&mut self, asked: Asked, wire: &mut impl Wire) {
+        match self.terms.style {
+            Style::Simple | Style::Structured => wire.send_bytes(&simple_reply(asked.cookie, None)),
+            Style::Extended => wire.send_bytes(&extended_chunk(asked, CHUNK_DONE, ChunkKind::None, 0)),
         }
-        wire.send_bytes(&error_chunk(cookie, error, message));
-        wire.send_bytes(message.as_bytes());
     }
 
-    fn reply_data(
-        &mut self,
-        cookie: u64,
-        offset_bytes: u64,
-        length_bytes: u32,
-        buffer: AlignedBuffer,
-        wire: &mut impl Wire,
-    ) {
-        if self.terms.structured {
-            let head = data_chunk(cookie, offset_bytes, length_bytes);
-            wire.send_bytes(&head.expect("validation keeps reads at 32 MiB"));
-        } else {
-            wire.send_bytes(&simple_reply(cookie, None));
+    fn reply_error(&mut self, asked: Asked, error: Errno, message: &str, wire: &mut impl Wire) {
+        self.scratch.clear();
+        push_error(&mut self.scratch, self.terms.style, asked, error, message);
+        wire.send_bytes(&self.scratch);
+    }
+
+    fn reply_data(&mut self, asked: Asked, length_bytes: u32, buffer: AlignedBuffer, wire: &mut impl Wire) {
+        match self.terms.style {
+            Style::Simple => wire.send_bytes(&simple_reply(asked.cookie, None)),
+            Style::Structured => {
+                let head = structured_data(asked, length_bytes);
+                wire.send_bytes(&head.expect("validation keeps reads at 32 MiB"));
+            }
+            Style::Extended => wire.send_bytes(&extended_data(asked, length_bytes)),
         }
         wire.send_buffer(buffer, 0..length_bytes as usize);
     }
 
-    /// The whole list, neighbours of one meaning merged.
-    fn reply_extents(&mut self, cookie: u64, extents: &[Extent], wire: &mut impl Wire) {
-        self.begin_status_chunk();
-        let mut runs = extents.iter().map(|extent| (extent.length_bytes, flags_of(extent.state))).peekable();
-        while let Some((mut length_bytes, flags)) = runs.next() {
-            while let Some((more, _)) = runs.next_if(|next| next.1 == flags) {
-                length_bytes += more;
-            }
-            self.push_extent(length_bytes, flags);
+    /// A chunk for each context that is to be told; a CACHE tells none.
+    fn reply_status(&mut self, asked: Asked, slot: usize, wire: &mut impl Wire) {
+        let status = &self.statuses[&slot];
+        let Some(last) = status.contexts().iter().last() else { return self.reply_done(asked, wire) };
+        for context in status.contexts().iter() {
+            self.scratch.clear();
+            let of = (context, context == last);
+            push_status(&mut self.scratch, self.terms.style, asked, of, status.extents());
+            wire.send_bytes(&self.scratch);
         }
-        self.send_status_chunk(cookie, wire);
-    }
-
-    fn reply_first_extent(&mut self, cookie: u64, first: FirstExtent, wire: &mut impl Wire) {
-        self.begin_status_chunk();
-        self.push_extent(first.known_end - first.begin, first.flags.unwrap_or(0));
-        self.send_status_chunk(cookie, wire);
-    }
-
-    fn begin_status_chunk(&mut self) {
-        self.scratch.clear();
-        self.scratch.extend_from_slice(&ALLOCATION_CONTEXT_ID.to_be_bytes());
-    }
-
-    fn push_extent(&mut self, length_bytes: u64, flags: u32) {
-        let length =
-            u32::try_from(length_bytes).expect("a request is shorter than 4 GiB, and so are its extents");
-        self.scratch.extend_from_slice(&length.to_be_bytes());
-        self.scratch.extend_from_slice(&flags.to_be_bytes());
-    }
-
-    fn send_status_chunk(&mut self, cookie: u64, wire: &mut impl Wire) {
-        let length = u32::try_from(self.scratch.len()).expect("65,537 extents take half a MiB");
-        wire.send_bytes(&only_chunk(cookie, ChunkKind::BlockStatus, length));
-        wire.send_bytes(&self.scratch);
-    }
-}
-
-impl FirstExtent {
-    /// With what the next look found; `true` when its end is known now.
-    fn extended(mut self, found: &[Extent]) -> (FirstExtent, bool) {
-        assert!(!found.is_empty(), "extents add up to the range that was asked for, which is not empty");
-        for extent in found {
-            let flags = flags_of(extent.state);
-            if *self.flags.get_or_insert(flags) != flags {
-                return (self, true);
-            }
-            self.known_end += extent.length_bytes;
+        if self.scratch.capacity() > SCRATCH_KEPT_BYTES {
+            self.scratch = Vec::new();
         }
-        (self, self.known_end >= self.end)
-    }
-}
-
-/// `base:allocation` of an extent. A shared block is allocated: it reads its data, though a write to it takes a block.
-fn flags_of(state: ExtentState) -> u32 {
-    match state {
-        ExtentState::Hole => allocation_flags::HOLE | allocation_flags::ZERO,
-        // What shows of an external origin is data, though it lies elsewhere.
-        ExtentState::Origin | ExtentState::Exclusive | ExtentState::Shared => 0,
     }
 }
 
@@ -624,6 +633,10 @@ fn describe(error: IoError) -> (Errno, &'static str) {
         IoError::Gone => (Errno::Shutdown, "the volume or its pool is being closed"),
     }
 }
+
+#[cfg(test)]
+#[path = "session_bench.rs"]
+pub(super) mod bench;
 
 #[cfg(test)]
 #[path = "session_tests.rs"]

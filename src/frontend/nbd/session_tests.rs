@@ -1,355 +1,13 @@
 //! Sessions against a socket and a volume in memory: bytes arrive in any portions, steps end in any order.
 
+use super::bench::{BLOCK, Bench, Reply, allocation, errors};
 use super::*;
-use crate::frontend::nbd::options::PAYLOAD_LIMIT_BYTES;
 use crate::frontend::nbd::protocol::{
-    Command, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, command_flags as flags, take_u16, take_u32, take_u64,
+    Command, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, command_flags as flags,
 };
 use crate::units::BlockSize;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-
-const BLOCK: u64 = 65_536;
-
-/// A socket whose bytes arrive when the test says so.
-#[derive(Default)]
-struct Socket {
-    incoming: Vec<u8>,
-    received: Vec<u8>,
-    filling: Option<(AlignedBuffer, Range<usize>)>,
-    filled: Option<AlignedBuffer>,
-    sent: Vec<u8>,
-    sent_buffers: Vec<AlignedBuffer>,
-    unsent_bytes: usize,
-    /// The client does not read.
-    blocked: bool,
-}
-
-impl Socket {
-    const STAGING: usize = 256 << 10;
-
-    /// Lets up to `count` bytes arrive; returns how many did.
-    fn arrive(&mut self, count: usize) -> usize {
-        let mut left = count.min(self.incoming.len());
-        if let Some((mut buffer, range)) = self.filling.take() {
-            let part = left.min(range.len());
-            buffer[range.start..range.start + part].copy_from_slice(&self.incoming[..part]);
-            self.incoming.drain(..part);
-            if part == range.len() {
-                self.filled = Some(buffer);
-            } else {
-                self.filling = Some((buffer, range.start + part..range.end));
-            }
-            return part;
-        }
-        if self.filled.is_some() {
-            return 0;
-        }
-        left = left.min(Self::STAGING - self.received.len());
-        self.received.extend(self.incoming.drain(..left));
-        left
-    }
-
-    fn queued(&mut self, bytes: &[u8]) {
-        self.sent.extend_from_slice(bytes);
-        if self.blocked {
-            self.unsent_bytes += bytes.len();
-        }
-    }
-}
-
-impl Wire for Socket {
-    fn received(&self) -> &[u8] {
-        &self.received
-    }
-    fn consume(&mut self, count: usize) {
-        self.received.drain(..count);
-    }
-    fn receive_into(&mut self, mut buffer: AlignedBuffer, range: Range<usize>) {
-        assert!(self.filling.is_none() && self.filled.is_none(), "one at a time");
-        let part = self.received.len().min(range.len());
-        buffer[range.start..range.start + part].copy_from_slice(&self.received[..part]);
-        self.received.drain(..part);
-        if part == range.len() {
-            self.filled = Some(buffer);
-        } else {
-            self.filling = Some((buffer, range.start + part..range.end));
-        }
-    }
-    fn take_filled(&mut self) -> Option<AlignedBuffer> {
-        self.filled.take()
-    }
-    fn send_bytes(&mut self, bytes: &[u8]) {
-        self.queued(bytes);
-    }
-    fn send_buffer(&mut self, buffer: AlignedBuffer, range: Range<usize>) {
-        self.queued(&buffer[range]);
-        self.sent_buffers.push(buffer);
-    }
-    fn unsent_bytes(&self) -> usize {
-        self.unsent_bytes
-    }
-}
-
-struct Step {
-    tag: Tag,
-    kind: Kind,
-    range: Range<u64>,
-    buffer: Option<AlignedBuffer>,
-}
-
-/// A volume in memory whose steps end when the test says so.
-struct Volume {
-    bytes: Vec<u8>,
-    mapped: Vec<bool>,
-    steps: Vec<Step>,
-    begun: Vec<(Kind, Range<u64>)>,
-    buffers_out: usize,
-    /// What others leave, `None` for enough.
-    room_bytes: Option<usize>,
-    fail: Option<IoError>,
-}
-
-impl Volume {
-    fn new(blocks: usize) -> Self {
-        Volume {
-            bytes: vec![0; blocks * BLOCK as usize],
-            mapped: vec![false; blocks],
-            steps: Vec::new(),
-            begun: Vec::new(),
-            buffers_out: 0,
-            room_bytes: None,
-            fail: None,
-        }
-    }
-
-    /// Ends a step.
-    fn end(&mut self, index: usize) -> Finished {
-        let Step { tag, kind, range, mut buffer } = self.steps.remove(index);
-        if let Some(error) = self.fail {
-            return Finished { tag, result: Err(error), buffer, extents: None };
-        }
-        let bytes = range.start as usize..range.end as usize;
-        let touched = (range.start / BLOCK) as usize..range.end.div_ceil(BLOCK) as usize;
-        let whole = BlockSize::MIN.whole_blocks_inside(range.clone());
-        let mut extents = None;
-        match kind {
-            Kind::Flush => {}
-            Kind::Read => {
-                buffer.as_mut().expect("a buffer")[..bytes.len()].copy_from_slice(&self.bytes[bytes]);
-            }
-            Kind::Write { .. } => {
-                let length = bytes.len();
-                self.bytes[bytes].copy_from_slice(&buffer.as_ref().expect("a buffer")[..length]);
-                self.mapped[touched].fill(true);
-            }
-            Kind::WriteZeroes { may_unmap: false, .. } => {
-                self.bytes[bytes].fill(0);
-                self.mapped[touched].fill(true);
-            }
-            Kind::Discard | Kind::WriteZeroes { may_unmap: true, .. } => {
-                if kind != Kind::Discard {
-                    self.bytes[bytes].fill(0);
-                }
-                for block in whole {
-                    let start = (block * BLOCK) as usize;
-                    self.bytes[start..start + BLOCK as usize].fill(0);
-                    self.mapped[block as usize] = false;
-                }
-            }
-            Kind::Extents => extents = Some(self.extents(range)),
-        }
-        Finished { tag, result: Ok(()), buffer, extents }
-    }
-
-    fn extents(&self, range: Range<u64>) -> Vec<Extent> {
-        let mut found: Vec<Extent> = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let block = at / BLOCK;
-            let length_bytes = ((block + 1) * BLOCK).min(range.end) - at;
-            let state = match self.mapped[block as usize] {
-                false => ExtentState::Hole,
-                true if block.is_multiple_of(2) => ExtentState::Exclusive,
-                true => ExtentState::Shared,
-            };
-            match found.last_mut().filter(|last| last.state == state) {
-                Some(last) => last.length_bytes += length_bytes,
-                None => found.push(Extent { length_bytes, state }),
-            }
-            at += length_bytes;
-        }
-        found
-    }
-}
-
-impl Backend for Volume {
-    fn take_buffer(&mut self, length_bytes: usize) -> AlignedBuffer {
-        self.buffers_out += 1;
-        let mut buffer = AlignedBuffer::zeroed(length_bytes.next_power_of_two());
-        buffer.fill(0xee);
-        buffer
-    }
-    fn has_room(&self, more_bytes: usize) -> bool {
-        self.room_bytes.is_none_or(|room_bytes| more_bytes <= room_bytes)
-    }
-    fn give_buffer(&mut self, _: AlignedBuffer) {
-        self.buffers_out -= 1;
-    }
-    fn begin(&mut self, tag: Tag, kind: Kind, range: Range<u64>, buffer: Option<AlignedBuffer>) {
-        assert!(self.steps.iter().all(|step| step.tag != tag), "tags in flight are unique");
-        self.begun.push((kind, range.clone()));
-        self.steps.push(Step { tag, kind, range, buffer });
-    }
-}
-
-/// A session with everything around it.
-struct Bench {
-    session: Session,
-    socket: Socket,
-    volume: Volume,
-}
-
-impl Bench {
-    fn new(blocks: usize, structured: bool) -> Self {
-        let terms = Terms {
-            size_bytes: blocks as u64 * BLOCK,
-            read_only: false,
-            structured,
-            allocation: structured,
-            block_size: BlockSize::MIN,
-            origin_bytes: 0,
-        };
-        Bench { session: Session::new(terms), socket: Socket::default(), volume: Volume::new(blocks) }
-    }
-
-    fn request(&mut self, command: Command, flags: u16, range: Range<u64>, cookie: u64) {
-        let length_bytes = (range.end - range.start) as u32;
-        let header = RequestHeader {
-            flags,
-            command: command.number(),
-            cookie,
-            offset_bytes: range.start,
-            length_bytes,
-        };
-        self.socket.incoming.extend(header.encode());
-    }
-
-    fn write(&mut self, flags: u16, offset: u64, payload: &[u8], cookie: u64) {
-        self.request(Command::Write, flags, offset..offset + payload.len() as u64, cookie);
-        self.socket.incoming.extend(payload);
-    }
-
-    fn take_in(&mut self) {
-        self.session.take_in(&mut self.socket, &mut self.volume);
-    }
-
-    /// Lets everything arrive that there is room for.
-    fn receive(&mut self) {
-        loop {
-            let arrived = self.socket.arrive(usize::MAX);
-            self.take_in();
-            if arrived == 0 {
-                return;
-            }
-        }
-    }
-
-    fn end(&mut self, index: usize) {
-        let finished = self.volume.end(index);
-        self.session.finished(finished, &mut self.socket, &mut self.volume);
-        if !self.socket.blocked {
-            for buffer in self.socket.sent_buffers.drain(..) {
-                self.session.sent(buffer, &mut self.volume);
-            }
-        }
-    }
-
-    /// Receives and ends until nothing moves; returns the replies.
-    fn run(&mut self) -> Vec<Reply> {
-        self.receive();
-        while !self.volume.steps.is_empty() {
-            self.end(0);
-            self.receive();
-        }
-        if !self.socket.blocked {
-            assert_eq!((self.session.in_flight(), self.session.memory_bytes), (0, 0));
-            assert_eq!(self.volume.buffers_out, usize::from(self.socket.filling.is_some()));
-        }
-        self.replies()
-    }
-
-    fn replies(&mut self) -> Vec<Reply> {
-        parse(&std::mem::take(&mut self.socket.sent), &self.session.terms)
-    }
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Reply {
-    Done(u64),
-    Error(u64, u32, String),
-    /// Cookie, offset and data.
-    Data(u64, u64, Vec<u8>),
-    Extents(u64, Vec<(u32, u32)>),
-}
-
-/// Takes replies apart. Simple ones with data are told by their cookie: its low 32 bits are the length then.
-fn parse(mut bytes: &[u8], terms: &Terms) -> Vec<Reply> {
-    let mut replies = Vec::new();
-    while let Some(magic) = take_u32(&mut bytes) {
-        if magic == SIMPLE_REPLY_MAGIC {
-            let error = take_u32(&mut bytes).expect("error");
-            let cookie = take_u64(&mut bytes).expect("cookie");
-            let length = (cookie & 0xffff_ffff) as usize;
-            replies.push(match error {
-                0 if !terms.structured && length > 0 => {
-                    let (data, rest) = bytes.split_at(length);
-                    bytes = rest;
-                    Reply::Data(cookie, 0, data.to_vec())
-                }
-                0 => Reply::Done(cookie),
-                error => Reply::Error(cookie, error, String::new()),
-            });
-            continue;
-        }
-        assert_eq!(magic, STRUCTURED_REPLY_MAGIC);
-        assert!(terms.structured);
-        assert_eq!(take_u16(&mut bytes), Some(1), "every chunk is its reply's last");
-        let kind = take_u16(&mut bytes).expect("kind");
-        let cookie = take_u64(&mut bytes).expect("cookie");
-        let length = take_u32(&mut bytes).expect("length") as usize;
-        let (mut payload, rest) = bytes.split_at(length);
-        bytes = rest;
-        replies.push(match ChunkKind::from_number(kind).expect("a known kind") {
-            ChunkKind::OffsetData => {
-                let offset = take_u64(&mut payload).expect("offset");
-                Reply::Data(cookie, offset, payload.to_vec())
-            }
-            ChunkKind::Error => {
-                let error = take_u32(&mut payload).expect("error");
-                assert_eq!(take_u16(&mut payload).map(usize::from), Some(payload.len()));
-                Reply::Error(cookie, error, String::from_utf8(payload.to_vec()).expect("UTF-8"))
-            }
-            ChunkKind::BlockStatus => {
-                assert_eq!(take_u32(&mut payload), Some(ALLOCATION_CONTEXT_ID));
-                let mut extents = Vec::new();
-                while let Some(length) = take_u32(&mut payload) {
-                    extents.push((length, take_u32(&mut payload).expect("flags")));
-                }
-                Reply::Extents(cookie, extents)
-            }
-        });
-    }
-    replies
-}
-
-fn errors(replies: &[Reply]) -> Vec<(u64, u32)> {
-    let error = |reply: &Reply| match reply {
-        Reply::Error(cookie, error, _) => Some((*cookie, *error)),
-        _ => None,
-    };
-    replies.iter().filter_map(error).collect()
-}
 
 #[test]
 fn a_write_comes_back() {
@@ -434,7 +92,8 @@ fn wrong_requests_are_answered_and_the_next_ones_served() {
     bench.request(Command::Read, 0, 1..513, 3);
     bench.request(Command::BlockStatus, 0, 0..0, 4);
     bench.socket.incoming.extend(
-        RequestHeader { flags: 0, command: 77, cookie: 5, offset_bytes: 0, length_bytes: 9 }.encode(),
+        RequestHeader { flags: 0, command: 77, cookie: 5, offset_bytes: 0, length_bytes: 9 }
+            .encode(Style::Structured),
     );
     bench.request(Command::Read, 0, 0..512, 6);
     let replies = bench.run();
@@ -588,15 +247,11 @@ fn block_status_merges_what_means_the_same() {
     bench.request(Command::BlockStatus, flags::REQ_ONE, BLOCK..8 * BLOCK, 2);
     bench.request(Command::BlockStatus, flags::REQ_ONE, 4 * BLOCK..5 * BLOCK, 3);
     let replies = bench.run();
-    let block = BLOCK as u32;
+    let block = BLOCK;
     let whole = vec![(block - 512, 3), (3 * block, 0), (2 * block, 3), (block, 0), (block - 512, 3)];
     assert_eq!(
         replies,
-        [
-            Reply::Extents(1, whole),
-            Reply::Extents(2, vec![(3 * block, 0)]),
-            Reply::Extents(3, vec![(block, 3)])
-        ]
+        [allocation(1, whole), allocation(2, vec![(3 * block, 0)]), allocation(3, vec![(block, 3)])]
     );
 }
 
@@ -607,19 +262,160 @@ fn one_extent_is_looked_for_wider_and_wider() {
     let end = blocks as u64 * BLOCK;
     bench.volume.mapped[10_000] = true;
     bench.request(Command::BlockStatus, flags::REQ_ONE, 0..end, 1);
-    assert_eq!(bench.run(), [Reply::Extents(1, vec![(10_000 * BLOCK as u32, 3)])]);
+    assert_eq!(bench.run(), [allocation(1, vec![(10_000 * BLOCK, 3)])]);
     let looks: Vec<u64> = bench.volume.begun.iter().map(|(_, range)| range.end / BLOCK).collect();
     assert_eq!(looks, [256, 256 * 9, 256 * 73]);
     bench.request(Command::BlockStatus, flags::REQ_ONE, 10_000 * BLOCK..end, 2);
-    assert_eq!(bench.run(), [Reply::Extents(2, vec![(BLOCK as u32, 0)])]);
+    assert_eq!(bench.run(), [allocation(2, vec![(BLOCK, 0)])]);
     assert_eq!(bench.volume.begun.len(), 4);
+}
+
+#[test]
+fn each_context_is_told_in_a_chunk_of_its_own() {
+    for style in [Style::Structured, Style::Extended] {
+        let mut bench = Bench::with(4, style);
+        bench.session.terms.contexts = Contexts::all();
+        // Exclusive, shared, exclusive, unmapped.
+        bench.volume.mapped = vec![true, true, true, false];
+        bench.request(Command::BlockStatus, 0, 0..4 * BLOCK, 1);
+        bench.request(Command::BlockStatus, flags::REQ_ONE, BLOCK..4 * BLOCK, 2);
+        let mapping = vec![(BLOCK, 0), (BLOCK, 5), (BLOCK, 0), (BLOCK, 3)];
+        let whole = Reply::Status(1, vec![(1, vec![(3 * BLOCK, 0), (BLOCK, 3)]), (2, mapping)]);
+        let one = Reply::Status(2, vec![(1, vec![(BLOCK, 0)]), (2, vec![(BLOCK, 5)])]);
+        assert_eq!(bench.run(), [whole, one]);
+    }
+}
+
+#[test]
+fn a_status_with_a_payload_tells_what_it_names() {
+    let mut bench = Bench::with(4, Style::Extended);
+    bench.session.terms.contexts = Contexts::all();
+    bench.volume.mapped[1] = true;
+    let named = |bench: &mut Bench, payload: &[u8], cookie| {
+        let range = 0..payload.len() as u64;
+        bench.request(Command::BlockStatus, flags::PAYLOAD_LEN, range, cookie);
+        bench.socket.incoming.extend(payload);
+    };
+    let payload = |length: u64, ids: &[u8]| {
+        let mut payload = length.to_be_bytes().to_vec();
+        ids.iter().for_each(|id| payload.extend([0, 0, 0, *id]));
+        payload
+    };
+    named(&mut bench, &payload(2 * BLOCK, &[2]), 1);
+    named(&mut bench, &payload(4 * BLOCK, &[2, 1]), 2);
+    named(&mut bench, &payload(BLOCK, &[3]), 3);
+    named(&mut bench, &payload(BLOCK, &[]), 4);
+    named(&mut bench, &payload(5 * BLOCK, &[1]), 5);
+    named(&mut bench, &[7; 5], 6);
+    named(&mut bench, &[7; 4096], 7);
+    named(&mut bench, &[], 8);
+    bench.request(Command::Flush, 0, 0..0, 9);
+    // A header at a time, so that payloads are waited for.
+    let mut replies = Vec::new();
+    while bench.socket.arrive(9) > 0 {
+        bench.take_in();
+        while !bench.volume.steps.is_empty() {
+            bench.end(0);
+        }
+        replies.extend(bench.replies());
+    }
+    let told = [
+        Reply::Status(1, vec![(2, vec![(BLOCK, 3), (BLOCK, 5)])]),
+        Reply::Status(
+            2,
+            vec![
+                (1, vec![(BLOCK, 3), (BLOCK, 0), (2 * BLOCK, 3)]),
+                (2, vec![(BLOCK, 3), (BLOCK, 5), (2 * BLOCK, 3)]),
+            ],
+        ),
+    ];
+    assert_eq!(replies[..2], told);
+    assert_eq!(errors(&replies), (3..9).map(|cookie| (cookie, 22)).collect::<Vec<_>>());
+    assert_eq!(replies[8], Reply::Done(9), "what was sent with the refused ones was passed over");
+}
+
+#[test]
+fn extended_requests_and_replies_are_32_bytes() {
+    let mut bench = Bench::with(8, Style::Extended);
+    bench.write(flags::FUA, 512, &[7; 100 << 10], 1);
+    bench.request(Command::Read, flags::DF, 512..1024, 2);
+    bench.request(Command::Trim, flags::FUA, 0..BLOCK, 3);
+    bench.request(Command::Cache, 0, 0..8 * BLOCK, 4);
+    bench.request(Command::WriteZeroes, 0, 0..1 << 40, 5);
+    bench.receive();
+    while !bench.volume.steps.is_empty() {
+        bench.end(0);
+        bench.receive();
+    }
+    let sent = std::mem::take(&mut bench.socket.sent);
+    let head = |kind: u16, cookie: u64, offset: u64, length: u64| {
+        let mut bytes = vec![0x6e, 0x8a, 0x27, 0x8c, 0, 1];
+        bytes.extend(kind.to_be_bytes());
+        [cookie, offset, length].iter().for_each(|word| bytes.extend(word.to_be_bytes()));
+        bytes
+    };
+    // The refused one is answered at once.
+    let message = b"beyond the end of the export";
+    let error = [&[0, 0, 0, 28, 0, message.len() as u8][..], message].concat();
+    let refused = [head(0x8001, 5, 0, error.len() as u64), error].concat();
+    assert!(sent.windows(refused.len()).any(|window| window == refused));
+    let read = [head(1, 2, 512, 8 + 512), 512_u64.to_be_bytes().to_vec()].concat();
+    for whole in [head(0, 1, 512, 0), read, head(0, 3, 0, 0), head(0, 4, 0, 0)] {
+        assert!(sent.windows(whole.len()).any(|window| window == whole), "{whole:02x?}");
+    }
+    assert_eq!(sent.len(), refused.len() + 3 * 32 + 40 + 512);
+}
+
+#[test]
+fn an_extended_payload_above_the_limit_ends_the_connection() {
+    let mut bench = Bench::with(2048, Style::Extended);
+    bench.write(0, 0, &vec![1; PAYLOAD_LIMIT_BYTES as usize], 1);
+    // No command takes one of these, but it is no reason to leave.
+    bench.request(Command::Read, flags::PAYLOAD_LEN, 0..u64::from(PAYLOAD_LIMIT_BYTES), 2);
+    bench.socket.incoming.extend(vec![1; PAYLOAD_LIMIT_BYTES as usize]);
+    bench.request(Command::Flush, 0, 0..0, 3);
+    let replies = bench.run();
+    assert_eq!(errors(&replies), [(2, 22)]);
+    assert!(replies.contains(&Reply::Done(1)) && replies.contains(&Reply::Done(3)));
+    bench.request(Command::Write, 0, 0..u64::from(PAYLOAD_LIMIT_BYTES) + 512, 4);
+    assert_eq!(bench.run(), []);
+    assert!(matches!(bench.session.closing(), Some(Closing::Broken(_))));
+}
+
+#[test]
+fn long_ranges_go_in_steps() {
+    let end = 200_000 * BLOCK;
+    let mut bench = Bench::with(0, Style::Extended);
+    // What is behind it does not matter here, and would be 13 GB.
+    bench.volume.is_hollow = true;
+    bench.session.terms.size_bytes = end;
+    bench.request(Command::Trim, flags::FUA, 512..end, 1);
+    bench.request(Command::WriteZeroes, flags::FUA, 0..end, 2);
+    bench.request(Command::Cache, 0, 0..end, 3);
+    bench.request(Command::BlockStatus, 0, 0..end, 4);
+    let replies = bench.run();
+    assert_eq!(replies.len(), 4);
+    assert!(replies.contains(&allocation(4, vec![(end, 3)])), "one extent, though longer than 4 GiB");
+    let step = UNMAP_STEP_BLOCKS * BLOCK;
+    let mut begun = bench.volume.begun;
+    begun.sort_by_key(|(kind, range)| (format!("{kind:?}"), range.start));
+    let zeroes = |fua| Kind::WriteZeroes { fua, may_unmap: true };
+    let steps = [0..step, step..2 * step, 2 * step..3 * step, 3 * step..end];
+    for (at, range) in steps.into_iter().enumerate() {
+        let is_last = range.end == end;
+        assert!(begun.contains(&(zeroes(is_last), range.clone())));
+        assert_eq!(begun.iter().filter(|begun| **begun == (Kind::Extents, range.clone())).count(), 2);
+        let trimmed = if at == 0 { 512..range.end } else { range };
+        assert!(begun.contains(&(Kind::Discard, trimmed)));
+    }
+    assert_eq!(begun.iter().filter(|begun| begun.0 == Kind::Flush).count(), 1);
 }
 
 /// A request of the property test: command, sector, sectors, flags.
 fn any_request() -> impl Strategy<Value = (u16, u64, u32, u16)> {
     let length = prop_oneof![4 => 0..40_u32, 1 => 100..300_u32];
     let flags = prop_oneof![6 => Just(0_u16), 2 => Just(1), 1 => 0..64_u16];
-    (prop::sample::select(vec![0_u16, 0, 1, 1, 1, 3, 4, 6, 7, 9]), 0..1024_u64, length, flags)
+    (prop::sample::select(vec![0_u16, 0, 1, 1, 1, 3, 4, 5, 6, 7, 9]), 0..1024_u64, length, flags)
 }
 
 proptest! {
@@ -630,12 +426,12 @@ proptest! {
     /// are not in flight together).
     #[test]
     fn every_request_gets_its_reply(
-        structured: bool,
+        style in prop::sample::select(vec![Style::Simple, Style::Structured, Style::Extended]),
         requests in prop::collection::vec(any_request(), 1..40),
         moves in prop::collection::vec((1..3000_usize, any::<prop::sample::Index>()), 1..200),
         one_at_a_time: bool,
     ) {
-        let mut bench = Bench::new(8, structured);
+        let mut bench = Bench::with(8, style);
         let mut model = vec![0_u8; 8 * BLOCK as usize];
         let mut expected = BTreeMap::new();
         let mut replies = Vec::new();
@@ -645,13 +441,18 @@ proptest! {
             let cookie = (number as u64) << 32 | if reads { u64::from(sectors) * 512 } else { 0 };
             let (offset_bytes, length_bytes) = match command {
                 3 => (0, 0),
-                _ => (sector * 512, sectors * 512),
+                _ => (sector * 512, u64::from(sectors) * 512),
             };
+            let carries = style == Style::Extended && command == Command::Write.number();
+            let flags = flags ^ if carries { flags::PAYLOAD_LEN } else { 0 };
             let header = RequestHeader { flags, command, cookie, offset_bytes, length_bytes };
-            bench.socket.incoming.extend(header.encode());
-            let payload = vec![number as u8 + 1; header.payload_bytes() as usize];
+            bench.socket.incoming.extend(header.encode(style));
+            let payload = vec![number as u8 + 1; header.payload_bytes(style) as usize];
             bench.socket.incoming.extend(&payload);
-            let operation = check(&header, &bench.session.terms);
+            let operation = match names_contexts(&header, &bench.session.terms) {
+                true => without_payload(&header, &payload, &bench.session.terms).map(|_| unreachable!("it is repetitive")),
+                false => check(&header, &bench.session.terms),
+            };
             let range = offset_bytes as usize..offset_bytes as usize + length_bytes as usize;
             match operation {
                 Ok(Operation::Write { .. }) => model[range.clone()].copy_from_slice(&payload),
@@ -661,7 +462,13 @@ proptest! {
                         model[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(0);
                     }
                 }
-                Ok(Operation::Read | Operation::Flush | Operation::BlockStatus { .. } | Operation::Disconnect)
+                Ok(
+                    Operation::Read
+                    | Operation::Flush
+                    | Operation::Cache
+                    | Operation::BlockStatus { .. }
+                    | Operation::Disconnect,
+                )
                 | Err(_) => {}
             }
             let data = (one_at_a_time && operation == Ok(Operation::Read)).then(|| model[range].to_vec());
@@ -681,7 +488,7 @@ proptest! {
         replies.extend(bench.run());
         prop_assert_eq!(replies.len(), expected.len());
         for reply in replies {
-            let (Reply::Done(cookie) | Reply::Error(cookie, ..) | Reply::Data(cookie, ..) | Reply::Extents(cookie, _)) =
+            let (Reply::Done(cookie) | Reply::Error(cookie, ..) | Reply::Data(cookie, ..) | Reply::Status(cookie, _)) =
                 &reply;
             let (operation, data) = expected.remove(cookie).expect("one reply each");
             match (operation, reply) {
@@ -689,7 +496,9 @@ proptest! {
                 (Ok(Operation::Read), Reply::Data(_, _, found)) => {
                     prop_assert!(data.is_none_or(|data| data == found));
                 }
-                (Ok(Operation::BlockStatus { .. }), Reply::Extents(_, extents)) => {
+                (Ok(Operation::BlockStatus { .. }), Reply::Status(_, told)) => {
+                    prop_assert_eq!(told.len(), 1);
+                    let extents = &told[0].1;
                     prop_assert!(!extents.is_empty() && extents.iter().all(|extent| extent.0 > 0));
                 }
                 (Ok(_), Reply::Done(_)) => {}
@@ -701,11 +510,14 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..400), headers in 0..4_usize, portion in 1..100_usize,
+        extended: bool,
     ) {
-        let mut bench = Bench::new(8, true);
+        let style = if extended { Style::Extended } else { Style::Structured };
+        let magic = if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
+        let mut bench = Bench::with(8, style);
         for at in 0..headers {
             // A right magic, and whatever bytes there are for the rest.
-            bench.socket.incoming.extend(crate::frontend::nbd::protocol::REQUEST_MAGIC.to_be_bytes());
+            bench.socket.incoming.extend(magic.to_be_bytes());
             bench.socket.incoming.extend(bytes.iter().cycle().skip(at * 24).take(24.min(bytes.len())));
         }
         bench.socket.incoming.extend(&bytes);

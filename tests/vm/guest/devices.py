@@ -37,9 +37,9 @@ def loop_device(path):
 class Device:
     """An open block device. Offsets and lengths are multiples of 512."""
 
-    def __init__(self, path):
+    def __init__(self, path, writable=True):
         self.path = Path(path)
-        self.handle = os.open(self.path, os.O_RDWR | os.O_DIRECT)
+        self.handle = os.open(self.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_DIRECT)
         self.buffer = mmap.mmap(-1, CHUNK_BYTES)  # pages: aligned as direct I/O wants it
         self.size_bytes = struct.unpack("Q", fcntl.ioctl(self.handle, BLKGETSIZE64, bytes(8)))[0]
 

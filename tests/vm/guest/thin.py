@@ -159,12 +159,14 @@ def kernel_log_tail(lines=15):
 
 
 class UthinPool(Pool):
-    """A pool directory whose `data` and `metadata` are devices: made by `uthin pool create`, or laid around a pool that is there."""
+    """A pool directory whose `data` and `metadata` are devices: made by `uthin pool create`, laid around a pool that is there, or there."""
 
-    def __init__(self, folder, metadata, data, *options, adopt=False):
+    def __init__(self, folder, metadata, data, *options, adopt=False, exists=False):
         self.path = Path(folder) / "pool"
         self.daemon = None
         self.devices = (metadata, data)
+        if exists:
+            return
         if adopt:
             self.path.mkdir()
             (self.path / "metadata").symlink_to(metadata)

@@ -1,0 +1,124 @@
+//! How a pool is run, as the command line says it: options that `pool create`, `pool set`, `pool adopt` and `serve` share.
+
+use super::size;
+use crate::control::api::{Discard, SetPool};
+use crate::control::options::FreeSpace;
+use crate::engine::WhenFull;
+use crate::error::{Error, ErrorKind, Result};
+use clap::ValueEnum;
+
+/// How a pool is run. `pool create` and `pool set` keep it with the pool; `serve` does so once.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct OptionArgs {
+    /// What becomes of discards, and of the space of freed blocks: `passdown` unless the pool was told otherwise
+    #[arg(long, value_enum)]
+    discard: Option<DiscardArg>,
+    /// Leave the unwritten rest of a fresh block as it was on the data device, instead of zeroing it. Old data shows
+    #[arg(long, conflicts_with = "zero")]
+    no_zero: bool,
+    /// Zero the unwritten rest of a fresh block, as is done unless the pool was told otherwise
+    #[arg(long)]
+    zero: bool,
+}
+
+/// What a pool does when its space runs low.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct AttentionArgs {
+    /// The pool asks for attention with less free space for data than this: a part of all, such as 10%, or a size. 10%
+    /// unless the pool was told otherwise
+    #[arg(long, value_name = "PERCENT%|SIZE", value_parser = parse_free_space)]
+    low_water: Option<FreeSpace>,
+    /// What a write that needs a block gets when none is free: `error` (no space, at once), or `queue` (it waits, 60 seconds
+    /// or as many as are given, 0 for as long as it takes). `error` unless the pool was told otherwise
+    #[arg(long, value_name = "error|queue[:SECONDS]", value_parser = parse_when_full)]
+    when_full: Option<WhenFull>,
+    /// With less free space than this no volumes and snapshots are made: a part of all, of data and of metadata, or a size, of data.
+    /// 0% unless the pool was told otherwise
+    #[arg(long, value_name = "PERCENT%|SIZE", value_parser = parse_free_space)]
+    min_free: Option<FreeSpace>,
+}
+
+/// dm-thin's own patience.
+const QUEUE_SECONDS: u32 = 60;
+
+fn parse_when_full(text: &str) -> Result<WhenFull> {
+    match text.split_once(':') {
+        None if text == "error" => Ok(WhenFull::Error),
+        None if text == "queue" => Ok(WhenFull::Queue(QUEUE_SECONDS)),
+        Some(("queue", seconds)) if seconds.parse::<u32>().is_ok() => {
+            Ok(WhenFull::Queue(seconds.parse().expect("just parsed")))
+        }
+        Some(_) | None => Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no way to be full"))
+            .hint("write error, queue or queue:SECONDS")),
+    }
+}
+
+pub(super) fn when_full_shown(when_full: WhenFull) -> String {
+    match when_full {
+        WhenFull::Error => "error".to_owned(),
+        WhenFull::Queue(0) => "queue without end".to_owned(),
+        WhenFull::Queue(seconds) => format!("queue for {seconds} s"),
+    }
+}
+
+fn parse_free_space(text: &str) -> Result<FreeSpace> {
+    let Some(percent) = text.strip_suffix('%') else { return size::parse(text).map(FreeSpace::Bytes) };
+    let percent = percent.parse().map_err(|_| {
+        Error::new(ErrorKind::Invalid, format!("`{text}` is no part of the space"))
+            .hint("write 0% to 100%, or a size")
+    })?;
+    let low_water = FreeSpace::Percent(percent);
+    low_water.check()?;
+    Ok(low_water)
+}
+
+pub(super) fn free_space_shown(low_water: FreeSpace) -> String {
+    match low_water {
+        FreeSpace::Percent(percent) => format!("{percent}%"),
+        FreeSpace::Bytes(bytes) => size::human(bytes),
+    }
+}
+
+/// What of the pool's options is to be as it says, and nothing else.
+pub(super) fn changes(options: OptionArgs, attention: AttentionArgs) -> SetPool {
+    SetPool {
+        discard: options.discard(),
+        zero_new_blocks: options.zero_new_blocks(),
+        low_water: attention.low_water,
+        when_full: attention.when_full,
+        min_free: attention.min_free,
+    }
+}
+
+impl OptionArgs {
+    pub(super) fn zero_new_blocks(self) -> Option<bool> {
+        (self.zero || self.no_zero).then_some(self.zero)
+    }
+
+    pub(super) fn discard(self) -> Option<Discard> {
+        self.discard.map(|discard| match discard {
+            DiscardArg::Passdown => Discard::Passdown,
+            DiscardArg::Nopassdown => Discard::NoPassdown,
+            DiscardArg::Ignore => Discard::Ignore,
+        })
+    }
+}
+
+/// What becomes of discards and freed blocks' space.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum DiscardArg {
+    /// Discards unmap, and the space of freed blocks goes back to what holds the data
+    Passdown,
+    /// Discards unmap, and freed blocks keep their space for the pool
+    Nopassdown,
+    /// Discards do nothing
+    Ignore,
+}
+
+pub(super) fn discard_word(discard: Discard) -> &'static str {
+    match discard {
+        Discard::Passdown => "passdown",
+        Discard::NoPassdown => "nopassdown",
+        Discard::Ignore => "ignore",
+    }
+}

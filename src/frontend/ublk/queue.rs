@@ -1,0 +1,326 @@
+//! One queue of a device: a thread with a ring, a lane, and a buffer for each tag.
+//!
+//! A tag is always in one of three places. In the kernel's hands: a command waits for the next request (or takes an answer
+//! there), and the tag's buffer is the kernel's, which puts a write's bytes into it. In the lane: the request runs. Or ended:
+//! the device goes away and no more requests come for the tag. The thread is through when all tags have ended.
+//!
+//! - The buffers are made once. Nothing is allocated for a request.
+//! - What the lane has begun is waited for, however the queue ends; buffers that the kernel may still have are leaked.
+
+use super::abi::{self, Descriptor};
+use super::params::REQUEST_BYTES_LIMIT;
+use super::request::{Terms, errno_of, understand};
+use crate::disk::AlignedBuffer;
+use crate::driver::uring::{Completion, Finished, Ring, Submit, UringLane};
+use crate::engine::{Kind, Request, Tag, Volume};
+use crate::error::{Error, Result};
+use crate::units::BlockSize;
+use io_uring::{opcode, types};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Zeros that are written rather than unmapped go in steps of so many data blocks at most: they have no buffers, but each
+/// block takes some hundred bytes in lane and keeper.
+const ZEROES_STEP_BLOCKS: u64 = 64;
+
+/// What a queue is made of.
+pub(super) struct Plan {
+    pub(super) number: u16,
+    pub(super) depth: u16,
+    /// `/dev/ublkcN`, open.
+    pub(super) device: Arc<File>,
+    pub(super) volume: Arc<Volume>,
+    pub(super) lane: UringLane,
+    pub(super) block_size: BlockSize,
+    pub(super) read_only: bool,
+    /// Set by whoever wakes the lane to have the thread end although commands wait in the kernel.
+    pub(super) is_abandoned: Arc<AtomicBool>,
+}
+
+/// Runs a queue to its end. `ready` is called once all tags wait in the kernel.
+pub(super) fn run(plan: Plan, ready: impl FnOnce()) -> Result<()> {
+    let mut queue = Queue::new(plan)?;
+    let served = queue.serve(ready);
+    let drained = queue.drain();
+    served.and(drained)
+}
+
+/// A tag.
+struct Slot {
+    /// Except while the lane has it.
+    buffer: Option<AlignedBuffer>,
+    work: Work,
+}
+
+#[derive(Clone)]
+enum Work {
+    /// None: the tag waits in the kernel, or has ended.
+    None,
+    /// A request of so many bytes, all of which the lane does at once.
+    Whole { bytes: i32 },
+    /// Zeros have to be written from here on.
+    Zeroes { left: Range<u64>, fua: bool },
+}
+
+struct Queue {
+    number: u16,
+    device: Arc<File>,
+    volume: Arc<Volume>,
+    block_size: BlockSize,
+    read_only: bool,
+    is_abandoned: Arc<AtomicBool>,
+    ring: Ring,
+    lane: UringLane,
+    descriptors: Descriptors,
+    slots: Vec<Slot>,
+    /// Tags that wait in the kernel.
+    waiting: usize,
+}
+
+impl Queue {
+    fn new(plan: Plan) -> Result<Queue> {
+        let Plan { number, depth, device, volume, lane, block_size, read_only, is_abandoned } = plan;
+        let ring = Ring::new(u32::from(depth) * 2)?;
+        let descriptors = Descriptors::map(&device, number, depth)?;
+        let slot = |_| {
+            let buffer = AlignedBuffer::untouched(REQUEST_BYTES_LIMIT as usize)
+                .map_err(|error| Error::io("ublk: a queue's buffers", &error))?;
+            Ok(Slot { buffer: Some(buffer), work: Work::None })
+        };
+        let slots = (0..depth).map(slot).collect::<Result<Vec<_>>>()?;
+        let waiting = 0;
+        Ok(Queue {
+            number,
+            device,
+            volume,
+            block_size,
+            read_only,
+            is_abandoned,
+            ring,
+            lane,
+            descriptors,
+            slots,
+            waiting,
+        })
+    }
+
+    /// Serves until all tags have ended. An error is the ring's, or the driver refused a command.
+    fn serve(&mut self, ready: impl FnOnce()) -> Result<()> {
+        for tag in 0..self.slots.len() as u16 {
+            self.submit(tag, abi::UBLK_U_IO_FETCH_REQ, 0);
+        }
+        self.ring.submit_and_wait(0)?;
+        self.take_completions()?;
+        ready();
+        loop {
+            self.move_on();
+            if self.waiting == 0 && self.lane.in_flight() == 0 {
+                return Ok(());
+            }
+            if self.is_abandoned.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            if self.waiting == self.slots.len() {
+                self.lane.rest();
+            }
+            self.ring.submit_and_wait(1)?;
+            self.take_completions()?;
+        }
+    }
+
+    fn take_completions(&mut self) -> Result<()> {
+        while let Some(completion) = self.ring.next_completion() {
+            if self.lane.owns(&completion) {
+                self.lane.complete(completion, &mut self.ring);
+            } else {
+                self.arrived(&completion)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does all that can be done without waiting.
+    fn move_on(&mut self) {
+        loop {
+            self.lane.before_wait(&mut self.ring);
+            let mut has_begun = false;
+            while let Some(finished) = self.lane.next_finished() {
+                has_begun |= self.finished(finished);
+            }
+            // What was begun just now may have questions for the keeper.
+            if !has_begun {
+                return;
+            }
+        }
+    }
+
+    /// Hands a tag to the kernel: to wait for its first request, or with the answer to the last.
+    fn submit(&mut self, tag: u16, command: u32, result: i32) {
+        let slot = &mut self.slots[usize::from(tag)];
+        slot.work = Work::None;
+        let buffer = slot.buffer.as_ref().expect("the lane has given the buffer back");
+        let bytes = abi::io_command(self.number, tag, result, buffer.start().as_ptr() as u64);
+        let entry = opcode::UringCmd16::new(types::Fd(self.device.as_raw_fd()), command).cmd(bytes).build();
+        // SAFETY: the slot keeps the buffer, and nobody touches it, until the command's completion says whose it is; it is
+        // leaked if that does not come. The device is open for as long as the queue.
+        unsafe { self.ring.push(entry.user_data(u64::from(tag))) };
+        self.waiting += 1;
+    }
+
+    /// A tag came back from the kernel.
+    fn arrived(&mut self, completion: &Completion) -> Result<()> {
+        self.waiting -= 1;
+        let tag = completion.user_data() as u16;
+        match completion.result() {
+            0 => {
+                self.begin(tag);
+                Ok(())
+            }
+            abi::ABORTED => Ok(()),
+            other => {
+                let error = std::io::Error::from_raw_os_error(-other);
+                Err(Error::io(format!("ublk: the driver refuses a command of queue {}", self.number), &error))
+            }
+        }
+    }
+
+    /// Begins the request that came with a tag.
+    fn begin(&mut self, tag: u16) {
+        let descriptor = self.descriptors.read(tag);
+        let terms = Terms { size_bytes: self.volume.size_bytes(), read_only: self.read_only };
+        let wanted = match understand(&descriptor, terms) {
+            Ok(wanted) => wanted,
+            Err(errno) => {
+                let Descriptor { op_flags, start_sector, nr_sectors, .. } = descriptor;
+                tracing::warn!(
+                    op_flags,
+                    start_sector,
+                    nr_sectors,
+                    errno,
+                    "refused a request of the kernel's"
+                );
+                return self.submit(tag, abi::UBLK_U_IO_COMMIT_AND_FETCH_REQ, -errno);
+            }
+        };
+        let slot = &mut self.slots[usize::from(tag)];
+        match wanted.kind {
+            Kind::WriteZeroes { fua, may_unmap: false } => {
+                slot.work = Work::Zeroes { left: wanted.range, fua };
+                self.write_zeroes(tag);
+            }
+            Kind::Read | Kind::Write { .. } => {
+                slot.work = Work::Whole { bytes: (wanted.range.end - wanted.range.start) as i32 };
+                let buffer = slot.buffer.take();
+                self.start(tag, wanted.kind, wanted.range, buffer);
+            }
+            Kind::Discard | Kind::Flush | Kind::Extents | Kind::WriteZeroes { may_unmap: true, .. } => {
+                slot.work = Work::Whole { bytes: 0 };
+                self.start(tag, wanted.kind, wanted.range, None);
+            }
+        }
+    }
+
+    /// The next step of zeros that are written; only the last needs force, which covers all that was acknowledged.
+    fn write_zeroes(&mut self, tag: u16) {
+        let block_bytes = self.block_size.bytes();
+        let slot = &mut self.slots[usize::from(tag)];
+        let Work::Zeroes { left, fua } = &mut slot.work else { unreachable!("it writes zeros") };
+        // Ends between blocks: none is zeroed in two parts, which may mean to fill it first.
+        let end = ((left.start / block_bytes + ZEROES_STEP_BLOCKS) * block_bytes).min(left.end);
+        let range = left.start..end;
+        let kind = Kind::WriteZeroes { fua: *fua && end == left.end, may_unmap: false };
+        left.start = end;
+        self.start(tag, kind, range, None);
+    }
+
+    fn start(&mut self, tag: u16, kind: Kind, range: Range<u64>, buffer: Option<AlignedBuffer>) {
+        let request = Request {
+            tag: Tag(u64::from(tag)),
+            volume: self.volume.clone(),
+            kind,
+            offset_bytes: range.start,
+            length_bytes: range.end - range.start,
+        };
+        self.lane.begin(request, buffer, &mut self.ring);
+    }
+
+    /// A step of a request has ended; whether another was begun.
+    fn finished(&mut self, finished: Finished) -> bool {
+        let tag = finished.tag.0 as u16;
+        let slot = &mut self.slots[usize::from(tag)];
+        if finished.buffer.is_some() {
+            slot.buffer = finished.buffer;
+        }
+        let answer = match (finished.result, &slot.work) {
+            (Err(error), _) => -errno_of(error),
+            (Ok(()), Work::Zeroes { left, .. }) if !left.is_empty() => {
+                self.write_zeroes(tag);
+                return true;
+            }
+            (Ok(()), Work::Zeroes { .. }) => 0,
+            (Ok(()), Work::Whole { bytes }) => *bytes,
+            (Ok(()), Work::None) => unreachable!("the lane finishes what was begun"),
+        };
+        self.submit(tag, abi::UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer);
+        false
+    }
+
+    /// Waits for what the lane has begun. What comes from the kernel meanwhile is dropped: the device is going away.
+    fn drain(&mut self) -> Result<()> {
+        let waiting = &mut self.waiting;
+        self.lane.drain(&mut self.ring, |_, _| *waiting -= 1)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.waiting == 0 {
+            return;
+        }
+        // The kernel may still put a request's bytes into these.
+        for slot in &mut self.slots {
+            std::mem::forget(slot.buffer.take());
+        }
+    }
+}
+
+/// The descriptors of a queue's requests, which the kernel writes before it hands a tag over.
+struct Descriptors {
+    start: NonNull<Descriptor>,
+    bytes: usize,
+    depth: u16,
+}
+
+impl Descriptors {
+    fn map(device: &File, queue: u16, depth: u16) -> Result<Descriptors> {
+        let page = rustix::param::page_size();
+        let bytes = (usize::from(depth) * size_of::<Descriptor>()).next_multiple_of(page);
+        let offset = abi::descriptors_offset(queue);
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        // SAFETY: the system chooses a place where nothing is.
+        let start = unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, flags, device, offset) };
+        let start = start.map_err(|errno| Error::io("ublk: mapping a queue's descriptors", &errno.into()))?;
+        let start = NonNull::new(start.cast()).expect("the system maps nothing at address 0");
+        Ok(Descriptors { start, bytes, depth })
+    }
+
+    /// The request that a tag came with. To be called after its completion, and before the tag is handed back.
+    fn read(&self, tag: u16) -> Descriptor {
+        assert!(tag < self.depth, "the kernel hands out the tags that it was given");
+        // SAFETY: `depth` descriptors are mapped; this one the kernel wrote before the completion that was taken, and it
+        // leaves it alone until the tag is handed back. All of it is numbers.
+        unsafe { self.start.add(usize::from(tag)).read_volatile() }
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `map` with this length, and nothing refers to it.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}

@@ -1,0 +1,86 @@
+"""Volumes as block devices: exported, looked at, taken away."""
+
+import json
+import os
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+from thin import BIN, Failed, UthinPool, run, uthin
+
+CLASS = Path("/sys/class/ublk-char")
+PF_MEMALLOC_NOIO = 0x80000  # include/linux/sched.h
+
+
+def load_module():
+    run("modprobe", "ublk_drv")
+
+
+def devices():
+    """Names of all ublk devices that the kernel knows of, whoever made them."""
+    return sorted(path.name for path in CLASS.iterdir()) if CLASS.exists() else []
+
+
+def no_devices(when):
+    """A device goes when its last file is closed: that may take a moment."""
+    end = time.monotonic() + 20
+    while devices():
+        if time.monotonic() > end:
+            raise Failed(f"{when}: there are still {devices()}")
+        time.sleep(0.05)
+
+
+def refused(code, words, *command):
+    """Runs uthin, which must say no, with this exit code and these words on stderr."""
+    done = subprocess.run([BIN / "uthin", *map(str, command)], capture_output=True, text=True, timeout=120)
+    if done.returncode != code or words not in done.stderr or "hint:" not in done.stderr:
+        raise Failed(f"uthin {' '.join(map(str, command))}: expected {code} and {words!r}, got {done.returncode}:\n{done.stderr}")
+    return done.stderr
+
+
+class UblkPool(UthinPool):
+    """A pool whose volumes are block devices."""
+
+    def export(self, volume, *options):
+        device = Path(uthin("export", self.path / volume, "--ublk", *options).strip())
+        if not stat.S_ISBLK(device.stat().st_mode):
+            raise Failed(f"{device} is no block device")
+        return device
+
+    def unexport(self, volume, *options):
+        device = self.exports()[volume]["device"]
+        uthin("unexport", self.path / volume, *options)
+        if Path(device).exists():
+            raise Failed(f"{volume} is unexported, and {device} is still there")
+
+    def exports(self):
+        """By volume, what `export --list` says."""
+        listed = json.loads(uthin("export", "--list", self.path, "--json"))
+        if listed["schema"] != "uthin/v1":
+            raise Failed(f"a list of exports with schema {listed['schema']}")
+        return {export["volume"]: export for export in listed["exports"]}
+
+    def lists(self, volumes):
+        if set(self.exports()) != volumes:
+            raise Failed(f"exported are {sorted(self.exports())}, expected {sorted(volumes)}")
+
+    def link(self, volume):
+        return self.path / "dev" / volume
+
+    def resources(self):
+        """What the daemon has: threads, open files, resident memory."""
+        process = Path("/proc") / str(self.daemon.pid)
+        words = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        return int(words["Threads"]), len(os.listdir(process / "fd")), int(words["VmRSS"].split()[0]) << 10
+
+    def stands_in_the_way_of_writes(self):
+        """Every thread of the daemon has told the kernel so (PR_SET_IO_FLUSHER), and its memory is locked."""
+        process = Path("/proc") / str(self.daemon.pid)
+        for thread in (process / "task").iterdir():
+            flags = int((thread / "stat").read_text().rpartition(")")[2].split()[6])
+            if flags & PF_MEMALLOC_NOIO == 0:
+                raise Failed(f"thread {(thread / 'comm').read_text().strip()} may wait for itself: flags {flags:x}")
+        words = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        if int(words["VmLck"].split()[0]) == 0:
+            raise Failed("the daemon's memory is not locked")
