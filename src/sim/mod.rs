@@ -8,11 +8,13 @@ mod commands;
 mod disk;
 mod habits;
 mod model;
+mod options;
 mod origins;
 mod world;
 
 pub use disk::SimDisk;
-pub use world::{Mishap, Outcome, World, WorldOptions};
+pub use options::{Mishap, Outcome, WorldOptions};
+pub use world::World;
 
 #[cfg(test)]
 mod tests {

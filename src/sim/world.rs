@@ -5,6 +5,7 @@ use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::habits::{Habits, Wish};
 use super::model::{Model, Stamp};
+use super::options::{Mishap, Outcome, WorldOptions};
 use super::origins::Origins;
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::{Disk, MemoryDisk};
@@ -29,122 +30,6 @@ const SLOW_STEPS: u64 = 200;
 const STEPS_AFTER_A_FAULT: u64 = 100;
 /// Steps in which everything under way must come to its end once nothing new begins.
 const REST_STEPS: u64 = 20_000;
-
-/// How a run goes.
-#[derive(Clone, Debug)]
-pub struct WorldOptions {
-    /// Decides everything.
-    pub seed: u64,
-    /// Events to step through.
-    pub steps: u64,
-    /// Blocks of the data disk: few, so that they are reused soon.
-    pub data_blocks: u64,
-    /// Blocks of a volume.
-    pub volume_blocks: u64,
-    /// The most volumes at a time.
-    pub volumes: usize,
-    /// Lanes.
-    pub lanes: u16,
-    /// One power cut in about so many steps.
-    pub steps_between_power_cuts: u64,
-    /// One read or write of the data disk in about so many fails, for once; 0: none.
-    pub transfers_between_faults: u64,
-    /// The one mishap of a world without chance in such things.
-    pub mishap: Option<Mishap>,
-}
-
-/// One thing that goes wrong.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mishap {
-    /// The power goes after so many writes and flushes of the metadata disk.
-    MetadataPower(u64),
-    /// The power goes after so many writes and flushes of the data disk.
-    DataPower(u64),
-    /// One read, write or flush of the metadata disk fails, after so many.
-    MetadataFault(u64),
-    /// One read, write or flush of the data disk fails, after so many.
-    DataFault(u64),
-}
-
-impl WorldOptions {
-    /// A crowded little world.
-    pub fn crowded(seed: u64) -> Self {
-        WorldOptions {
-            seed,
-            steps: 3000,
-            data_blocks: 20,
-            volume_blocks: 6,
-            volumes: 5,
-            lanes: 3,
-            steps_between_power_cuts: 700,
-            transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
-            mishap: None,
-        }
-    }
-
-    /// A short script in which nothing goes wrong but, perhaps, one thing.
-    pub fn small(seed: u64, mishap: Option<Mishap>) -> Self {
-        WorldOptions {
-            steps: 500,
-            steps_between_power_cuts: 1 << 40,
-            transfers_between_faults: 0,
-            mishap,
-            ..WorldOptions::crowded(seed)
-        }
-    }
-}
-
-/// What a run did.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Outcome {
-    /// Requests completed.
-    pub requests: u64,
-    /// Of these, refused for lack of space.
-    pub no_space: u64,
-    /// Flushes completed.
-    pub flushes: u64,
-    /// Snapshots taken.
-    pub snapshots: u64,
-    /// Volumes rolled back.
-    pub roll_backs: u64,
-    /// Data blocks added to pools.
-    pub grown_blocks: u64,
-    /// Volumes deleted.
-    pub deletions: u64,
-    /// Power cuts survived.
-    pub power_cuts: u64,
-    /// Reads and writes of the data disk that failed although the power was there.
-    pub faults: u64,
-    /// Reads of external origins.
-    pub origin_reads: u64,
-    /// Times that everything came to rest and was looked at.
-    pub rests: u64,
-    /// Writes and flushes of the metadata disk and of the data disk, and with the reads.
-    pub operations: [u64; 2],
-    /// The same with the reads.
-    pub operations_and_reads: [u64; 2],
-}
-
-impl Outcome {
-    /// Adds another run's figures.
-    pub fn add(&mut self, other: Outcome) {
-        self.requests += other.requests;
-        self.no_space += other.no_space;
-        self.flushes += other.flushes;
-        self.snapshots += other.snapshots;
-        self.roll_backs += other.roll_backs;
-        self.grown_blocks += other.grown_blocks;
-        self.deletions += other.deletions;
-        self.power_cuts += other.power_cuts;
-        self.faults += other.faults;
-        self.origin_reads += other.origin_reads;
-        self.rests += other.rests;
-        for disk in 0..2 {
-            self.operations[disk] += other.operations[disk];
-            self.operations_and_reads[disk] += other.operations_and_reads[disk];
-        }
-    }
-}
 
 /// Something that will happen.
 enum Event {
