@@ -324,15 +324,8 @@ impl Exports for PoolExports {
         let not_found =
             || Error::new(ErrorKind::NotFound, format!("there is no volume `{name}` in this pool"));
         let id = self.service.volume_id(name).ok_or_else(not_found)?;
-        let lease = match self.pool.open_volume(id) {
-            // Its external origin could not be had; perhaps it is back.
-            Err(error) if error.kind() == ErrorKind::Io => self
-                .service
-                .reopen_origin(id)
-                .and_then(|()| self.pool.open_volume(id))
-                .map_err(|error| error.context(format!("volume `{name}`")))?,
-            opened => opened?,
-        };
+        let lease = self.service.open_volume(&self.pool, id);
+        let lease = lease.map_err(|error| error.context(format!("volume `{name}`")))?;
         let read_only = self.service.is_read_only(id);
         let description = format!("uthin volume {name} (number {id})");
         Ok(Export { lease, read_only, description, block_size: self.block_size })

@@ -46,7 +46,7 @@ impl Service {
         })?;
         let now = || self.catalog.read().expect(NO_PANIC).by_id(id).map(|entry| entry.name.clone());
         exports
-            .export(id, request, || self.is_read_only(id), now)
+            .export(id, request, |pool| self.open_volume(pool, id), || self.is_read_only(id), now)
             .map_err(|error| error.context(format!("exporting volume `{name}`")))
     }
 

@@ -6,6 +6,7 @@
 use super::api::{ExportInfo, ExportKind, ExportVolume, SCHEMA, Unexported};
 use super::name::VolumeName;
 use crate::driver::Pool;
+use crate::engine::VolumeLease;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::ublk::{self, BLOCK_DEVICE, Device, Options};
 use crate::units::{BlockSize, VolumeId};
@@ -52,17 +53,19 @@ impl Exports {
         Exports { pool, block_size, folder, state: Mutex::default(), locks_memory: Once::new() }
     }
 
-    /// Makes the volume a block device, linked under the name that `name` gives. `Exists` when it is one already.
+    /// Makes the volume, opened by `open`, a block device, linked under the name that `name` gives. `Exists` when it is one
+    /// already.
     pub fn export(
         &self,
         id: VolumeId,
         request: &ExportVolume,
+        open: impl FnOnce(&Pool) -> Result<VolumeLease>,
         is_read_only: impl FnOnce() -> bool,
         name: impl Fn() -> Option<VolumeName>,
     ) -> Result<ExportInfo> {
         self.begin(id)?;
         let _coming = Coming { exports: self, id };
-        let lease = self.pool.open_volume(id)?;
+        let lease = open(&self.pool)?;
         // Asked for after the volume was opened: see `Service::is_read_only`.
         let options = options_of(request, is_read_only());
         self.locks_memory.call_once(lock_memory);

@@ -8,7 +8,8 @@ use super::api::OriginInfo;
 use super::catalog::{Catalog, VolumeEntry};
 use super::service::{NO_PANIC, Service};
 use crate::disk::{Disk, FileDisk, OpenMode};
-use crate::engine::{Behind, Command, Origin};
+use crate::driver::Pool;
+use crate::engine::{Behind, Command, Origin, VolumeLease};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -203,8 +204,19 @@ impl Service {
         }
     }
 
+    /// Opens a volume of `pool` for a client. If its external origin could not be had, perhaps it is back.
+    pub fn open_volume(&self, pool: &Pool, volume: VolumeId) -> Result<VolumeLease> {
+        match pool.open_volume(volume) {
+            Err(error) if error.kind() == ErrorKind::Io => {
+                self.reopen_origin(volume)?;
+                pool.open_volume(volume)
+            }
+            opened => opened,
+        }
+    }
+
     /// Tries once more to have the origin of a volume that was not served for the want of it.
-    pub fn reopen_origin(&self, volume: VolumeId) -> Result<()> {
+    fn reopen_origin(&self, volume: VolumeId) -> Result<()> {
         let known = self
             .catalog
             .read()

@@ -63,8 +63,8 @@ enum Work {
     None,
     /// A request of so many bytes, all of which the lane does at once.
     Whole { bytes: i32 },
-    /// Zeros have to be written from here on.
-    Zeroes { left: Range<u64>, fua: bool },
+    /// There have to be zeros from here on.
+    Zeroes { left: Range<u64>, fua: bool, may_unmap: bool },
 }
 
 struct Queue {
@@ -209,8 +209,8 @@ impl Queue {
         };
         let slot = &mut self.slots[usize::from(tag)];
         match wanted.kind {
-            Kind::WriteZeroes { fua, may_unmap: false } => {
-                slot.work = Work::Zeroes { left: wanted.range, fua };
+            Kind::WriteZeroes { fua, may_unmap } => {
+                slot.work = Work::Zeroes { left: wanted.range, fua, may_unmap };
                 self.write_zeroes(tag);
             }
             Kind::Read | Kind::Write { .. } => {
@@ -218,22 +218,25 @@ impl Queue {
                 let buffer = slot.buffer.take();
                 self.start(tag, wanted.kind, wanted.range, buffer);
             }
-            Kind::Discard | Kind::Flush | Kind::Extents | Kind::WriteZeroes { may_unmap: true, .. } => {
+            Kind::Discard | Kind::Flush | Kind::Extents => {
                 slot.work = Work::Whole { bytes: 0 };
                 self.start(tag, wanted.kind, wanted.range, None);
             }
         }
     }
 
-    /// The next step of zeros that are written; only the last needs force, which covers all that was acknowledged.
+    /// The next step of zeros; only the last needs force, which covers all that was acknowledged.
     fn write_zeroes(&mut self, tag: u16) {
-        let block_bytes = self.block_size.bytes();
+        let (block_bytes, origin_bytes) = (self.block_size.bytes(), self.volume.origin_bytes());
         let slot = &mut self.slots[usize::from(tag)];
-        let Work::Zeroes { left, fua } = &mut slot.work else { unreachable!("it writes zeros") };
-        // Ends between blocks: none is zeroed in two parts, which may mean to fill it first.
-        let end = ((left.start / block_bytes + ZEROES_STEP_BLOCKS) * block_bytes).min(left.end);
+        let Work::Zeroes { left, fua, may_unmap } = &mut slot.work else { unreachable!("it writes zeros") };
+        let end = match *may_unmap && left.start >= origin_bytes {
+            true => left.end, // one operation, whatever its length
+            // Ends between blocks: none is zeroed in two parts, which may mean to fill it first.
+            false => ((left.start / block_bytes + ZEROES_STEP_BLOCKS) * block_bytes).min(left.end),
+        };
         let range = left.start..end;
-        let kind = Kind::WriteZeroes { fua: *fua && end == left.end, may_unmap: false };
+        let kind = Kind::WriteZeroes { fua: *fua && end == left.end, may_unmap: *may_unmap };
         left.start = end;
         self.start(tag, kind, range, None);
     }
