@@ -268,6 +268,20 @@ fn snapshots_have_their_volume_s_origin_and_keep_it_through_everything() {
 }
 
 #[test]
+fn a_snapshot_that_a_message_made_has_its_volume_s_origin_for_good() {
+    let base = pattern(5, 1 << 20);
+    let (place, _) = place_with_origin(&base);
+    place.ok(&["volume", "create", "./p/v", "--origin", "base"]);
+    let id = place.json(&["volume", "status", "./p/v"])["id"].to_string();
+    place.ok(&["pool", "message", POOL, &format!("create_snap 77 {id}")]);
+    let volumes = place.json(&["volume", "list", POOL]);
+    let made = volumes["volumes"].as_array().expect("volumes").iter().find(|volume| volume["id"] == 77);
+    let made = made.expect("it was made")["name"].as_str().expect("a name").to_owned();
+    let _daemon = place.serve(&[]);
+    assert!(contents(&place, &made) == base, "after the pool was opened again");
+}
+
+#[test]
 fn a_volume_grows_over_its_origin_and_past_it() {
     let origin = pattern(6, 6 * BLOCK + 512);
     let (place, _) = place_with_origin(&origin);

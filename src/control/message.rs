@@ -189,7 +189,7 @@ impl Service {
             check_volume_size(size_bytes, volume_bytes_limit(self.pool_status()?.block_size))?;
         }
         self.require_free_number(id)?;
-        let entry = self.numbered(id, size_bytes.unwrap_or(0), None);
+        let entry = self.numbered(id, size_bytes.unwrap_or(0));
         let size_bytes = entry.size_bytes;
         self.carry_out_unstepped(&mut changes, Operation::Create(entry.clone()), |step| {
             Command::CreateVolume { volume: id, size_bytes, origin: None, step }
@@ -200,8 +200,13 @@ impl Service {
     fn create_snap(&self, volume: VolumeId, origin: VolumeId) -> Result<VolumeEntry> {
         let mut changes = self.begin_change()?;
         self.require_free_number(volume)?;
-        let size_bytes = self.by_number(origin)?.size_bytes;
-        let entry = self.numbered(volume, size_bytes, Some(origin));
+        let of = self.by_number(origin)?;
+        // What neither maps shows through the snapshot as it does through the volume.
+        let entry = VolumeEntry {
+            origin: Some(origin),
+            external_origin: of.external_origin,
+            ..self.numbered(volume, of.size_bytes)
+        };
         self.carry_out_unstepped(&mut changes, Operation::Snapshot(vec![entry.clone()]), |step| {
             Command::Snapshot { pairs: vec![(origin, volume)], step }
         })?;
@@ -274,7 +279,7 @@ impl Service {
         })
     }
 
-    fn numbered(&self, id: VolumeId, size_bytes: u64, origin: Option<VolumeId>) -> VolumeEntry {
+    fn numbered(&self, id: VolumeId, size_bytes: u64) -> VolumeEntry {
         VolumeEntry {
             external_origin: None,
             name: VolumeName::of_unknown(id),
@@ -282,7 +287,7 @@ impl Service {
             size_bytes,
             created_unix_seconds: Some(time::now_unix_seconds()),
             created_in_transaction: Some(self.catalog.read().expect(NO_PANIC).transaction_id),
-            origin,
+            origin: None,
             labels: Labels::new(),
             read_only: false,
         }
