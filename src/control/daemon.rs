@@ -6,6 +6,7 @@
 //! the pool's lock, so nobody listens there.
 
 use super::api::{Discard, ExportKind, ExportVolume, PoolApi, ServedBy};
+use super::catalog_file::LoggedCatalog;
 use super::exports::Exports as BlockDevices;
 use super::hook;
 use super::http::{self, CloseRequest};
@@ -187,7 +188,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     let data = Arc::new(data);
     let driver = Pool::start(Keeper::new(metadata, data.clone(), keeper_options)?, data)?;
     let executor = Box::new(PoolExecutor(driver.clone()));
-    let store = Box::new(dir.catalog());
+    let store = Box::new(LoggedCatalog::new(dir.catalog()));
     let service = Service::new(Parts { path, executor, store, catalog, notes, needs_check });
     service.resume_deletions()?;
     Ok((Arc::new(service), driver, block_size))

@@ -11,7 +11,8 @@ mod lvm;
 mod lvm_text;
 
 use super::api::{SCHEMA, SetPool};
-use super::catalog::{Catalog, CatalogFile, CatalogStore, VolumeEntry};
+use super::catalog::{Catalog, VolumeEntry};
+use super::catalog_file::CatalogFile;
 use super::create::refuse_same;
 use super::label::{LabelKey, LabelValue, Labels};
 use super::name::{PoolRef, VolumeName};
