@@ -59,7 +59,8 @@ fn served() -> (Place, Daemon) {
 
 fn checked(place: &Place) -> (bool, String) {
     let metadata = place.path("p/metadata");
-    let output = Command::new(env!("CARGO_BIN_EXE_uthin-fsck")).args(["check", "--json"]).arg(&metadata).output();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_uthin-fsck")).args(["check", "--json"]).arg(&metadata).output();
     let output = output.expect("it starts");
     (output.status.success(), String::from_utf8(output.stdout).expect("text"))
 }

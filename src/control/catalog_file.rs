@@ -85,7 +85,9 @@ impl CatalogFile {
         };
         let path = self.log_path();
         let bytes = read_limited(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => wrong_log(&path, "catalog.json goes on there, and there is no such file"),
+            std::io::ErrorKind::NotFound => {
+                wrong_log(&path, "catalog.json goes on there, and there is no such file")
+            }
             _ => Error::io(format!("reading {}", path.display()), &source)
                 .hint("the file holds the last changes of the volumes' names and sizes: restore it"),
         })?;

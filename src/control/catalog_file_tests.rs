@@ -143,7 +143,10 @@ fn the_file_stays_as_it_is_while_the_log_grows_and_says_everything_at_the_end() 
     assert!(!kept.path("catalog.log").exists());
     assert_eq!(kept.load(), Ok(Loaded { catalog: kept.catalog.clone(), changes_in_log: None }));
     let text = fs::read_to_string(kept.path("catalog.json")).expect("text");
-    assert!(text.contains("\"schema\": 1") && !text.contains("\"log\""), "it can be read by who knows no log");
+    assert!(
+        text.contains("\"schema\": 1") && !text.contains("\"log\""),
+        "it can be read by who knows no log"
+    );
 }
 
 #[test]
@@ -153,7 +156,9 @@ fn a_log_that_is_full_begins_anew_and_what_it_held_before_means_nothing() {
     for number in 0..300 {
         kept.create(&format!("v{number}"), number);
         if number > 60 {
-            kept.carry_out(Operation::Delete(VolumeName::parse(&format!("v{}", number - 50)).expect("a name")));
+            kept.carry_out(Operation::Delete(
+                VolumeName::parse(&format!("v{}", number - 50)).expect("a name"),
+            ));
             kept.keep(&[Change::Freed(BTreeSet::from([id(number - 50)]))], Durability::Now);
         }
         assert_eq!(kept.loaded(), kept.catalog, "{number}");
@@ -169,7 +174,15 @@ fn a_log_that_is_full_begins_anew_and_what_it_held_before_means_nothing() {
     fs::write(&path, text.replace(&last.to_string(), &(last + 1).to_string())).expect("written");
     let loaded = kept.load().expect("sound");
     assert_eq!(loaded.changes_in_log, Some(0));
-    assert_eq!(loaded.catalog, Catalog::parse(text.as_bytes(), &path).map(|mut whole| { whole.take_log(); whole }).expect("sound"));
+    assert_eq!(
+        loaded.catalog,
+        Catalog::parse(text.as_bytes(), &path)
+            .map(|mut whole| {
+                whole.take_log();
+                whole
+            })
+            .expect("sound")
+    );
 }
 
 #[test]
@@ -221,7 +234,7 @@ fn what_no_crash_can_have_torn_is_damage() {
             // The first three were durable when the last was written.
             let is_told = line < 4 && kept_says(&loaded, &format!("line {} is damaged", line + 1));
             assert!(is_told || (line >= 3 && loaded.is_ok()), "{line} {at}: {loaded:?}");
-            assert_eq!(is_told, line < 4 , "{line} {at}");
+            assert_eq!(is_told, line < 4, "{line} {at}");
         }
         start = *end;
     }
@@ -240,7 +253,10 @@ fn kept_says(loaded: &Result<Loaded>, what: &str) -> bool {
 #[test]
 fn changes_that_cannot_be_are_told_of_with_their_line() {
     for (content, says) in [
-        ("{\"begin\":{\"transaction_id\":7,\"operation\":{\"delete\":\"x\"}}}", "the one after 1 was expected"),
+        (
+            "{\"begin\":{\"transaction_id\":7,\"operation\":{\"delete\":\"x\"}}}",
+            "the one after 1 was expected",
+        ),
         ("{\"begin\":{\"transaction_id\":2,\"operation\":{\"delete\":\"x\"}}}", "`x`, which does not exist"),
         ("\"dropped\"", "none was under way"),
         ("{\"freed\":[3]}", "had not begun"),
@@ -275,7 +291,9 @@ fn a_log_that_fails_is_given_up_and_the_whole_is_written_with_the_next_change() 
     {
         // A file that takes no writes.
         let mut state = kept.store.state.lock().expect("whole");
-        let State::Log(open) = std::mem::replace(&mut *state, State::Unknown) else { panic!("there is a log") };
+        let State::Log(open) = std::mem::replace(&mut *state, State::Unknown) else {
+            panic!("there is a log")
+        };
         *state = State::Log(Open { log: open.log.failing(), ..open });
     }
     let change = begin(&kept.catalog, Operation::Create(entry("b", 1)));
@@ -326,7 +344,10 @@ fn change_of(catalog: &Catalog, kind: u8, which: u64) -> Option<Vec<Change>> {
         (0, Some(_)) => vec![Change::Done],
         (1, Some(_)) => vec![Change::Dropped],
         (2, _) if known.is_none() => {
-            vec![begin(catalog, Operation::Create(VolumeEntry { name: name(which), ..entry("x", free(1)[0].get()) }))]
+            vec![begin(
+                catalog,
+                Operation::Create(VolumeEntry { name: name(which), ..entry("x", free(1)[0].get()) }),
+            )]
         }
         (3, _) => vec![begin(catalog, Operation::Delete(known?.name))],
         (4, _) => {
@@ -339,7 +360,9 @@ fn change_of(catalog: &Catalog, kind: u8, which: u64) -> Option<Vec<Change>> {
             vec![Change::Entries(vec![renamed])]
         }
         (5, None) => vec![Change::Freed(catalog.deleting.clone())],
-        (6, _) => vec![Change::Options(PoolOptions { zero_new_blocks: which % 2 == 0, ..catalog.options })],
+        (6, _) => {
+            vec![Change::Options(PoolOptions { zero_new_blocks: which.is_multiple_of(2), ..catalog.options })]
+        }
         _ => return None,
     };
     Some(changes)

@@ -119,6 +119,7 @@ impl Onlooker {
             waiting_for_space: 0,
             volumes: volumes.len(),
             deleting,
+            counts: 1,
         })
     }
 
@@ -130,7 +131,7 @@ impl Onlooker {
         });
         let sharing = |id: &VolumeId| {
             let VolumeSharing { mapped_blocks, exclusive_blocks } = *counted.get(id)?;
-            Some(SharingInfo { mapped_blocks, exclusive_blocks, age_seconds: 0, is_current: true, count: 1 })
+            Some(SharingInfo { mapped_blocks, exclusive_blocks, age_seconds: 0, is_current: true })
         };
         // What cannot be read of one volume hides no other.
         let info = |(id, details)| {

@@ -249,7 +249,9 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
     match compare(dir, &mut metadata) {
         Ok((loaded, reconciled)) => {
             if let Some(changes) = loaded.as_ref().and_then(|loaded| loaded.changes_in_log) {
-                let what = format!("it was not closed: {changes} changes are in catalog.log alone, not in catalog.json");
+                let what = format!(
+                    "it was not closed: {changes} changes are in catalog.log alone, not in catalog.json"
+                );
                 findings.push(Finding::new("catalog-log", Severity::Note, what).mend(Mend::Open));
             }
             let numbers = loaded.iter().flat_map(|loaded| loaded.catalog.volumes.iter());

@@ -337,23 +337,16 @@ impl Service {
     }
 
     /// With what they share counted anew, if that is out of date and does not take too long: for who asks, a moment ago is
-    /// as good as now, and a count that takes longer is there for the next.
-    fn counted_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
-        let before = self.engine_volumes()?;
-        if self.executor.run(Command::CountShared)? != Answer::Counting(true) {
-            return Ok(before);
-        }
-        let counted = |volumes: &[engine::VolumeInfo]| volumes.iter().find_map(|volume| volume.sharing);
-        let count = counted(&before).map_or(0, |sharing| sharing.count);
-        let deadline = Instant::now() + COUNT_PATIENCE;
-        loop {
-            let volumes = self.engine_volumes()?;
-            let is_done = |sharing: engine::SharingInfo| sharing.is_current || sharing.count > count;
-            if volumes.is_empty() || counted(&volumes).is_some_and(is_done) || Instant::now() > deadline {
-                return Ok(volumes);
+    /// as good as now, and a count that takes longer is there for the next. `counts` is how many there have been.
+    fn counted_volumes(&self, counts: u64) -> Result<Vec<engine::VolumeInfo>> {
+        if self.executor.run(Command::CountShared)? == Answer::Counting(true) {
+            let deadline = Instant::now() + COUNT_PATIENCE;
+            // The volumes themselves are asked for once: that takes the keeper's time, and there may be very many.
+            while self.pool_status()?.counts == counts && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
             }
-            std::thread::sleep(Duration::from_millis(2));
         }
+        self.engine_volumes()
     }
 
     /// Whether the metadata is known to be at `id`, in core and on disk.
@@ -412,7 +405,7 @@ impl Service {
 }
 
 fn shared(sharing: engine::SharingInfo, block_bytes: u64) -> Sharing {
-    let engine::SharingInfo { mapped_blocks, exclusive_blocks, age_seconds, is_current, count: _ } = sharing;
+    let engine::SharingInfo { mapped_blocks, exclusive_blocks, age_seconds, is_current } = sharing;
     Sharing {
         exclusive_bytes: exclusive_blocks.saturating_mul(block_bytes),
         shared_bytes: mapped_blocks.saturating_sub(exclusive_blocks).saturating_mul(block_bytes),
@@ -509,7 +502,7 @@ impl PoolApi for Service {
 
     fn volumes(&self) -> Result<VolumeList> {
         let volumes = self.pool_status().and_then(|status| {
-            let volumes = self.counted_volumes()?;
+            let volumes = self.counted_volumes(status.counts)?;
             Ok((status.block_size.bytes(), volumes))
         });
         let catalog = self.catalog.read().expect(NO_PANIC);

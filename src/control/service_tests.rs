@@ -79,8 +79,15 @@ type Shared = Arc<Mutex<World>>;
 
 impl World {
     fn shared(disks: Disks, fault: Option<Fault>) -> Shared {
-        let world =
-            World { disks, fault, calls: 0, failed: false, log_failed: true, in_use: BTreeSet::new(), finish_deletions: false };
+        let world = World {
+            disks,
+            fault,
+            calls: 0,
+            failed: false,
+            log_failed: true,
+            in_use: BTreeSet::new(),
+            finish_deletions: false,
+        };
         Arc::new(Mutex::new(world))
     }
 
@@ -257,6 +264,7 @@ fn status_of(world: &World) -> PoolStatus {
         waiting_for_space: 0,
         volumes: world.disks.volumes.len() - world.disks.dying.len(),
         deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
+        counts: 0,
     }
 }
 

@@ -80,7 +80,9 @@ impl Volumes {
     /// Puts another entry in the place of the one that has its number, or says, in words, why it cannot be there.
     pub fn replace(&mut self, entry: VolumeEntry) -> Result<(), String> {
         match self.ids.get(&entry.name) {
-            Some(other) if *other != entry.id => return Err(format!("two volumes are called `{}`", entry.name)),
+            Some(other) if *other != entry.id => {
+                return Err(format!("two volumes are called `{}`", entry.name));
+            }
             Some(_) | None => {}
         }
         match self.remove(entry.id) {
@@ -140,7 +142,10 @@ mod tests {
         assert_eq!(volumes.iter().map(|entry| entry.id.get()).collect::<Vec<_>>(), [1, 4, 7]);
         assert_eq!(volumes.by_name("a"), volumes.by_id(VolumeId::new(4).expect("a number")));
         assert_eq!(volumes.total_bytes(), (512 << 1) + (512 << 4) + (512 << 7));
-        assert_eq!(volumes.remove(VolumeId::new(4).expect("a number")).map(|entry| entry.name.to_string()), Some("a".to_owned()));
+        assert_eq!(
+            volumes.remove(VolumeId::new(4).expect("a number")).map(|entry| entry.name.to_string()),
+            Some("a".to_owned())
+        );
         assert_eq!((volumes.by_name("a"), volumes.total_bytes()), (None, (512 << 1) + (512 << 7)));
     }
 

@@ -428,6 +428,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             waiting_for_space: self.space_waiters.len(),
             volumes: self.volumes.len(),
             deleting: self.deletions.iter().copied().collect(),
+            counts: self.sharing_counts(),
         }
     }
 

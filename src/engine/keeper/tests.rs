@@ -507,7 +507,7 @@ fn a_count_is_of_one_commit_and_says_so_when_it_is_old() {
     run(&mut keeper, Command::CountShared).unwrap();
     settle(&mut keeper);
     let found = shared(&mut keeper, 199).expect("it was counted");
-    assert_eq!((found.exclusive_blocks, found.is_current, found.count), (2, true, 2));
+    assert_eq!((found.exclusive_blocks, found.is_current, keeper.status().counts), (2, true, 2));
     // What is of this moment is not counted again.
     run(&mut keeper, Command::CountShared).unwrap();
     assert_eq!(keeper.settle(&mut Outbox::default()), Settled::Idle);
