@@ -38,7 +38,7 @@ test: build lint
 	@tools/oracle >/dev/null
 	cargo test --locked
 	@tests/bugs/run
-	@tests/vm/lab --seconds 400 --quick || { [ $$? -eq 3 ] && echo 'test: LEFT OUT: the scenarios of tests/vm, no virtual machine can be had here'; }
+	@tests/vm/lab --seconds 900 --quick || { [ $$? -eq 3 ] && echo 'test: LEFT OUT: the scenarios of tests/vm, no virtual machine can be had here'; }
 
 # FIRST..END; a failing seed is named and replays exactly.
 SEEDS ?= 1..10001

@@ -265,6 +265,7 @@ fn status_of(world: &World) -> PoolStatus {
         volumes: world.disks.volumes.len() - world.disks.dying.len(),
         deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
         counts: 0,
+        map_bytes: 0,
     }
 }
 

@@ -225,6 +225,8 @@ pub struct PoolStatus {
     pub deleting: Vec<VolumeId>,
     /// Counts of what volumes share that came to their end ([`Command::CountShared`]).
     pub counts: u64,
+    /// Bytes of map tables in memory.
+    pub map_bytes: u64,
 }
 
 /// One volume.
