@@ -163,6 +163,7 @@ pub fn reconcile(
             labels: Labels::new(),
             read_only: false,
             external_origin: None,
+            when_full: None,
         });
     }
     Ok(Reconciled { catalog, notes, lost, keep_copy })
@@ -247,6 +248,7 @@ mod tests {
             labels: Labels::new(),
             read_only: false,
             external_origin: None,
+            when_full: None,
         }
     }
 

@@ -31,7 +31,11 @@ struct Inner {
     operations_left: Option<u64>,
     /// Operations, reads included, until one fails, for once; `None`: none does.
     until_fault: Option<u64>,
+    /// The same for a second one, counted from the first.
+    until_second_fault: Option<u64>,
     has_failed: bool,
+    /// Operations that failed since the power came.
+    faults: u64,
     /// Writes and flushes so far, and with the reads.
     operations: u64,
     operations_and_reads: u64,
@@ -47,7 +51,9 @@ impl SimDisk {
             doomed: BTreeMap::new(),
             operations_left: None,
             until_fault: None,
+            until_second_fault: None,
             has_failed: false,
+            faults: 0,
             operations: 0,
             operations_and_reads: 0,
         };
@@ -68,9 +74,16 @@ impl SimDisk {
         self.lock().operations_left == Some(0)
     }
 
-    /// After this many more reads, writes and flushes, one fails without having done anything.
-    pub fn fail_after(&self, operations: u64) {
-        self.lock().until_fault = Some(operations);
+    /// After this many more reads, writes and flushes, one fails without having done anything; and after `then` more,
+    /// another.
+    pub fn fail_after(&self, operations: u64, then: Option<u64>) {
+        let mut inner = self.lock();
+        (inner.until_fault, inner.until_second_fault) = (Some(operations), then);
+    }
+
+    /// Operations that failed since the power came.
+    pub fn faults(&self) -> u64 {
+        self.lock().faults
     }
 
     /// Whether one has failed since the power came.
@@ -104,7 +117,8 @@ impl SimDisk {
         }
         inner.flushed_size = inner.durable.len();
         inner.operations_left = None;
-        (inner.has_failed, inner.doomed) = (false, BTreeMap::new());
+        (inner.has_failed, inner.faults, inner.doomed) = (false, 0, BTreeMap::new());
+        inner.until_second_fault = None;
     }
 
     /// All bytes as a reader sees them now.
@@ -123,14 +137,16 @@ impl SimDisk {
     /// Forgets that an operation has failed, and what a flush then left behind.
     pub fn forget_failure(&self) {
         let mut inner = self.lock();
-        (inner.has_failed, inner.doomed) = (false, BTreeMap::new());
+        (inner.has_failed, inner.faults, inner.doomed) = (false, 0, BTreeMap::new());
     }
 
     /// A read, or any other operation; fails when it is its turn to.
     fn count(inner: &mut Inner) -> io::Result<()> {
         match &mut inner.until_fault {
             Some(0) => {
-                (inner.until_fault, inner.has_failed) = (None, true);
+                inner.until_fault = inner.until_second_fault.take();
+                inner.has_failed = true;
+                inner.faults += 1;
                 return Err(io::Error::other("a fault"));
             }
             Some(left) => *left -= 1,

@@ -10,6 +10,7 @@ mod habits;
 mod model;
 mod options;
 mod origins;
+mod recovery;
 mod world;
 
 pub use disk::SimDisk;
@@ -19,6 +20,7 @@ pub use world::World;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::Scarce;
 
     fn run(options: WorldOptions) -> Outcome {
         let mishap = options.mishap;
@@ -26,8 +28,8 @@ mod tests {
         outcome.unwrap_or_else(|wrong| panic!("{mishap:?}, {wrong}"))
     }
 
-    /// Small worlds in which everything that can go wrong with a disk once goes wrong: the power at every write and flush, an
-    /// error at every read, write and flush.
+    /// Small worlds in which everything that can go wrong once goes wrong: the power at every write and flush, an error at
+    /// every read, write and flush (and a second one soon after), no space wherever some is asked for.
     #[test]
     fn no_single_mishap_breaks_a_promise() {
         let scripts = std::env::var("UTHIN_SIM_SCRIPTS").map_or(6, |count| count.parse().expect("a number"));
@@ -35,11 +37,15 @@ mod tests {
         for seed in 1..=scripts {
             let whole = run(WorldOptions::small(seed, None));
             let (operations, with_reads) = (whole.operations, whole.operations_and_reads);
+            let scarce = [Scarce::DataBlock, Scarce::MetadataSpace, Scarce::MetadataBlock];
+            let scarcity = |what| (0..whole.asked[what as usize]).map(move |at| Mishap::Scarcity(what, at));
             let all = (0..operations[0])
                 .map(Mishap::MetadataPower)
                 .chain((0..operations[1]).map(Mishap::DataPower))
                 .chain((0..with_reads[0]).map(Mishap::MetadataFault))
-                .chain((0..with_reads[1]).map(Mishap::DataFault));
+                .chain((0..with_reads[1]).map(Mishap::DataFault))
+                .chain((0..with_reads[0]).map(|at| Mishap::MetadataFaults(at, (at + seed) % 5)))
+                .chain(scarce.into_iter().flat_map(scarcity));
             for mishap in all {
                 survived += run(WorldOptions::small(seed, Some(mishap))).power_cuts.min(1);
                 mishaps += 1;

@@ -327,6 +327,7 @@ impl Plan<'_> {
         let (size_bytes, size_from) = self.size(id, &name, known.as_ref(), mapped_end)?;
         let mut entry = VolumeEntry {
             external_origin: None,
+            when_full: None,
             name,
             id,
             size_bytes,
