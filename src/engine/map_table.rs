@@ -6,10 +6,9 @@
 //! directories, and a volume that grows finds the next shelf empty. A lookup is six acquire loads at most.
 //! Only the keeper calls what changes it.
 
+use super::sync::{AtomicU64, OnceLock, Ordering};
 use crate::units::{Mapping, VirtualBlock};
 use std::ops::{Range, RangeInclusive};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Blocks in a page.
 pub const PAGE_BLOCKS: u64 = 512;
@@ -32,7 +31,7 @@ impl Directory {
     fn new() -> Self {
         Directory {
             pages: (0..DIRECTORY_PAGES).map(|_| OnceLock::new()).collect(),
-            holes: [const { AtomicU64::new(0) }; (DIRECTORY_PAGES / 64) as usize],
+            holes: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
@@ -65,7 +64,7 @@ pub struct MapTable {
 impl Default for MapTable {
     /// A table of which nothing is loaded.
     fn default() -> Self {
-        MapTable { shelves: [const { OnceLock::new() }; SHELVES] }
+        MapTable { shelves: std::array::from_fn(|_| OnceLock::new()) }
     }
 }
 

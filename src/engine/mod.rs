@@ -9,6 +9,7 @@ mod lane;
 mod map_table;
 mod origin;
 mod request;
+mod sync;
 mod volume;
 
 pub use command::*;

@@ -23,6 +23,8 @@ pub struct WorldOptions {
     pub transfers_between_faults: u64,
     /// One of the two disks fails an operation, and perhaps one more soon after, in about so many steps; 0: none.
     pub steps_between_faults: u64,
+    /// Whether it writes down what happens.
+    pub tells: bool,
     /// The one mishap of a world without chance in such things.
     pub mishap: Option<Mishap>,
 }
@@ -40,6 +42,8 @@ pub enum Mishap {
     DataFault(u64),
     /// One read, write or flush of the metadata disk fails, after so many, and after so many more another.
     MetadataFaults(u64, u64),
+    /// What is read of the metadata disk has one wrong bit, after so many reads, writes and flushes.
+    MetadataFlip(u64),
     /// Some in a row who ask for that go without, after so many.
     Scarcity(Scarce, u64),
 }
@@ -68,6 +72,7 @@ impl WorldOptions {
             steps_between_power_cuts: 700,
             transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
             steps_between_faults: if seed % 5 == 1 { 300 } else { 0 },
+            tells: false,
             mishap: None,
         }
     }
@@ -106,6 +111,8 @@ pub struct Outcome {
     pub power_cuts: u64,
     /// Reads and writes of the data disk that failed although the power was there.
     pub faults: u64,
+    /// Sectors of data disks that went bad.
+    pub bad_sectors: u64,
     /// Lives of pools in which a disk failed an operation.
     pub disk_faults: u64,
     /// Operations that failed on top of that.
@@ -142,6 +149,7 @@ impl Outcome {
         self.deletions += other.deletions;
         self.power_cuts += other.power_cuts;
         self.faults += other.faults;
+        self.bad_sectors += other.bad_sectors;
         self.disk_faults += other.disk_faults;
         self.double_faults += other.double_faults;
         self.read_only += other.read_only;

@@ -3,13 +3,13 @@
 
 use super::commands::UnderWay;
 use super::model::Stamp;
-use super::world::{Event, RESUMED_DELETION, SECTOR, Source, World, stamps_of};
+use super::world::{Event, SECTOR, Source, UNASKED, World, stamps_of};
 use crate::check::{CheckOptions, MendOptions, Verdict, check_and_mend};
-use crate::disk::Disk;
+use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
     Action, Answer, Command, IoError, Kind, Mode, Outbox, Request, Settled, Tag, VolumeInfo,
 };
-use crate::metadata::Metadata;
+use crate::metadata::{Access, Metadata};
 use crate::units::VolumeId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ impl World {
     pub(super) fn power_cycle(&mut self) -> Result<(), String> {
         self.outcome.power_cuts += 1;
         self.judge_mode()?;
+        self.tell(None, format_args!("the power is cut"));
+        self.patient.clear();
         self.forget_lanes();
         for (_, event) in std::mem::take(&mut self.events) {
             if let Event::Write { lane, offset_bytes, length_bytes, from, .. } = event {
@@ -56,11 +58,7 @@ impl World {
         self.model.after_power_cut(&found)?;
         for volume in half_deleted {
             // As the catalog has it: what was being deleted is deleted.
-            self.keeper.command(
-                RESUMED_DELETION,
-                Command::Delete { volume, step: None },
-                &mut Outbox::default(),
-            );
+            self.keeper.command(UNASKED, Command::Delete { volume, step: None }, &mut Outbox::default());
         }
         Ok(())
     }
@@ -113,17 +111,38 @@ impl World {
         Ok(())
     }
 
+    /// A read-only pool is marked if its metadata is to blame, and has the volumes of the last commit.
+    fn judge_read_only(&mut self, needs_check: bool, deleting: &[VolumeId]) -> Result<(), String> {
+        let (metadata_faults, data_faults) = (self.metadata_disk.faults(), self.data_disk.faults());
+        if (metadata_faults == 0) != (data_faults == 0) && needs_check != (metadata_faults > 0) {
+            return Err(format!("the pool is read-only, and needs_check is {needs_check}"));
+        }
+        let wrong = |error: crate::error::Error| format!("what a read-only pool has: {error}");
+        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
+        let durable = Metadata::open(disk, Access::ReadOnly).and_then(|mut metadata| metadata.volumes());
+        let durable = durable.map_err(wrong)?.into_iter().map(|(id, _)| id);
+        let durable: Vec<_> = durable.filter(|id| !deleting.contains(id)).collect();
+        // Another fault may still lie in wait.
+        let Ok(shown) = self.volume_infos() else { return Ok(()) };
+        let shown: Vec<_> = shown.into_iter().map(|volume| volume.id).collect();
+        if shown != durable {
+            return Err(format!("a read-only pool shows the volumes {shown:?}, and has {durable:?}"));
+        }
+        Ok(())
+    }
+
     /// How far down the pool has stepped, which must fit what has gone wrong with its disks: one failure leaves it readable.
     fn judge_mode(&mut self) -> Result<(), String> {
         let faults = self.metadata_disk.faults() + self.data_disk.faults();
         self.outcome.disk_faults += faults.min(1);
         self.outcome.double_faults += faults.saturating_sub(1);
         let is_off = self.metadata_disk.is_off() || self.data_disk.is_off();
-        match self.status().mode {
+        let status = self.status();
+        match status.mode {
             Mode::Write | Mode::OutOfDataSpace => Ok(()),
             Mode::ReadOnly(_) => {
                 self.outcome.read_only += 1;
-                Ok(())
+                if is_off { Ok(()) } else { self.judge_read_only(status.needs_check, &status.deleting) }
             }
             Mode::Failed(why) => {
                 self.outcome.failed += 1;

@@ -7,6 +7,7 @@ use super::habits::{Habits, Wish};
 use super::model::{Model, Stamp};
 use super::options::{Mishap, Outcome, WorldOptions};
 use super::origins::Origins;
+use super::story::{Story, Whose};
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
@@ -21,8 +22,8 @@ use std::ops::Range;
 
 pub(super) const SECTOR: u64 = 512;
 pub(super) const BLOCK_SECTORS: u64 = 128;
-/// The command number of deletions that an earlier life of the pool began.
-pub(super) const RESUMED_DELETION: u64 = 1;
+/// The number of commands whose answers nobody waits for.
+pub(super) const UNASKED: u64 = 1;
 /// Steps by which a slow read or write may be late: enough for a commit, a snapshot and a reuse meanwhile.
 const SLOW_STEPS: u64 = 200;
 /// Steps that a world goes on, about, after a disk has failed an operation.
@@ -54,6 +55,10 @@ pub(super) struct InFlight {
     kind: Kind,
     /// When it began: for a flush, what it covers.
     begun: u64,
+    /// The step in which it began.
+    step: u64,
+    /// The pool took no changes any more when it began.
+    is_too_late: bool,
 }
 
 /// A running world.
@@ -73,11 +78,15 @@ pub struct World {
     /// What will happen, and the step before which it does not.
     pub(super) events: Vec<(u64, Event)>,
     /// Steps so far.
-    now: u64,
+    pub(super) now: u64,
     pub(super) in_flight: BTreeMap<(usize, Tag), InFlight>,
     pub(super) buffers: HashMap<(usize, Tag), Vec<u8>>,
     pub(super) scratch: HashMap<(usize, OpId), Vec<u8>>,
     pub(super) command: Option<UnderWay>,
+    /// Volumes whose writes wait for space without end, and the step since which they do.
+    pub(super) patient: BTreeMap<VolumeId, u64>,
+    /// What happened, if somebody wants to know.
+    story: Option<Story>,
     /// Nothing else goes on and there is a free block: no request may be refused for lack of space.
     has_space: bool,
     next_tag: u64,
@@ -114,6 +123,8 @@ impl World {
             buffers: HashMap::new(),
             scratch: HashMap::new(),
             command: None,
+            patient: BTreeMap::new(),
+            story: options.tells.then(Story::default),
             has_space: false,
             next_tag: 0,
             next_stamp: 1,
@@ -130,6 +141,7 @@ impl World {
             Some(Mishap::MetadataFaults(after, then)) => {
                 world.metadata_disk.fail_after(after, Some(then));
             }
+            Some(Mishap::MetadataFlip(after)) => world.metadata_disk.flip_after(after),
             Some(Mishap::Scarcity(what, after)) => {
                 world.scarcity.refuse(what, after..after + Mishap::scarce_for(what));
             }
@@ -166,7 +178,25 @@ impl World {
         self.outcome.operations = disks.map(SimDisk::operations);
         self.outcome.asked = self.scarcity.asked();
         self.outcome.operations_and_reads = disks.map(SimDisk::operations_and_reads);
-        result.map(|()| self.outcome).map_err(|wrong| format!("seed {seed}: {wrong}"))
+        result.map(|()| self.outcome).map_err(|wrong| match &self.story {
+            Some(story) => format!("seed {seed}: {wrong}\n{}", story.of(&wrong)),
+            // Once more, exactly as before.
+            None => match World::new(WorldOptions { tells: true, ..self.options.clone() }).map(World::run) {
+                Ok(Err(told)) => told,
+                Ok(Ok(_)) | Err(_) => format!("seed {seed}: {wrong}, and not when it was run again"),
+            },
+        })
+    }
+
+    /// Writes down what happens.
+    pub(super) fn tell(&mut self, whose: Whose, text: std::fmt::Arguments<'_>) {
+        if let Some(story) = &mut self.story {
+            story.tell(self.now, whose, text);
+        }
+    }
+
+    fn whose(&self, lane: usize, op: OpId) -> Whose {
+        self.story.as_ref().and_then(|story| story.whose(lane, op))
     }
 
     fn run_steps(&mut self) -> Result<(), String> {
@@ -200,8 +230,17 @@ impl World {
     /// Some operation of a disk will fail soon; half of the time another one will, right after it.
     fn arm_fault(&mut self) {
         let then = self.chance.one_in(2).then(|| self.chance.below(8));
+        if self.chance.one_in(3) {
+            let sector = self.chance.below(self.options.data_blocks * BLOCK_SECTORS);
+            self.data_disk.spoil(sector);
+            self.outcome.bad_sectors += 1;
+            return self.tell(None, format_args!("sector {sector} of the data disk goes bad"));
+        }
         let disk = if self.chance.one_in(3) { &self.data_disk } else { &self.metadata_disk };
-        disk.fail_after(self.chance.below(40), then);
+        let after = self.chance.below(40);
+        disk.fail_after(after, then);
+        let name = disk.name();
+        self.tell(None, format_args!("disk {name} fails after {after} operations, and after {then:?} more"));
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -275,8 +314,10 @@ impl World {
             due_events => due[self.chance.below(due_events) as usize],
         };
         let mut actions = Vec::new();
+        let whose: Whose;
         let lane = match self.events.swap_remove(chosen).1 {
             Event::Read { lane, op, from, offset_bytes, length_bytes, into } => {
+                whose = self.whose(lane, op);
                 let mut bytes = vec![0; length_bytes as usize];
                 let result = match self.is_faulty() {
                     true => Err(IoError::Io),
@@ -284,29 +325,52 @@ impl World {
                 };
                 let (buffer, at) = self.place(lane, into);
                 buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+                self.tell(whose, format_args!("has read {length_bytes} at {offset_bytes}: {result:?}"));
                 self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Write { lane, op, offset_bytes, length_bytes, from } => {
+                whose = self.whose(lane, op);
                 let bytes = self.source(lane, from, length_bytes);
                 let result = match self.is_faulty() {
                     true => Err(IoError::Io),
                     false => self.data_disk.write_at(offset_bytes, &bytes).map_err(|_| IoError::Io),
                 };
+                self.tell(whose, format_args!("has written {length_bytes} at {offset_bytes}: {result:?}"));
                 self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Reply(lane, op, reply) => {
+                whose = self.whose(lane, op);
+                self.tell(whose, format_args!("is told {reply:?}"));
                 self.lanes[lane].reply(op, reply, &mut actions);
                 lane
             }
             Event::Ask(asker, ask) => {
+                if let (Asker::Lane(lane, op), Some(_)) = (asker, &self.story) {
+                    self.tell(self.whose(usize::from(lane.0), op), format_args!("asks {ask:?}"));
+                }
                 let mut out = Outbox::default();
                 self.keeper.handle(asker, ask, &mut out);
                 return self.deliver(out);
             }
         };
+        self.note(lane, &actions, whose);
         self.act(lane, actions)
+    }
+
+    /// Writes down whose ops these are.
+    fn note(&mut self, lane: usize, actions: &[Action], whose: Whose) {
+        let Some(story) = &mut self.story else { return };
+        for action in actions {
+            if let Action::ReadData { op, .. }
+            | Action::ReadOrigin { op, .. }
+            | Action::WriteData { op, .. }
+            | Action::Ask { op, .. } = action
+            {
+                story.begins(lane, *op, whose);
+            }
+        }
     }
 
     fn read(&self, from: &Source, offset_bytes: u64, bytes: &mut [u8]) -> Result<(), IoError> {
@@ -350,6 +414,7 @@ impl World {
     /// Begins nothing new until nothing is under way. Then nobody may have been forgotten, what is durable must be sound, and
     /// what is free must be there to be used.
     fn come_to_rest(&mut self) -> Result<(), String> {
+        self.lose_patience();
         self.run_dry()?;
         if !self.is_powered() {
             return Ok(());
@@ -489,11 +554,25 @@ impl World {
         let done = self.in_flight.remove(&(lane, tag)).ok_or("a request completed twice")?;
         let buffer = self.buffers.remove(&(lane, tag)).unwrap_or_default();
         self.outcome.requests += 1;
+        let whose = Some((done.volume, tag));
+        self.tell(whose, format_args!("ends: {result:?}"));
+        if let Some(story) = &mut self.story {
+            story.answered(whose);
+        }
+        if done.is_too_late && result.is_ok() && !matches!(done.kind, Kind::Read | Kind::Discard) {
+            let what = format!("{:?} of volume {}", done.kind, done.volume);
+            return Err(format!("{what} was done though the pool takes no changes"));
+        }
+        let is_patient = self.patient.get(&done.volume).is_some_and(|since| *since < done.step);
+        if result == Err(IoError::NoSpace) && matches!(done.kind, Kind::Write { .. }) && is_patient {
+            return Err(format!("a write of volume {} was refused that waits without end", done.volume));
+        }
         let moves = matches!(done.kind, Kind::Read | Kind::Write { .. } | Kind::WriteZeroes { .. });
         match result {
             Ok(()) => {}
             Err(IoError::NoSpace) if !self.has_space || self.is_scarce() => self.outcome.no_space += 1,
             Err(IoError::Io) if !self.is_powered() || (moves && self.outcome.faults > 0) => {}
+            Err(IoError::Io) if moves && self.outcome.bad_sectors > 0 => {}
             Err(error) => return Err(format!("{:?} of volume {} failed: {error:?}", done.kind, done.volume)),
         }
         match done.kind {
@@ -527,11 +606,12 @@ impl World {
             self.add_event(Event::Reply(usize::from(lane.0), op, reply));
         }
         for (number, answer) in out.answers {
-            if number == RESUMED_DELETION {
+            if number == UNASKED {
                 continue;
             }
             let UnderWay { volumes, origins, step } = self.command.take().ok_or("an answer to no command")?;
             let powered = self.is_powered();
+            self.tell(None, format_args!("the command's answer is {answer:?}"));
             match &answer {
                 Ok(
                     Answer::Done
@@ -625,8 +705,11 @@ impl World {
     }
 
     fn begin(&mut self, volume: VolumeId, kind: Kind, range: Range<u64>) {
+        let ignored = kind == Kind::Discard
+            && self.keeper.volume(volume).is_some_and(|volume| volume.ignores_discards());
         let changes = match kind {
             Kind::Read | Kind::Flush | Kind::Extents => 0..0,
+            Kind::Discard if ignored => 0..0,
             Kind::Write { .. } | Kind::WriteZeroes { .. } => range.clone(),
             Kind::Discard => {
                 let whole = BlockSize::MIN.whole_blocks_inside(range.start * SECTOR..range.end * SECTOR);
@@ -656,12 +739,17 @@ impl World {
         let held = if kind == Kind::Read { u64::from_le_bytes([0xee; 8]) } else { stamp };
         let buffer = held.to_le_bytes().repeat((length / 8) as usize);
         self.buffers.insert((lane, tag), buffer);
-        let request = InFlight { volume, range: range.clone(), changes, kind, begun };
+        let whose = Some((volume, tag));
+        self.tell(whose, format_args!("begins on lane {lane}: {kind:?} of sectors {range:?}, stamp {stamp}"));
+        let is_too_late = self.keeper.volume(volume).is_some_and(|volume| volume.refuses_changes());
+        let step = self.now;
+        let request = InFlight { volume, range: range.clone(), changes, kind, begun, step, is_too_late };
         self.in_flight.insert((lane, tag), request);
         let volume = self.keeper.volume(volume).expect("the model's volumes exist");
         let request = Request { tag, volume, kind, offset_bytes: range.start * SECTOR, length_bytes: length };
         let mut actions = Vec::new();
         self.lanes[lane].begin(request, &mut actions);
+        self.note(lane, &actions, whose);
         self.act(lane, actions).expect("a request that has just begun");
     }
 

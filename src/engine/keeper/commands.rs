@@ -432,6 +432,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                     self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
                 }
                 self.volumes.remove(&id);
+                self.volumes_when_full.remove(&id);
                 self.forget_sharing_of(id);
                 if progress == Progress::Done {
                     return Ok(Answer::Deleting { finished: true });

@@ -543,4 +543,6 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 #[cfg(test)]
+mod stop_tests;
+#[cfg(test)]
 mod tests;

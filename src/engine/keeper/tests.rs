@@ -10,11 +10,11 @@ use crate::units::{BlockSize, TransactionId};
 
 type Tested = Keeper<MemoryDisk, MemoryDisk>;
 
-fn id(number: u64) -> VolumeId {
+pub(super) fn id(number: u64) -> VolumeId {
     VolumeId::new(number).expect("a small number")
 }
 
-fn asker(op: u64) -> Asker {
+pub(super) fn asker(op: u64) -> Asker {
     Asker::Lane(LaneId(0), OpId(op))
 }
 
@@ -49,19 +49,19 @@ fn pool(data_blocks: u64) -> Tested {
     keeper
 }
 
-fn ask(keeper: &mut Tested, op: u64, ask: Ask) -> Vec<(Asker, Reply)> {
+pub(super) fn ask<M: Disk, D: Disk>(keeper: &mut Keeper<M, D>, op: u64, ask: Ask) -> Vec<(Asker, Reply)> {
     let mut out = Outbox::default();
     keeper.handle(asker(op), ask, &mut out);
     out.replies
 }
 
-fn settle(keeper: &mut Tested) -> Vec<(Asker, Reply)> {
+pub(super) fn settle<M: Disk, D: Disk>(keeper: &mut Keeper<M, D>) -> Vec<(Asker, Reply)> {
     let mut out = Outbox::default();
     while keeper.settle(&mut out) == Settled::HasWork {}
     out.replies
 }
 
-fn fill(keeper: &mut Tested, op: u64, block: u64) -> DataBlock {
+pub(super) fn fill<M: Disk, D: Disk>(keeper: &mut Keeper<M, D>, op: u64, block: u64) -> DataBlock {
     match ask(keeper, op, Ask::Fill(id(0), VirtualBlock(block)))[..] {
         [(to, Reply::Fill { target, .. })] if to == asker(op) => target,
         ref other => panic!("{other:?}"),
