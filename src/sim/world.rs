@@ -741,7 +741,8 @@ impl World {
         self.buffers.insert((lane, tag), buffer);
         let whose = Some((volume, tag));
         self.tell(whose, format_args!("begins on lane {lane}: {kind:?} of sectors {range:?}, stamp {stamp}"));
-        let is_too_late = self.keeper.volume(volume).is_some_and(|volume| volume.refuses_changes());
+        let is_too_late =
+            self.has_failed() && matches!(self.status().mode, Mode::ReadOnly(_) | Mode::Failed(_));
         let step = self.now;
         let request = InFlight { volume, range: range.clone(), changes, kind, begun, step, is_too_late };
         self.in_flight.insert((lane, tag), request);

@@ -75,6 +75,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 self.configure(behaviour);
                 Ok(Answer::Done)
             }
+            Command::ConfigureVolume { volume, when_full } if is_readable => {
+                self.configure_volume(volume, when_full)
+            }
             Command::Close if matches!(self.stopped, Some(Stop::OpenedReadOnly(_))) => {
                 self.end();
                 Ok(Answer::Done)

@@ -131,13 +131,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if self.is_stopped() {
             return;
         }
-        self.volumes.values().for_each(|volume| volume.refuse_changes());
         let error = self.with_way_back(failure, error);
         let fallen_back = match failure {
             Failure::Data => self.fall_back(false),
             Failure::Metadata => self.fall_back(true),
             Failure::Truncated => Err(error.clone()),
         };
+        // With those that are back.
+        self.volumes.values().for_each(|volume| volume.refuse_changes());
         self.stopped = Some(match fallen_back {
             Ok(()) => {
                 tracing::error!("the pool is read-only from now on: {error}");

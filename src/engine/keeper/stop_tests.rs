@@ -216,7 +216,8 @@ fn volumes_that_were_coming_or_going_are_as_of_the_last_commit() {
     let Ok(Answer::Volumes(volumes)) = run(&mut keeper, Command::Volumes) else { panic!("it can be read") };
     assert_eq!(volumes.iter().map(|volume| volume.id).collect::<Vec<_>>(), [id(0), id(1)]);
     assert_eq!(volumes[1].size_bytes, VOLUME_BLOCKS * BlockSize::MIN.bytes());
-    assert!(keeper.volume(id(1)).unwrap().open().is_ok(), "it can be read again");
+    let back = keeper.volume(id(1)).unwrap();
+    assert!(back.open().is_ok() && back.refuses_changes(), "it can be read again");
     let status = keeper.status();
     assert_eq!((status.transaction_id, status.deleting), (TransactionId(2), vec![]));
 }
