@@ -88,7 +88,7 @@ fn a_pool_that_runs_full_is_told_of_and_helped_without_an_error() {
     assert_eq!((&status["mode"], &status["health"]), (&"out_of_data_space".into(), &"critical".into()));
     assert_eq!(place.run(&["pool", "status", POOL, "--exit-code"]).code, 2);
     let told = events(&place);
-    for word in ["data-low", "data-full", "mode out_of_data_space"] {
+    for word in ["data-full", "mode out_of_data_space"] {
         assert_eq!(told.iter().filter(|event| *event == word).count(), 1, "{word}: {told:?}");
     }
     // All else goes on, but nothing new is begun.

@@ -1,8 +1,8 @@
 //! How a pool is run, as the command line says it: options that `pool create`, `pool set`, `pool adopt` and `serve` share.
 
 use super::size;
-use crate::control::api::{Discard, SetPool, VolumeWhenFull};
-use crate::control::options::FreeSpace;
+use crate::control::api::{Discard, SetPool};
+use crate::control::options::{FreeSpace, VolumeWhenFull};
 use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;

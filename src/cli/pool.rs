@@ -350,7 +350,7 @@ fn status(pool: &PoolRef, format: Option<Format>, json: bool, table: &TableArgs)
 fn status_text(columns: &[&Column<PoolInfo>], info: &PoolInfo, table: &TableArgs) -> String {
     let mut text = render_properties(columns, info, table);
     if let Some(failure) = &info.failure {
-        text.push_str(&format!("{}: {}\n", info.mode.word(), failure.message()));
+        text.push_str(&format!("failure: {}\n", failure.message()));
         if let Some(hint) = failure.next_step() {
             text.push_str(&format!("hint: {hint}\n"));
         }

@@ -5,10 +5,11 @@ use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
     CreateVolume, NewSnapshots, RenameVolume, ResizeVolume, RollBackVolume, SCHEMA, SetVolume, Sharing,
-    SnapshotGroup, SnapshotPair, VolumeInfo, VolumeWhenFull,
+    SnapshotGroup, SnapshotPair, VolumeInfo,
 };
 use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
+use crate::control::options::VolumeWhenFull;
 use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;

@@ -5,7 +5,7 @@
 
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
-use super::options::{FreeSpace, PoolOptions};
+use super::options::{FreeSpace, PoolOptions, VolumeWhenFull};
 pub use crate::engine::Discard;
 use crate::engine::WhenFull;
 use crate::error::{Error, Result};
@@ -464,29 +464,6 @@ pub struct SetVolume {
     /// What becomes of its writes on a full pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<VolumeWhenFull>,
-}
-
-/// What becomes of a volume's writes that need a block when none is free.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VolumeWhenFull {
-    /// What becomes of all: [`PoolInfo::when_full`].
-    Pool,
-    /// [`WhenFull::Error`].
-    Error,
-    /// [`WhenFull::Queue`].
-    Queue(u32),
-}
-
-impl VolumeWhenFull {
-    /// The volume's own policy, if it is to have one.
-    pub fn policy(self) -> Option<WhenFull> {
-        match self {
-            VolumeWhenFull::Pool => None,
-            VolumeWhenFull::Error => Some(WhenFull::Error),
-            VolumeWhenFull::Queue(seconds) => Some(WhenFull::Queue(seconds)),
-        }
-    }
 }
 
 /// The answer to `PATCH /v1/volumes/{name}`: what can be set, as it is now.

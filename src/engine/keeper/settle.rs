@@ -76,7 +76,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn commit(&mut self, out: &mut Outbox) -> Result<()> {
         let flushed = flush_data(&self.data).map_err(|error| {
             let error = Error::io(format_args!("{}: flushing the data disk", self.data.name()), &error);
-            (Failure::Data, error)
+            let has_shrunk = self.data.check_size().is_err();
+            (if has_shrunk { Failure::Truncated } else { Failure::Data }, error)
         });
         let freed = flushed.and_then(|data_first| {
             self.commit_metadata(data_first).map_err(|error| (Failure::Metadata, error))
