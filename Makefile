@@ -39,7 +39,7 @@ test: build lint
 	cargo test --locked
 	@$(MAKE) --no-print-directory loom
 	@tests/bugs/run
-	@tests/vm/lab --seconds 400 --quick || { [ $$? -eq 3 ] && echo 'test: LEFT OUT: the scenarios of tests/vm, no virtual machine can be had here'; }
+	@tests/vm/lab --seconds 900 --quick || { [ $$? -eq 3 ] && echo 'test: LEFT OUT: the scenarios of tests/vm, no virtual machine can be had here'; }
 
 # Threads are switched where they need not be three times at most; more with LOOM_MAX_PREEMPTIONS.
 loom:

@@ -119,33 +119,3 @@ fn a_pool_that_runs_full_is_told_of_and_helped_without_an_error() {
     daemon.signal(rustix::process::Signal::TERM);
     oracle::accepts(&fs::read(place.path("p/metadata")).expect("there"));
 }
-
-#[test]
-fn metadata_that_runs_full_is_told_of_and_helped_without_an_error() {
-    let place = Place::empty();
-    let options = ["--when-full", "queue:0", "--no-zero", "--min-free", "10%", "--metadata-size", "512K"];
-    place.ok(&[&["pool", "create", POOL, "--size", "1G"][..], &options].concat());
-    for volume in ["./p/old", "./p/v"] {
-        place.ok(&["volume", "create", volume, "--size", "512M"]);
-    }
-    let daemon = place.serve(&[]);
-    let mut old = place.connect("old");
-    (0..2048).for_each(|number| old.write(number * 4 * BLOCK, &[7; 512]).expect("there is space"));
-    old.flush().expect("durable");
-    drop(old);
-    // Every other mapping has a leaf half to itself.
-    let mut fio = fio(&place, "v", "rw=randwrite\nbs=4k\nsize=512m\nio_size=32m\nblockalign=64k");
-    let status = wait_for(&place, &mut fio, "writes wait", waits);
-    assert_eq!(status["needs_check"], false, "{status}");
-    assert!(status["data"]["free_bytes"].as_u64() > Some(BLOCK), "{status}");
-    let told = events(&place);
-    assert!(told.iter().any(|event| event == "metadata-low"), "{told:?}");
-    place.fails(&["volume", "snapshot", "./p/v", "s"], 7, "for metadata").hint();
-    place.ok(&["volume", "delete", "./p/old"]);
-    place.ok(&["pool", "grow", POOL, "--metadata-size", "8M"]);
-    ends_well(&place, "v", fio);
-    let status = place.json(&["pool", "status", POOL]);
-    assert_eq!((&status["mode"], &status["waiting_for_space"]), (&"rw".into(), &0.into()));
-    daemon.signal(rustix::process::Signal::TERM);
-    oracle::accepts(&fs::read(place.path("p/metadata")).expect("there"));
-}

@@ -17,7 +17,7 @@ use super::pool_dir::{PoolDir, short_socket_path};
 use super::service::{Executor, Parts, Service};
 use super::time;
 use crate::driver::Pool;
-use crate::engine::{Answer, Command, Keeper, KeeperOptions};
+use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, Keeper, KeeperOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
 use crate::units::BlockSize;
@@ -52,6 +52,8 @@ pub struct ServeOptions {
     pub zero_new_blocks: Option<bool>,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
     pub discard: Option<Discard>,
+    /// Bytes of volumes' maps to keep in memory; `None`: [`DEFAULT_MAP_BYTES`].
+    pub map_bytes: Option<u64>,
     /// A program to run for each event.
     pub hook: Option<PathBuf>,
     /// Volumes to make block devices of from the beginning.
@@ -181,6 +183,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         lanes: Limits::default().connections + BLOCK_DEVICE_LANES,
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
+        map_bytes: options.map_bytes.unwrap_or(DEFAULT_MAP_BYTES),
     };
     let OpenPool { path, metadata, data, catalog, notes } = opened;
     let block_size = metadata.geometry().block_size;

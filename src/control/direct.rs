@@ -13,7 +13,7 @@ use crate::engine::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Count, Metadata, VolumeSharing};
 use crate::units::{MetaBlock, VolumeId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
@@ -33,10 +33,9 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         zero_new_blocks: opened.catalog.options.zero_new_blocks,
         discard: opened.catalog.options.discard,
         when_full: WhenFull::Error,
-        volumes_when_full: HashMap::new(),
-        lanes: 0,
+        lanes: 0, // nobody reads or writes here
         volume_sizes: opened.volume_sizes(),
-        behind: HashMap::new(), // nobody reads or writes here
+        ..KeeperOptions::default()
     };
     let OpenPool { path, metadata, data, catalog, notes } = opened;
     let data = Arc::new(data);
@@ -124,6 +123,7 @@ impl Onlooker {
             waiting_for_space: 0,
             volumes: volumes.len(),
             deleting,
+            map_bytes: 0,
         })
     }
 

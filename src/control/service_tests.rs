@@ -216,6 +216,7 @@ fn status_of(world: &World) -> PoolStatus {
         waiting_for_space: 0,
         volumes: world.disks.volumes.len() - world.disks.dying.len(),
         deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
+        map_bytes: 0,
     }
 }
 

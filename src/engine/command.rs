@@ -236,6 +236,8 @@ pub struct PoolStatus {
     pub volumes: usize,
     /// Volumes being deleted in the background.
     pub deleting: Vec<VolumeId>,
+    /// Bytes of map tables in memory.
+    pub map_bytes: u64,
 }
 
 /// One volume.

@@ -1,5 +1,4 @@
-//! What lanes and the keeper share without locks is made of: the standard library's atomics. The model checker
+//! What the epochs are made of: the standard library's atomics. The model checker
 //! (`tests/loom`) puts its own in their place.
 
-pub(super) use std::sync::OnceLock;
 pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};

@@ -1,5 +1,6 @@
 //! What decides how a world goes, and what a run of it did.
 
+use crate::engine::PAGE_BYTES;
 use crate::metadata::Scarce;
 
 /// How a run goes.
@@ -25,6 +26,8 @@ pub struct WorldOptions {
     pub steps_between_faults: u64,
     /// Whether it writes down what happens.
     pub tells: bool,
+    /// Bytes of map tables in memory.
+    pub map_bytes: u64,
     /// The one mishap of a world without chance in such things.
     pub mishap: Option<Mishap>,
 }
@@ -73,6 +76,8 @@ impl WorldOptions {
             transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
             steps_between_faults: if seed % 5 == 1 { 300 } else { 0 },
             tells: false,
+            // A page, or two, or all that there are.
+            map_bytes: PAGE_BYTES * [1, 2, 100][(seed % 3) as usize],
             mishap: None,
         }
     }

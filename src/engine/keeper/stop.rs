@@ -8,7 +8,7 @@
 //! one of the past, and so a read there is an error. No block is handed out any more, so what tables point at stays.
 
 use super::*;
-use crate::engine::map_table::PAGE_BLOCKS;
+use crate::engine::pages::PAGE_BLOCKS;
 use std::collections::HashSet;
 
 /// Why the pool takes no more changes.
@@ -61,7 +61,7 @@ impl Uncommitted {
         self.rolled_back.push(volume);
     }
 
-    fn has_changed(&self, volume: VolumeId, page: &Range<u64>) -> bool {
+    pub fn has_changed(&self, volume: VolumeId, page: &Range<u64>) -> bool {
         let meets = |blocks: &Range<u64>| blocks.start < page.end && page.start < blocks.end;
         self.mapped.contains(&(volume, page.start / PAGE_BLOCKS))
             || self.unmapped.iter().any(|(other, blocks)| *other == volume && meets(blocks))
@@ -105,9 +105,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// A lane asks something of a pool that takes no changes.
     pub(super) fn handle_stopped(&mut self, from: Asker, ask: Ask, out: &mut Outbox) {
         match (&self.stopped, ask) {
-            (Some(Stop::OpenedReadOnly(_) | Stop::ReadOnly(_)), Ask::Load(id, block))
-                if !self.uncommitted.has_changed(id, &page_of(block)) =>
-            {
+            (Some(Stop::OpenedReadOnly(_) | Stop::ReadOnly(_)), Ask::Load(id, block)) => {
                 self.on_load(from, id, block, out);
             }
             // Nobody has written anything.

@@ -1,4 +1,4 @@
-//! The epochs and the map table, as they are in `src/engine`, under loom: it runs each of the tests once for every order in
+//! The epochs, as they are in `src/engine`, under loom: it runs each of the tests once for every order in
 //! which the threads' steps can take effect (up to `LOOM_MAX_PREEMPTIONS` changes of thread where none is needed), by the rules of
 //! the C11 memory model.
 
@@ -12,7 +12,6 @@ mod units;
 #[path = "../../../src/engine"]
 mod engine {
     pub mod epochs;
-    pub mod map_table;
 
     pub mod request {
         /// As in production.
@@ -20,33 +19,7 @@ mod engine {
         pub struct LaneId(pub u16);
     }
 
-    pub mod sync {
-        use loom::sync::atomic::AtomicBool;
-        pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
-
-        /// The standard library's, whose release and acquire loom gets to see.
-        pub struct OnceLock<T> {
-            value: std::sync::OnceLock<T>,
-            is_there: AtomicBool,
-        }
-
-        impl<T> OnceLock<T> {
-            pub fn new() -> Self {
-                OnceLock { value: std::sync::OnceLock::new(), is_there: AtomicBool::new(false) }
-            }
-
-            pub fn get(&self) -> Option<&T> {
-                if self.is_there.load(Ordering::Acquire) { self.value.get() } else { None }
-            }
-
-            /// One thread only calls this: the keeper's.
-            pub fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
-                let value = self.value.get_or_init(make);
-                self.is_there.store(true, Ordering::Release);
-                value
-            }
-        }
-    }
+    pub mod sync {}
 
     mod models {
         use super::epochs::{Epochs, Presence};
@@ -162,57 +135,6 @@ mod engine {
                 if let Some(seen) = seen {
                     assert_eq!(changed.load(Ordering::Relaxed), seen, "it changed after the snapshot");
                 }
-            });
-        }
-
-        /// A page comes whole, and an entry changes whole.
-        #[test]
-        fn a_lane_sees_what_was_mapped_before_or_after() {
-            model(2, || {
-                let table = Arc::new(MapTable::default());
-                let (block, hole) = (VirtualBlock(3), VirtualBlock(4));
-                let lane = {
-                    let table = table.clone();
-                    thread::spawn(move || {
-                        let mut seen = Vec::new();
-                        for _ in 0..2 {
-                            seen.push(table.get(block));
-                        }
-                        let order = |lookup: &Lookup| match lookup {
-                            Lookup::NotLoaded => 0,
-                            Lookup::Mapped(found) if *found == mapping(7) => 1,
-                            Lookup::Mapped(found) if *found == mapping(8) => 2,
-                            Lookup::Mapped(_) | Lookup::Hole => panic!("nobody mapped that: {lookup:?}"),
-                        };
-                        assert!(order(&seen[0]) <= order(&seen[1]), "{seen:?}");
-                        assert!(matches!(table.get(hole), Lookup::NotLoaded | Lookup::Hole));
-                    })
-                };
-                table.load_page(page_of(block), &[(block, mapping(7))]);
-                table.set(block, Some(mapping(8)));
-                lane.join().unwrap();
-                assert_eq!(table.get(block), Lookup::Mapped(mapping(8)));
-            });
-        }
-
-        /// A page that was empty becomes one with a mapping: never is it unknown in between.
-        #[test]
-        fn an_empty_page_becomes_one_with_a_mapping() {
-            model(2, || {
-                let table = Arc::new(MapTable::default());
-                let block = VirtualBlock(3);
-                table.load_page(page_of(block), &[]);
-                let lane = {
-                    let table = table.clone();
-                    thread::spawn(move || match table.get(block) {
-                        Lookup::Hole => {}
-                        Lookup::Mapped(found) => assert_eq!(found, mapping(7)),
-                        Lookup::NotLoaded => panic!("it was loaded"),
-                    })
-                };
-                table.set(block, Some(mapping(7)));
-                lane.join().unwrap();
-                assert_eq!(table.get(block), Lookup::Mapped(mapping(7)));
             });
         }
     }
