@@ -278,6 +278,8 @@ fn volumes_wait_for_space_by_policies_of_their_own() {
     (0..5).for_each(|_| keeper.tick(&mut Outbox::default()));
     assert_eq!(settle(&mut keeper), [], "without end");
     keeper.command(0, own(None), &mut Outbox::default());
+    assert_eq!(settle(&mut keeper), [(asker(13), Reply::Again)], "it is to try again after the commit");
+    starve(&mut keeper, 13, 1);
     assert_eq!(settle(&mut keeper), no_space(13), "as the pool again");
     let other = run(&mut keeper, Command::ConfigureVolume { volume: id(9), when_full: None });
     assert_eq!(other.unwrap_err().kind(), ErrorKind::NotFound);

@@ -5,9 +5,6 @@
 #![cfg(test)]
 #![allow(dead_code, reason = "the production files have more than the models need")]
 
-#[path = "../../../src/units.rs"]
-mod units;
-
 /// As `crate::engine` has it, but for what stands behind `sync`. (The tests in there are run elsewhere.)
 #[path = "../../../src/engine"]
 mod engine {
@@ -19,13 +16,13 @@ mod engine {
         pub struct LaneId(pub u16);
     }
 
-    pub mod sync {}
+    pub mod sync {
+        pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    }
 
     mod models {
         use super::epochs::{Epochs, Presence};
-        use super::map_table::{Lookup, MapTable, page_of};
         use super::request::LaneId;
-        use crate::units::{DataBlock, Mapping, SnapTime, VirtualBlock};
         use loom::sync::Arc as LoomArc;
         use loom::sync::atomic::{AtomicU64, Ordering};
         use loom::thread;
@@ -35,10 +32,6 @@ mod engine {
             let mut builder = loom::model::Builder::new();
             builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
             builder.check(test);
-        }
-
-        fn mapping(block: u64) -> Mapping {
-            Mapping { block: DataBlock(block), time: SnapTime(1) }
         }
 
         /// A lane looks at the map and uses what it finds; the keeper maps something else and reuses the old block when all have
