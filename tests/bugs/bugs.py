@@ -294,6 +294,7 @@ BUGS = {
     "volumes-have-no-policy": (
         "a volume's own policy for a full pool is not asked for",
         [(SPACE, "        self.volumes_when_full.get(&volume)", "        if BUG { return self.when_full; }\n        self.volumes_when_full.get(&volume)")],
+        "engine::keeper::stop_tests::volumes_wait_for_space_by_policies_of_their_own",
     ),
     "page-forgotten-too-early": (
         "a page of the map is forgotten while lanes may be writing blocks that only it knows to be exclusive",
