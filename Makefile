@@ -6,13 +6,14 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit nbd-client openssl zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build install lint test simulate vmtest vmbench demo bench snapshots clean
+.PHONY: help build install lint test loom simulate vmtest vmbench demo bench snapshots clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
 	@echo 'make install PREFIX=/usr/local   them, their man pages, completion for bash, and links by the names of the thin_ tools in PREFIX/lib/uthin'
 	@echo 'make demo    a pool, a volume, real NBD clients, a snapshot under load: under a minute'
 	@echo 'make test    build, lint and all tests, real clients and independent checkers among them'
+	@echo 'make loom    the lock-free parts in every order of their steps: seconds, once it is built'
 	@echo 'make simulate SEEDS=1..10001   power cuts in a simulated world'
 	@echo 'make vmtest KERNEL=stable   pools between us and the kernel'"'"'s own dm-thin, and block devices, in a virtual machine: half an hour'
 	@echo 'make vmbench block devices beside the kernel'"'"'s dm-thin in the virtual machine; the table lands in bench/results/'
@@ -37,8 +38,14 @@ test: build lint
 	@tools/need $(TEST_NEEDS)
 	@tools/oracle >/dev/null
 	cargo test --locked
+	@$(MAKE) --no-print-directory loom
 	@tests/bugs/run
 	@tests/vm/lab --seconds 900 --quick || { [ $$? -eq 3 ] && echo 'test: LEFT OUT: the scenarios of tests/vm, no virtual machine can be had here'; }
+
+# Threads are switched where they need not be three times at most; more with LOOM_MAX_PREEMPTIONS.
+loom:
+	@tools/need $(RUST_NEEDS)
+	LOOM_LOG=0 cargo test --locked --manifest-path tests/loom/Cargo.toml --target-dir target/loom models::
 
 # FIRST..END; a failing seed is named and replays exactly.
 SEEDS ?= 1..10001

@@ -2,6 +2,7 @@
 
 mod cli_common;
 
+use cli_common::nbd::NOT_PERMITTED;
 use cli_common::{POOL, Place};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -421,13 +422,41 @@ fn metadata_that_needs_a_check_can_be_looked_at_only() {
     assert_eq!((&status["needs_check"], &status["mode"]), (&true.into(), &"ro".into()));
     assert!(place.ok(&["pool", "status", POOL, "--format", "dm"]).contains(" ro "));
     assert!(!place.names().is_empty());
-    for arguments in [&["volume", "create", "./p/v", "--size", "1M"][..], &["serve", POOL]] {
-        let outcome = place.run(arguments);
-        assert_eq!(outcome.code, 5, "{outcome:?}");
-        outcome.hint();
+    let refused = || {
+        let create = ["volume", "create", "./p/v", "--size", "1M"];
+        place.fails(&create, 5, "needs_check flag").hint().to_owned()
+    };
+    refused();
+    let daemon = place.serve(&[]);
+    assert!(refused().contains("uthin-fsck check --clear-needs-check-flag"), "the way back is told");
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!((&status["needs_check"], &status["mode"]), (&true.into(), &"ro".into()));
+    assert!(status["failure"]["hint"].as_str().is_some_and(|hint| hint.contains("--clear-needs-check-flag")));
+    assert_eq!(place.run(&["pool", "status", POOL, "--exit-code"]).code, 2);
+    place.fails(&["pool", "message", POOL, "create_thin 77"], 5, "EOPNOTSUPP");
+    place.fails(&["pool", "set", POOL, "--when-full", "queue"], 5, "read-only");
+    let mut client = place.connect(&place.names()[0]);
+    assert!(client.is_read_only);
+    assert_eq!(client.read(0, 4096).map(|bytes| bytes.len()), Ok(4096));
+    assert_eq!(client.flush(), Ok(()));
+    for change in [client.write(0, &[1; 512]), client.trim(0, 65536), client.zero(0, 65536)] {
+        assert_eq!(change, Err(NOT_PERMITTED));
     }
+    drop(client);
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
     assert!(before == fs::read(place.path("p/metadata")).expect("there"), "it was not touched");
     assert_eq!(place.files("p"), ["data", "metadata"], "no catalog is written either");
+    let cleared = std::process::Command::new(env!("CARGO_BIN_EXE_uthin-fsck"))
+        .args(["check", "--clear-needs-check-flag"])
+        .arg(place.path("p/metadata"))
+        .output()
+        .expect("it starts");
+    assert!(cleared.status.success(), "{cleared:?}");
+    let daemon = place.serve(&[]);
+    assert_eq!(place.json(&["pool", "status", POOL])["mode"], "rw");
+    assert!(!place.connect(&place.names()[0]).is_read_only);
+    drop(daemon);
 }
 
 /// The words of the kernel's status line that come from the metadata: not those of the pool's options and mode.

@@ -240,3 +240,52 @@ fn writes_wait_for_space_when_they_are_told_to() {
     accepted(&place);
     place.fails(&["pool", "set", POOL, "--when-full", "queue:x"], 2, "no way to be full").hint();
 }
+
+#[test]
+fn a_volume_may_wait_for_space_where_others_do_not() {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "64K"]);
+    for volume in ["./p/v", "./p/patient"] {
+        place.ok(&["volume", "create", volume, "--size", "64M"]);
+    }
+    let policy = |volume: &str| place.json(&["volume", "status", volume])["when_full"].clone();
+    let set = place.json(&["volume", "set", "./p/patient", "--when-full", "queue:0"]);
+    assert_eq!(set["when_full"], serde_json::json!({ "queue": 0 }));
+    let daemon = place.serve(&[]);
+    let (mut client, mut patient) = (place.connect("v"), place.connect("patient"));
+    write(&mut client, 0, 1);
+    let waits = |place: &Place| {
+        while place.json(&["volume", "status", "./p/patient"])["waiting_for_space"] != 1 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let writer = std::thread::spawn(move || patient.write(0, &[2; 512]));
+    waits(&place);
+    assert_eq!(client.write(BLOCK as u64, &[3; 512]), Err(NO_SPACE), "the pool's policy");
+    assert!(!writer.is_finished());
+    assert_eq!(policy("./p/v"), serde_json::Value::Null);
+    assert_eq!(
+        place.ok(&["volume", "status", "./p/patient", "-H", "-o", "when_full"]),
+        "queue without end\n"
+    );
+    place.ok(&["pool", "grow", POOL, "--size", "128K"]);
+    assert_eq!(writer.join().expect("no panic"), Ok(()));
+
+    // Changed while one waits, and nobody is waited for at the end.
+    let mut patient = place.connect("patient");
+    let writer = std::thread::spawn(move || patient.write(BLOCK as u64, &[2; 512]));
+    waits(&place);
+    place.ok(&["volume", "set", "./p/patient", "--when-full", "pool"]);
+    assert_eq!(writer.join().expect("no panic"), Err(NO_SPACE));
+    place.ok(&["volume", "set", "./p/patient", "--when-full", "queue"]);
+    assert_eq!(policy("./p/patient"), serde_json::json!({ "queue": 60 }));
+    let mut patient = place.connect("patient");
+    let writer = std::thread::spawn(move || patient.write(BLOCK as u64, &[2; 512]));
+    waits(&place);
+    drop(client);
+    daemon.signal(rustix::process::Signal::TERM);
+    assert_eq!(writer.join().expect("no panic"), Err(NO_SPACE));
+    assert_eq!(policy("./p/patient"), serde_json::json!({ "queue": 60 }), "it is kept");
+    accepted(&place);
+    place.fails(&["volume", "set", "./p/v", "--when-full", "queue:x"], 2, "no way to be full").hint();
+}

@@ -547,27 +547,45 @@ fn a_pool_deep_down_has_a_control_socket_all_the_same() {
 
 /// A limit on the size of files stands in for a disk that fails: writes beyond it do.
 #[test]
-fn a_disk_that_fails_stops_the_pool_and_opening_again_puts_it_right() {
+fn a_disk_that_fails_leaves_a_readable_pool_and_a_check_puts_it_right() {
     let place = place_with_volume("1G");
     let script = format!("trap '' XFSZ; ulimit -f 200; exec {} serve {POOL}", env!("CARGO_BIN_EXE_uthin"));
     let daemon = place.serve_by(std::process::Command::new("sh").args(["-c", &script]));
+    let mut client = place.connect("v");
+    client.write(0, &[7; 512]).expect("the first bytes of the data file are below the limit");
+    client.flush().expect("flushed");
     let failed =
         (0..100).map(|number| place.run(&["volume", "create", &format!("./p/w{number}"), "--size", "1M"]));
     let failed: Vec<_> = failed.skip_while(|outcome| outcome.code == 0).take(2).collect();
     assert_eq!(failed.iter().map(|outcome| outcome.code).collect::<Vec<_>>(), [1, 1], "{failed:?}");
     let status = place.json(&["pool", "status", POOL]);
-    assert_eq!(status["mode"], "fail");
+    assert_eq!((&status["mode"], &status["needs_check"]), (&"ro".into(), &true.into()));
     assert!(
         status["failure"]["message"].as_str().is_some_and(|message| message.contains("metadata")),
         "{status}"
     );
-    assert_eq!(place.ok(&["pool", "status", POOL, "--format", "dm"]), "Fail\n");
-    assert!(place.ok(&["pool", "status", POOL]).contains("failure: "));
+    let line = place.ok(&["pool", "status", POOL, "--format", "dm"]);
+    assert!(line.contains(" ro ") && line.contains(" needs_check "), "{line}");
+    assert!(place.ok(&["pool", "status", POOL]).contains("--clear-needs-check-flag"), "the way back is told");
+    assert_eq!(client.read(0, 512), Ok(vec![7; 512]));
+    for refused in [client.write(0, &[8; 512]), client.flush(), client.trim(0, 65_536), client.zero(0, 512)] {
+        assert_eq!(refused, Err(nbd::IO));
+    }
+    drop(client);
+    assert!(place.connect("v").is_read_only, "for those who come now");
     let made = status["volumes"].as_u64().expect("a number");
-    place.fails(&["pool", "close", POOL], 1, "failed");
-    assert_eq!(daemon.wait(), 1, "what was not flushed is lost, and the daemon says so");
     let names = place.names();
-    assert!((made - 1..=made).contains(&(names.len() as u64)), "{names:?}, {made} before");
+    assert_eq!(names.len() as u64, made, "{names:?}");
+    place.fails(&["pool", "close", POOL], 1, "read-only");
+    assert_eq!(daemon.wait(), 1, "what was not flushed is lost, and the daemon says so");
+    assert_eq!(place.names(), names, "what was acknowledged is there");
+    place.fails(&["volume", "create", "./p/again", "--size", "1M"], 5, "needs_check").hint();
+    let checked = std::process::Command::new(env!("CARGO_BIN_EXE_uthin-fsck"))
+        .args(["check", "--clear-needs-check-flag"])
+        .arg(place.path("p/metadata"))
+        .output()
+        .expect("it starts");
+    assert!(checked.status.success(), "{checked:?}");
     place.ok(&["volume", "create", "./p/again", "--size", "1M"]);
     assert_eq!(place.serve(&[]).signal(Signal::TERM), 0);
     assert_eq!(place.names().len(), names.len() + 1);

@@ -2,7 +2,7 @@
 
 use super::size;
 use crate::control::api::{Discard, SetPool};
-use crate::control::options::FreeSpace;
+use crate::control::options::{FreeSpace, VolumeWhenFull};
 use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
@@ -51,6 +51,19 @@ fn parse_when_full(text: &str) -> Result<WhenFull> {
         Some(_) | None => Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no way to be full"))
             .hint("write error, queue or queue:SECONDS")),
     }
+}
+
+pub(super) fn parse_volume_when_full(text: &str) -> Result<VolumeWhenFull> {
+    if text == "pool" {
+        return Ok(VolumeWhenFull::Pool);
+    }
+    let own = parse_when_full(text).map_err(|error| {
+        Error::new(error.kind(), error.message()).hint("write pool, error, queue or queue:SECONDS")
+    })?;
+    Ok(match own {
+        WhenFull::Error => VolumeWhenFull::Error,
+        WhenFull::Queue(seconds) => VolumeWhenFull::Queue(seconds),
+    })
 }
 
 pub(super) fn when_full_shown(when_full: WhenFull) -> String {

@@ -352,9 +352,9 @@ fn status_text(columns: &[&Column<PoolInfo>], info: &PoolInfo, table: &TableArgs
     let mut text = render_properties(columns, info, table);
     if let Some(failure) = &info.failure {
         text.push_str(&format!("failure: {}\n", failure.message()));
-    }
-    if info.needs_check {
-        text.push_str("the metadata must be checked before it can be served again\n");
+        if let Some(hint) = failure.next_step() {
+            text.push_str(&format!("hint: {hint}\n"));
+        }
     }
     info.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
     text

@@ -1,5 +1,6 @@
 //! `uthin volume`.
 
+use super::options::{parse_volume_when_full, when_full_shown};
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
@@ -8,6 +9,8 @@ use crate::control::api::{
 };
 use crate::control::label::{self, LabelChanges, LabelKey, LabelValue, Labels};
 use crate::control::name::{PoolRef, VolumeName, VolumeRef};
+use crate::control::options::VolumeWhenFull;
+use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 use std::collections::BTreeMap;
@@ -77,6 +80,10 @@ pub(super) enum Verb {
         /// may have open
         #[arg(long, value_name = "FILE|DEV", value_parser = parse_origin, group = "setting")]
         origin: Option<String>,
+        /// What a write that needs a block gets when none is free: as with the pool's `--when-full`, or `pool` for what
+        /// that says
+        #[arg(long, value_name = "pool|error|queue[:SECONDS]", value_parser = parse_volume_when_full, group = "setting")]
+        when_full: Option<VolumeWhenFull>,
     },
     /// Give a volume the contents of a snapshot; what it holds now is kept as a new volume, the way back
     #[command(visible_alias = "roll-back")]
@@ -238,6 +245,16 @@ const COLUMNS: &[Column<VolumeInfo>] = &[
             Cell::maybe(volume.external_origin.as_ref().and_then(|origin| origin.problem.as_ref()))
         },
     },
+    Column {
+        name: "when_full",
+        by_default: false,
+        cell: |volume| Cell::Text(when_full_of(volume.when_full)),
+    },
+    Column {
+        name: "waiting_for_space",
+        by_default: false,
+        cell: |volume| Cell::maybe_number(volume.waiting_for_space),
+    },
     Column { name: "labels", by_default: false, cell: |volume| Cell::Text(shown(&volume.labels)) },
     Column { name: "exports", by_default: false, cell: |volume| Cell::Text(volume.exports.join(",")) },
 ];
@@ -268,10 +285,10 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             }
             print(&format!("volume {} renamed to {}\n", renamed.old_name, renamed.name))
         }
-        Verb::Set { volume, label, unlabel, read_only, read_write, origin } => {
+        Verb::Set { volume, label, unlabel, read_only, read_write, origin, when_full } => {
             let labels = label_changes(label, unlabel)?;
             let read_only = (read_only || read_write).then_some(read_only);
-            set(&volume, &SetVolume { labels, read_only, external_origin: origin }, json)
+            set(&volume, &SetVolume { labels, read_only, external_origin: origin, when_full }, json)
         }
         Verb::Rollback { volume, to, keep, force } => {
             let request = RollBackVolume { to, keep, force };
@@ -385,7 +402,9 @@ fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
     }
     let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
     let on = settings.external_origin.map_or_else(String::new, |origin| format!(", on {}", origin.path));
-    print(&format!("volume {}: {}, labels {labels}{on}\n", settings.name, access(settings.read_only)))
+    let when_full = when_full_of(settings.when_full);
+    let access = access(settings.read_only);
+    print(&format!("volume {}: {access}, labels {labels}{on}, when full {when_full}\n", settings.name))
 }
 
 fn shared(volume: &VolumeInfo, bytes: impl Fn(&Sharing) -> u64) -> Cell {
@@ -426,6 +445,11 @@ fn once_each<V>(pairs: Vec<(LabelKey, V)>) -> Result<BTreeMap<LabelKey, V>> {
         all.insert(key, value);
     }
     Ok(all)
+}
+
+/// What becomes of a volume's writes on a full pool.
+fn when_full_of(own: Option<WhenFull>) -> String {
+    own.map_or_else(|| "as the pool".to_owned(), when_full_shown)
 }
 
 fn access(read_only: bool) -> &'static str {

@@ -5,7 +5,7 @@
 
 use super::label::{LabelChanges, Labels};
 use super::name::VolumeName;
-use super::options::{FreeSpace, PoolOptions};
+use super::options::{FreeSpace, PoolOptions, VolumeWhenFull};
 pub use crate::engine::Discard;
 use crate::engine::WhenFull;
 use crate::error::{Error, Result};
@@ -112,7 +112,7 @@ pub struct PoolInfo {
     /// Whether somebody has to see to it.
     #[serde(default)]
     pub health: Health,
-    /// Why it failed, in mode [`Mode::Fail`].
+    /// Why, in modes [`Mode::Fail`] and [`Mode::Ro`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Error>,
     /// The metadata's user-space transaction id.
@@ -291,6 +291,15 @@ pub struct VolumeInfo {
     /// What shows wherever it has no block of its own; `null`: zeros.
     #[serde(default)]
     pub external_origin: Option<OriginInfo>,
+    /// What becomes of its writes on a full pool; `null`: what becomes of all, see [`PoolInfo::when_full`].
+    #[serde(default)]
+    pub when_full: Option<WhenFull>,
+    /// Whether its requests have waited for as long as they may, so that those that come now do not wait.
+    #[serde(default)]
+    pub queue_expired: Option<bool>,
+    /// Its requests that wait for a free block now.
+    #[serde(default)]
+    pub waiting_for_space: Option<u64>,
     /// Number of clients that have it open.
     pub open: Option<u32>,
     /// Where it is to be had: NBD URIs; none when the pool is not served.
@@ -455,6 +464,9 @@ pub struct SetVolume {
     /// right though it was modified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_origin: Option<String>,
+    /// What becomes of its writes on a full pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<VolumeWhenFull>,
 }
 
 /// The answer to `PATCH /v1/volumes/{name}`: what can be set, as it is now.
@@ -475,6 +487,9 @@ pub struct VolumeSettings {
     /// What shows wherever it has no block of its own; `null`: zeros.
     #[serde(default)]
     pub external_origin: Option<OriginInfo>,
+    /// What becomes of its writes on a full pool; `null`: what becomes of all.
+    #[serde(default)]
+    pub when_full: Option<WhenFull>,
 }
 
 /// The body of `POST /v1/volumes/{name}/roll-back`.

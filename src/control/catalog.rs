@@ -20,6 +20,7 @@ use super::name::VolumeName;
 use super::options::PoolOptions;
 use super::origin::ExternalOrigin;
 use super::volumes::Volumes;
+use crate::engine::WhenFull;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, TransactionId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,9 @@ pub struct VolumeEntry {
     /// What shows wherever it has no block of its own; `None`: zeros.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_origin: Option<ExternalOrigin>,
+    /// What becomes of its writes on a full pool; `None`: what becomes of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
 }
 
 /// An operation under way.
@@ -205,6 +209,7 @@ impl Catalog {
             labels,
             read_only: false,
             external_origin,
+            when_full: None,
         })
     }
 
@@ -226,6 +231,7 @@ impl Catalog {
                 labels: Labels::new(),
                 read_only: *read_only,
                 external_origin: origin.external_origin.clone(),
+                when_full: None,
             };
             Ok((origin.id, entry))
         };

@@ -26,6 +26,7 @@ fn entry(name: &str, number: u64) -> VolumeEntry {
         origin: None,
         labels: Labels::new(),
         read_only: false,
+        when_full: None,
         external_origin: None,
     }
 }

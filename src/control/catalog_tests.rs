@@ -14,6 +14,7 @@ fn entry(name: &str, id: u64) -> VolumeEntry {
         labels: Labels::new(),
         read_only: false,
         external_origin: None,
+        when_full: None,
     }
 }
 

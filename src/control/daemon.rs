@@ -12,7 +12,7 @@ use super::hook;
 use super::http::{self, CloseRequest};
 use super::listen;
 use super::name::{PoolRef, VolumeName};
-use super::open::{OpenPool, open};
+use super::open::{OpenPool, open_to_serve};
 use super::options::PoolOptions;
 use super::pool_dir::{PoolDir, short_socket_path};
 use super::service::{Executor, Parts, Service};
@@ -21,7 +21,6 @@ use crate::driver::Pool;
 use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, Keeper, KeeperOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
-use crate::metadata::Access;
 use crate::units::BlockSize;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -170,7 +169,7 @@ async fn watch_pool(service: Arc<Service>) {
 
 /// The pool with its keeper, and what an earlier run left to do under way.
 fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Pool, BlockSize)> {
-    let opened = open(dir, Access::ReadWrite)?;
+    let opened = open_to_serve(dir)?;
     let kept = opened.catalog.options;
     let in_force = PoolOptions {
         discard: options.discard.unwrap_or(kept.discard),
@@ -181,18 +180,19 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         zero_new_blocks: in_force.zero_new_blocks,
         discard: in_force.discard,
         when_full: in_force.when_full,
+        volumes_when_full: opened.volumes_when_full(),
         lanes: Limits::default().connections + BLOCK_DEVICE_LANES,
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
         map_bytes: options.map_bytes.unwrap_or(DEFAULT_MAP_BYTES),
     };
-    let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
+    let OpenPool { path, metadata, data, catalog, notes } = opened;
     let block_size = metadata.geometry().block_size;
     let data = Arc::new(data);
     let driver = Pool::start(Keeper::new(metadata, data.clone(), keeper_options)?, data)?;
     let executor = Box::new(PoolExecutor(driver.clone()));
     let store = Box::new(LoggedCatalog::new(dir.catalog()));
-    let service = Service::new(Parts { path, executor, store, catalog, notes, needs_check });
+    let service = Service::new(Parts { path, executor, store, catalog, notes });
     service.resume_deletions()?;
     Ok((Arc::new(service), driver, block_size))
 }
@@ -330,7 +330,7 @@ impl Exports for PoolExports {
         let id = self.service.volume_id(name).ok_or_else(not_found)?;
         let lease = self.service.open_volume(&self.pool, id);
         let lease = lease.map_err(|error| error.context(format!("volume `{name}`")))?;
-        let read_only = self.service.is_read_only(id);
+        let read_only = self.service.is_read_only(id) || lease.volume().refuses_changes();
         let description = format!("uthin volume {name} (number {id})");
         Ok(Export { lease, read_only, description, block_size: self.block_size })
     }

@@ -19,10 +19,10 @@ use std::sync::{Arc, Mutex};
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
 pub fn open_to_look(pool: &PoolRef) -> Result<Service> {
     let dir = PoolDir::of(pool);
-    let OpenPool { path, metadata, data: _, catalog, notes, needs_check } = open(&dir, Access::ReadOnly)?;
+    let OpenPool { path, metadata, data: _, catalog, notes } = open(&dir, Access::ReadOnly)?;
     let (deleting, options) = (catalog.deleting.clone(), catalog.options);
     let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting, options });
-    Ok(Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes, needs_check }))
+    Ok(Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes }))
 }
 
 /// Opens the pool to change it; to be ended with [`Service::close`]. Deletions that were left unfinished go on.
@@ -37,12 +37,11 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         volume_sizes: opened.volume_sizes(),
         ..KeeperOptions::default()
     };
-    let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
+    let OpenPool { path, metadata, data, catalog, notes } = opened;
     let data = Arc::new(data);
     let keeper = Keeper::new(metadata, data.clone(), options)?;
     let executor = Box::new(InlineKeeper(Mutex::new(Blocking::new(keeper, data))));
-    let service =
-        Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes, needs_check });
+    let service = Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes });
     service.resume_deletions()?;
     Ok(service)
 }
@@ -89,6 +88,7 @@ impl Executor for Onlooker {
             | Command::Unmap { .. }
             | Command::Grow { .. }
             | Command::Configure(_)
+            | Command::ConfigureVolume { .. }
             | Command::SetTransactionId(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata
@@ -105,7 +105,11 @@ impl Onlooker {
         let (deleting, volumes): (Vec<_>, Vec<_>) =
             all.into_iter().map(|(id, _)| id).partition(|id| self.deleting.contains(id));
         Ok(PoolStatus {
-            mode: Mode::Write,
+            mode: match metadata.require_writable() {
+                Ok(()) => Mode::Write,
+                Err(why) => Mode::ReadOnly(why),
+            },
+            needs_check: metadata.needs_check(),
             transaction_id: metadata.transaction_id(),
             time: metadata.time(),
             block_size: metadata.geometry().block_size,
@@ -138,7 +142,17 @@ impl Onlooker {
         let info = |(id, details)| {
             let highest_mapped = metadata.highest_mapped(id).unwrap_or(None);
             let sharing = sharing(&id);
-            VolumeInfo { id, size_bytes: 0, details, highest_mapped, openers: 0, sharing }
+            VolumeInfo {
+                id,
+                size_bytes: 0,
+                details,
+                highest_mapped,
+                openers: 0,
+                when_full: None,
+                queue_expired: false,
+                waiting_for_space: 0,
+                sharing,
+            }
         };
         Ok(all.map(info).collect())
     }

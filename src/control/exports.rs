@@ -67,7 +67,7 @@ impl Exports {
         let _coming = Coming { exports: self, id };
         let lease = open(&self.pool)?;
         // Asked for after the volume was opened: see `Service::is_read_only`.
-        let options = options_of(request, is_read_only());
+        let options = options_of(request, is_read_only() || lease.volume().refuses_changes());
         self.locks_memory.call_once(lock_memory);
         let size_bytes = lease.volume().size_bytes();
         let device = Arc::new(Device::start(&self.pool, lease, self.block_size, options)?);

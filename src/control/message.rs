@@ -10,7 +10,7 @@ use super::catalog::{Operation, VolumeEntry};
 use super::label::Labels;
 use super::name::VolumeName;
 use super::reconcile::volume_bytes_limit;
-use super::service::{Changes, NO_PANIC, Service, check_volume_size};
+use super::service::{Changes, NO_PANIC, Service, check_volume_size, refused_by};
 use super::time;
 use crate::engine::{self, Answer, Command};
 use crate::error::{Error, ErrorKind, Result};
@@ -139,9 +139,13 @@ impl Service {
 
     fn try_message(&self, request: &MessageRequest) -> Result<MessageDone> {
         // The kernel looks at this before it looks at the words.
-        if let engine::Mode::Failed(error) = self.pool_status()?.mode {
-            return Err(Error::new(ErrorKind::Failed, error.message())
-                .hint("close the pool, and open it again: everything flushed is safe"));
+        match self.pool_status()?.mode {
+            engine::Mode::Write | engine::Mode::OutOfDataSpace => {}
+            engine::Mode::ReadOnly(why) => return Err(refused_by(&why)),
+            engine::Mode::Failed(error) => {
+                return Err(Error::new(ErrorKind::Failed, error.message())
+                    .hint("close the pool, and open it again: everything flushed is safe"));
+            }
         }
         let message = Message::parse(&request.message)?;
         if request.size_bytes.is_some() && !matches!(message, Message::CreateThin(_)) {
@@ -205,6 +209,7 @@ impl Service {
         let entry = VolumeEntry {
             origin: Some(origin),
             external_origin: of.external_origin,
+            when_full: None,
             ..self.numbered(volume, of.size_bytes)
         };
         self.carry_out_unstepped(&mut changes, Operation::Snapshot(vec![entry.clone()]), |step| {
@@ -282,6 +287,7 @@ impl Service {
     fn numbered(&self, id: VolumeId, size_bytes: u64) -> VolumeEntry {
         VolumeEntry {
             external_origin: None,
+            when_full: None,
             name: VolumeName::of_unknown(id),
             id,
             size_bytes,

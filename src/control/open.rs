@@ -6,7 +6,7 @@ use super::origin;
 use super::pool_dir::{PoolDir, PoolDisks};
 use super::reconcile::{FoundVolume, Note, Reconciled, reconcile};
 use crate::disk::{Disk, FileDisk, OpenMode};
-use crate::engine::Behind;
+use crate::engine::{Behind, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Metadata};
 use crate::units::VolumeId;
@@ -25,8 +25,6 @@ pub struct OpenPool {
     pub catalog: Catalog,
     /// What had to be put right.
     pub notes: Vec<Note>,
-    /// Whether the metadata asks to be checked; it can be looked at all the same.
-    pub needs_check: bool,
 }
 
 impl OpenPool {
@@ -35,6 +33,12 @@ impl OpenPool {
         // A volume that is being deleted has nothing to show to anybody.
         let deleting = self.catalog.deleting.iter().map(|id| (*id, 0));
         self.catalog.volumes.iter().map(|entry| (entry.id, entry.size_bytes)).chain(deleting).collect()
+    }
+
+    /// Volumes with a policy of their own for a full pool.
+    pub fn volumes_when_full(&self) -> HashMap<VolumeId, WhenFull> {
+        let policies = self.catalog.volumes.iter();
+        policies.filter_map(|entry| Some((entry.id, entry.when_full?))).collect()
     }
 
     /// What shows where volumes have no block, for a keeper with lanes. Opens the external origins.
@@ -49,13 +53,26 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
         Access::ReadOnly => OpenMode::ReadOnly,
         Access::ReadWrite => OpenMode::ReadWrite,
     };
+    open_by(dir, mode, |disk| Metadata::open(disk, access))
+}
+
+/// Opens the pool to serve it: nobody else has it, but metadata that asks for a check is opened for reading only.
+pub fn open_to_serve(dir: &PoolDir) -> Result<OpenPool> {
+    open_by(dir, OpenMode::ReadWrite, Metadata::open_to_serve)
+}
+
+fn open_by(
+    dir: &PoolDir,
+    mode: OpenMode,
+    open: impl FnOnce(FileDisk) -> Result<Metadata<FileDisk>>,
+) -> Result<OpenPool> {
     let PoolDisks { metadata, data } = dir.open_disks(mode)?;
     let metadata_name = metadata.name();
-    let mut metadata = Metadata::open(metadata, access).map_err(|error| as_found(error, &metadata_name))?;
+    let mut metadata = open(metadata).map_err(|error| as_found(error, &metadata_name))?;
     check_data_size(&metadata, &data)?;
     let store = dir.catalog();
     let (loaded, Reconciled { catalog, notes, lost, keep_copy }) = compare(dir, &mut metadata)?;
-    match access {
+    match metadata.access() {
         Access::ReadOnly => {}
         Access::ReadWrite => {
             for note in &notes {
@@ -72,8 +89,7 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
             }
         }
     }
-    let needs_check = metadata.needs_check();
-    Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, needs_check })
+    Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes })
 }
 
 /// The catalog as it is kept, and what it has to say to the metadata. Writes nothing.

@@ -91,3 +91,26 @@ impl PoolOptions {
         }
     }
 }
+
+/// What becomes of a volume's writes that need a block when none is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeWhenFull {
+    /// What becomes of all.
+    Pool,
+    /// [`WhenFull::Error`].
+    Error,
+    /// [`WhenFull::Queue`].
+    Queue(u32),
+}
+
+impl VolumeWhenFull {
+    /// The volume's own policy, if it is to have one.
+    pub fn policy(self) -> Option<WhenFull> {
+        match self {
+            VolumeWhenFull::Pool => None,
+            VolumeWhenFull::Error => Some(WhenFull::Error),
+            VolumeWhenFull::Queue(seconds) => Some(WhenFull::Queue(seconds)),
+        }
+    }
+}

@@ -169,6 +169,7 @@ pub fn reconcile(
             labels: Labels::new(),
             read_only: false,
             external_origin: None,
+            when_full: None,
         });
     }
     Ok(Reconciled { catalog, notes, lost, keep_copy })
@@ -253,6 +254,7 @@ mod tests {
             labels: Labels::new(),
             read_only: false,
             external_origin: None,
+            when_full: None,
         }
     }
 

@@ -55,8 +55,6 @@ pub struct Parts {
     pub catalog: Catalog,
     /// What had to be put right at opening.
     pub notes: Vec<Note>,
-    /// Whether the metadata asks to be checked.
-    pub needs_check: bool,
 }
 
 /// An open pool with its catalog.
@@ -67,7 +65,6 @@ pub struct Service {
     pub(super) catalog: RwLock<Catalog>,
     change: Mutex<Changes>,
     notes: Vec<Note>,
-    needs_check: bool,
     serving: OnceLock<(ServedBy, Vec<Address>)>,
     events: Arc<Events>,
     /// Block devices; a pool that nobody serves has none.
@@ -86,12 +83,12 @@ pub(super) enum Changes {
 impl Service {
     /// Takes over an open pool.
     pub fn new(parts: Parts) -> Self {
-        let Parts { path, executor, store, catalog, notes, needs_check } = parts;
+        let Parts { path, executor, store, catalog, notes } = parts;
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
         let (serving, block_devices) = (OnceLock::new(), OnceLock::new());
         let events = Arc::new(Events::default());
-        Service { path, executor, store, catalog, change, notes, needs_check, serving, events, block_devices }
+        Service { path, executor, store, catalog, change, notes, serving, events, block_devices }
     }
 
     /// What happens to the pool.
@@ -133,8 +130,11 @@ impl Service {
         self.catalog.read().expect(NO_PANIC).volumes.names().map(VolumeName::to_string).collect()
     }
 
-    /// Goes on with the deletions that an earlier run left unfinished.
+    /// Goes on with the deletions that an earlier run left unfinished, if the pool can be changed.
     pub fn resume_deletions(&self) -> Result<()> {
+        if let engine::Mode::ReadOnly(_) = self.pool_status()?.mode {
+            return Ok(());
+        }
         let ids = self.catalog.read().expect(NO_PANIC).deleting.clone();
         for volume in ids {
             match self.executor.run(Command::Delete { volume, step: None }) {
@@ -170,7 +170,12 @@ impl Service {
     /// From now on a full pool answers at once: before the end, so that nobody is waited for in vain.
     pub fn let_nobody_wait(&self) -> Result<()> {
         let behaviour = Behaviour { when_full: Some(WhenFull::Error), ..Behaviour::default() };
-        self.executor.run(Command::Configure(behaviour)).map(drop)
+        self.executor.run(Command::Configure(behaviour))?;
+        let catalog = self.catalog.read().expect(NO_PANIC);
+        let waiting = catalog.volumes.iter().filter(|entry| entry.when_full.is_some());
+        let mut commands =
+            waiting.map(|entry| Command::ConfigureVolume { volume: entry.id, when_full: None });
+        commands.try_for_each(|command| self.executor.run(command).map(drop))
     }
 
     pub(super) fn pool_status(&self) -> Result<Box<PoolStatus>> {
@@ -186,13 +191,21 @@ impl Service {
     pub(super) fn begin_change(&self) -> Result<MutexGuard<'_, Changes>> {
         let guard = self.change.lock().expect(NO_PANIC);
         match &*guard {
-            Changes::Allowed => Ok(guard),
+            Changes::Allowed => self.require_changeable().map(|()| guard),
             Changes::Uncertain(error) => Err(Error::new(
                 ErrorKind::Failed,
                 format!("nothing can be changed since an earlier operation failed: {}", error.message()),
             )
             .hint("close the pool and open it again")),
             Changes::Closed => Err(Error::new(ErrorKind::WrongState, "the pool is being closed")),
+        }
+    }
+
+    /// A read-only pool keeps its catalog as it is, too.
+    fn require_changeable(&self) -> Result<()> {
+        match self.pool_status()?.mode {
+            engine::Mode::ReadOnly(why) => Err(refused_by(&why)),
+            engine::Mode::Write | engine::Mode::OutOfDataSpace | engine::Mode::Failed(_) => Ok(()),
         }
     }
 
@@ -383,6 +396,9 @@ impl Service {
             labels: entry.labels.clone(),
             read_only: entry.read_only,
             external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
+            when_full: entry.when_full,
+            queue_expired: found.as_ref().map(|(_, info)| info.queue_expired),
+            waiting_for_space: found.as_ref().map(|(_, info)| info.waiting_for_space as u64),
             open: found.map(|(_, info)| info.openers),
             exports: self.exports_of(entry),
         }
@@ -429,7 +445,7 @@ impl PoolApi for Service {
         let meta_bytes = |blocks: u64| blocks * META_BLOCK_BYTES as u64;
         let (mode, failure) = match status.mode {
             engine::Mode::Failed(error) => (Mode::Fail, Some(error)),
-            engine::Mode::Write | engine::Mode::OutOfDataSpace if self.needs_check => (Mode::Ro, None),
+            engine::Mode::ReadOnly(error) => (Mode::Ro, Some(error)),
             engine::Mode::Write => (Mode::Rw, None),
             engine::Mode::OutOfDataSpace => (Mode::OutOfDataSpace, None),
         };
@@ -472,7 +488,7 @@ impl PoolApi for Service {
             waiting_for_space: status.waiting_for_space as u64,
             map_bytes: status.map_bytes,
             options: catalog.options,
-            needs_check: self.needs_check,
+            needs_check: status.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
             exports: self.uris(""),
             notes: self.notes.iter().map(|note| note.text.clone()).collect(),
@@ -609,6 +625,9 @@ impl PoolApi for Service {
             if let Some(read_only) = request.read_only {
                 entry.read_only = read_only;
             }
+            if let Some(when_full) = request.when_full {
+                entry.when_full = when_full.policy();
+            }
             label::apply(&mut entry.labels, &request.labels)
                 .map_err(|error| error.context(format!("volume `{name}`")))?;
             let mut entries = vec![entry];
@@ -625,6 +644,10 @@ impl PoolApi for Service {
         if let Some(moved) = moved {
             self.put_behind(moved);
         }
+        if request.when_full.is_some() {
+            let command = Command::ConfigureVolume { volume: entry.id, when_full: entry.when_full };
+            self.executor.run(command)?;
+        }
         Ok(VolumeSettings {
             schema: SCHEMA.to_owned(),
             name: entry.name,
@@ -632,6 +655,7 @@ impl PoolApi for Service {
             labels: entry.labels,
             read_only: entry.read_only,
             external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
+            when_full: entry.when_full,
         })
     }
 
@@ -687,6 +711,17 @@ impl PoolApi for Service {
             })?;
         let finished = answer == Answer::Deleting { finished: true };
         Ok(Deleted { schema: SCHEMA.to_owned(), name: name.clone(), finished })
+    }
+}
+
+/// What a change of a pool that is read-only because of `why` is answered.
+pub(super) fn refused_by(why: &Error) -> Error {
+    let message = format!("the pool is read-only and takes no changes: {}", why.message());
+    let kind = if why.kind() == ErrorKind::NeedsCheck { ErrorKind::NeedsCheck } else { ErrorKind::Failed };
+    let refused = Error::new(kind, message);
+    match why.next_step() {
+        Some(hint) => refused.hint(hint),
+        None => refused,
     }
 }
 

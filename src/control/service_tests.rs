@@ -185,6 +185,7 @@ impl Executor for Keeper {
             | Command::Unmap { .. }
             | Command::Grow { .. }
             | Command::Configure(_)
+            | Command::ConfigureVolume { .. }
             | Command::HoldMetadata
             | Command::ReleaseMetadata => world.attempt(|_| Ok(Answer::Done)),
             Command::SetTransactionId(step) => world.attempt(|disks| {
@@ -238,6 +239,9 @@ fn info_of(id: VolumeId, created: u64, openers: u32) -> engine::VolumeInfo {
         },
         highest_mapped: None,
         openers,
+        when_full: None,
+        queue_expired: false,
+        waiting_for_space: 0,
         sharing: None,
     }
 }
@@ -246,6 +250,7 @@ fn status_of(world: &World) -> PoolStatus {
     let failed = Error::new(ErrorKind::Failed, "failed stop");
     PoolStatus {
         mode: if world.failed { engine::Mode::Failed(failed) } else { engine::Mode::Write },
+        needs_check: false,
         transaction_id: TransactionId(world.disks.id),
         time: SnapTime(0),
         block_size: BlockSize::MIN,
@@ -294,7 +299,6 @@ fn open(disks: &Disks, fault: Option<Fault>) -> (Shared, Service) {
         store: Box::new(Store(world.clone())),
         catalog: reconciled.catalog,
         notes: reconciled.notes,
-        needs_check: false,
     });
     service.resume_deletions().expect("nothing is broken yet");
     let mut inside = world.lock().expect("whole");

@@ -124,6 +124,7 @@ mod tests {
             origin: None,
             labels: Labels::new(),
             read_only: false,
+            when_full: None,
             external_origin: None,
         }
     }

@@ -76,9 +76,12 @@ impl<M: Disk> AskAtOnce for Desk<M> {
 fn is_answered_at_once(ask: &Ask) -> bool {
     match ask {
         Ask::Fill(..) | Ask::Publish(..) => true,
-        Ask::Load(..) | Ask::Abandon(..) | Ask::Unmap(..) | Ask::Flush | Ask::Thaw(_) | Ask::AwaitSpace => {
-            false
-        }
+        Ask::Load(..)
+        | Ask::Abandon(..)
+        | Ask::Unmap(..)
+        | Ask::Flush
+        | Ask::Thaw(_)
+        | Ask::AwaitSpace(_) => false,
     }
 }
 

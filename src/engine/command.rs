@@ -143,6 +143,14 @@ pub enum Command {
     },
     /// Behave so from now on. Answer: `Done`.
     Configure(Behaviour),
+    /// What a full pool does with writes of this volume from now on, also with those that wait; `None`: as with the
+    /// pool's. Answer: `Done`.
+    ConfigureVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// Its own policy.
+        when_full: Option<WhenFull>,
+    },
     /// Change nothing but the transaction id. `WrongState` when it is not what the caller believes. Answer: `Done`.
     SetTransactionId(IdStep),
     /// Keep the metadata as it is now for readers beside the pool: dm-thin's metadata snapshot. `Exists` when one is held.
@@ -190,7 +198,10 @@ pub enum Mode {
     Write,
     /// No free data block is left; reads, overwrites, discards and deletions work.
     OutOfDataSpace,
-    /// Failed stop, because of this.
+    /// Nothing can be changed, because of this: the metadata asked for a check when the pool was opened, or something has
+    /// failed since. What is mapped can be read.
+    ReadOnly(Error),
+    /// Failed stop, because of this: what is durable is not known.
     Failed(Error),
 }
 
@@ -199,6 +210,8 @@ pub enum Mode {
 pub struct PoolStatus {
     /// What works.
     pub mode: Mode,
+    /// Whether the metadata carries the flag by which a checker must look at it before it is changed.
+    pub needs_check: bool,
     /// The transaction id.
     pub transaction_id: TransactionId,
     /// The snapshot clock.
@@ -242,6 +255,12 @@ pub struct VolumeInfo {
     pub highest_mapped: Option<VirtualBlock>,
     /// Number of clients that have it open.
     pub openers: u32,
+    /// What becomes of its writes on a full pool, if that is not what becomes of all.
+    pub when_full: Option<WhenFull>,
+    /// Whether its requests have waited for as long as they may, so that those that come now do not wait.
+    pub queue_expired: bool,
+    /// Its requests that wait for a free block now.
+    pub waiting_for_space: usize,
     /// What of it is shared, as last counted ([`Command::CountShared`]); `None` before that.
     pub sharing: Option<SharingInfo>,
 }

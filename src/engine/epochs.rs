@@ -5,9 +5,9 @@
 //! reads the map as it is after the retirement.
 
 use super::request::LaneId;
+use super::sync::{AtomicU64, Ordering::SeqCst, fence};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 
 use crossbeam::utils::CachePadded;
 

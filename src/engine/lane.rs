@@ -15,7 +15,7 @@ use super::request::{
     Action, Ask, CHUNK_BYTES, Extent, ExtentState, FillSource, IoError, Kind, LaneId, OpId, Place, Reply,
     Request, Tag,
 };
-use super::volume::Volume;
+use super::volume::{Changes, Volume};
 use crate::units::{BlockSize, DataBlock, VirtualBlock};
 use std::ops::Range;
 use std::sync::Arc;
@@ -188,12 +188,15 @@ impl Lane {
             Kind::Write { .. } | Kind::Discard | Kind::WriteZeroes { .. } => true,
             Kind::Read | Kind::Flush | Kind::Extents => false,
         };
-        if changes && request.volume.is_frozen() {
-            let volume = request.volume.id();
-            self.leave_epoch(op);
-            return self.ask(op, Ask::Thaw(volume), out);
+        match request.volume.changes() {
+            Changes::Frozen if changes => {
+                let volume = request.volume.id();
+                self.leave_epoch(op);
+                self.ask(op, Ask::Thaw(volume), out);
+            }
+            Changes::Refused if changes => self.finish(op, Err(IoError::Io), out),
+            Changes::Allowed | Changes::Frozen | Changes::Refused => self.advance(op, out),
         }
-        self.advance(op, out);
     }
 
     fn leave_epoch(&mut self, op: usize) {
@@ -365,7 +368,8 @@ impl Lane {
             }
             (Step::Asked, Reply::NoSpaceNow) => {
                 self.leave_epoch(op);
-                self.ask(op, Ask::AwaitSpace, out);
+                let volume = self.volume_of(op).id();
+                self.ask(op, Ask::AwaitSpace(volume), out);
             }
             (Step::Asked | Step::Publishing, Reply::Done) => self.finish(op, Ok(()), out),
             (Step::Abandoning(error), Reply::Done | Reply::Failed(_)) => self.finish(op, Err(error), out),

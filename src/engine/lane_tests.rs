@@ -171,7 +171,7 @@ fn who_waits_without_bound_holds_no_epoch() {
     bench.volume.set_frozen(false);
     assert!(matches!(bench.reply(op, Reply::Again)[..], [Action::Ask { ask: Ask::Fill(..), .. }]));
     assert!(!bench.epochs.all_past(bench.epochs.retire()), "a running write is waited for");
-    assert_eq!(bench.reply(op, Reply::NoSpaceNow), [Action::Ask { op, ask: Ask::AwaitSpace }]);
+    assert_eq!(bench.reply(op, Reply::NoSpaceNow), [Action::Ask { op, ask: Ask::AwaitSpace(bench.id()) }]);
     assert!(
         bench.epochs.all_past(bench.epochs.retire()),
         "who waits for space holds up what would free some"

@@ -10,6 +10,7 @@ mod map_table;
 mod origin;
 mod pages;
 mod request;
+mod sync;
 mod volume;
 
 pub use command::*;

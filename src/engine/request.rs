@@ -62,7 +62,7 @@ pub struct Request {
 pub enum IoError {
     /// No space: ENOSPC.
     NoSpace,
-    /// A device failed, or the pool has failed stop: EIO.
+    /// A device failed, or the pool takes no changes any more: EIO.
     Io,
     /// The volume is being deleted, or the pool closed: ESHUTDOWN.
     Gone,
@@ -217,9 +217,9 @@ pub enum Ask {
     Flush,
     /// Wait until the volume is not frozen. Answer: `Again`.
     Thaw(VolumeId),
-    /// After `NoSpaceNow`, and holding no epoch: wait until there may be space. Answer: `Again`, or `Failed(NoSpace)`
-    /// when there is nothing left to wait for.
-    AwaitSpace,
+    /// After `NoSpaceNow`, and holding no epoch: wait until there may be space for this volume. Answer: `Again`, or
+    /// `Failed(NoSpace)` when there is nothing left to wait for.
+    AwaitSpace(VolumeId),
 }
 
 /// What the rest of a fresh block is filled with.

@@ -6,10 +6,26 @@ use super::pages::Pages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{Mapping, SnapTime, VolumeId};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The bit of [`Volume::openers`] that says: nobody may open it any more.
 const CLOSED: u32 = 1 << 31;
+
+/// Whether a volume's contents can be changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Changes {
+    /// They can.
+    Allowed,
+    /// Not now: a snapshot of it is being taken.
+    Frozen,
+    /// Not any more: the pool is read-only, or has failed.
+    Refused,
+}
+
+/// The places of [`Changes`] in [`Volume::changes`].
+const ALLOWED: u8 = 0;
+const FROZEN: u8 = 1;
+const REFUSED: u8 = 2;
 
 /// One volume. The keeper changes it, lanes look.
 pub struct Volume {
@@ -19,7 +35,7 @@ pub struct Volume {
     /// Never changes: who gets another origin becomes another `Volume`.
     behind: Behind,
     snapshotted: AtomicU32,
-    frozen: AtomicBool,
+    changes: AtomicU8,
     ignores_discards: AtomicBool,
     /// Clients that have it open, and [`CLOSED`].
     openers: AtomicU32,
@@ -39,7 +55,7 @@ impl Volume {
             table: MapTable::new(pages),
             behind,
             snapshotted: AtomicU32::new(snapshotted.0),
-            frozen: AtomicBool::new(false),
+            changes: AtomicU8::new(ALLOWED),
             ignores_discards: AtomicBool::new(false),
             openers: AtomicU32::new(0),
         }
@@ -90,14 +106,35 @@ impl Volume {
         self.snapshotted.store(time.0, Ordering::Release);
     }
 
-    /// Whether changes have to wait. Sequentially consistent with the epochs: a lane that has entered its epoch and
-    /// sees "not frozen" here is waited for by whoever freezes later.
-    pub(super) fn is_frozen(&self) -> bool {
-        self.frozen.load(Ordering::SeqCst)
+    /// Whether changes may begin. Sequentially consistent with the epochs: a lane that has entered its epoch and sees
+    /// "allowed" here is waited for by whoever freezes later.
+    pub(super) fn changes(&self) -> Changes {
+        match self.changes.load(Ordering::SeqCst) {
+            ALLOWED => Changes::Allowed,
+            FROZEN => Changes::Frozen,
+            _ => Changes::Refused,
+        }
     }
 
+    pub(super) fn is_frozen(&self) -> bool {
+        self.changes() == Changes::Frozen
+    }
+
+    /// Only the keeper calls this. Changes that are refused stay refused.
     pub(super) fn set_frozen(&self, frozen: bool) {
-        self.frozen.store(frozen, Ordering::SeqCst);
+        if self.changes() != Changes::Refused {
+            self.changes.store(if frozen { FROZEN } else { ALLOWED }, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether changes are refused from now on, because the pool is read-only or has failed.
+    pub fn refuses_changes(&self) -> bool {
+        self.changes() == Changes::Refused
+    }
+
+    /// For good.
+    pub(super) fn refuse_changes(&self) {
+        self.changes.store(REFUSED, Ordering::SeqCst);
     }
 
     /// Whether discards do nothing.

@@ -12,6 +12,7 @@
 //! What must stay: after a mapping, the reserve, or room for an unmap and a delete, whichever is more; after an unmap, room
 //! for a delete; after a delete, nothing. So deletion, which gives space back, always works; at worst it takes a commit first.
 
+use super::scarcity::Scarce;
 use super::space::Space;
 use super::tally::{Tally, TreeKind};
 use super::{DataMap, Metadata};
@@ -141,7 +142,8 @@ impl<D: Disk> Metadata<D> {
 
     /// Whether the operation can be carried through from the present state.
     pub(super) fn can_afford(&self, ask: &Ask) -> bool {
-        if self.is_bare() && !ask.may_use_reserve() {
+        let may_be_refused = !ask.may_use_reserve();
+        if may_be_refused && (self.is_bare() || self.space.scarcity.refuses(Scarce::MetadataSpace)) {
             return false;
         }
         let state = self.outlook();

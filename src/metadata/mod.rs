@@ -27,6 +27,7 @@ mod held;
 mod meta_map;
 mod open;
 mod pending;
+mod scarcity;
 mod sharing;
 mod space;
 mod tally;
@@ -44,6 +45,7 @@ use backing::Backing;
 use budget::{Ask, Shape};
 use data_map::{DataMap, bitmaps_for};
 use pending::Pending;
+pub use scarcity::{Scarce, Scarcity};
 pub use sharing::{Count, VolumeSharing};
 use space::{References, Space, Span};
 use std::ops::{ControlFlow, Range};
@@ -156,7 +158,21 @@ impl<D: Disk> Metadata<D> {
     /// `Corrupt` (magic, checksum, block number, with what was expected), `Unsupported` (version, feature words),
     /// `NeedsCheck` (for [`Access::ReadWrite`]), `Invalid` (disk smaller than recorded; all zeros: not formatted).
     pub fn open(disk: D, access: Access) -> Result<Self> {
-        open::open(disk, access, cache::DEFAULT_CLEAN_BYTES)
+        open::open(disk, |_| access)
+    }
+
+    /// As [`Metadata::open`] for [`Access::ReadWrite`], but for metadata that carries the needs_check flag: that is opened
+    /// for [`Access::ReadOnly`], as [`Metadata::access`] tells.
+    pub fn open_to_serve(disk: D) -> Result<Self> {
+        open::open(disk, |superblock| match superblock.needs_check() {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        })
+    }
+
+    /// What may be done with it.
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     /// Sets what unchanged metadata blocks may take in memory (64 MiB unless told). What a transaction changes is in
@@ -164,6 +180,12 @@ impl<D: Disk> Metadata<D> {
     pub fn set_cache_bytes(&mut self, bytes: usize) {
         self.cache_bytes = bytes;
         self.space.cache.set_clean_bytes(bytes);
+    }
+
+    /// Who decides what there is not enough of.
+    #[cfg(test)]
+    pub fn set_scarcity(&mut self, scarcity: Scarcity) {
+        self.space.scarcity = scarcity;
     }
 
     /// What the disk is called.
@@ -192,7 +214,8 @@ impl<D: Disk> Metadata<D> {
         (self.held_root != 0).then_some(MetaBlock(self.held_root))
     }
 
-    /// Whether the flag is set by which a checker must look at the metadata first; with [`Access::ReadOnly`] only.
+    /// Whether the flag is set by which a checker must look at the metadata before it is changed; with
+    /// [`Access::ReadOnly`] only.
     pub fn needs_check(&self) -> bool {
         self.superblock.needs_check()
     }
@@ -345,7 +368,8 @@ impl<D: Disk> Metadata<D> {
         if self.checked_reservations == 0 {
             self.check_reservations()?;
         }
-        match self.data.reserve(&mut self.space)? {
+        let is_refused = self.space.scarcity.refuses(Scarce::DataBlock);
+        match if is_refused { None } else { self.data.reserve(&mut self.space)? } {
             Some(block) => {
                 self.checked_reservations -= 1;
                 Ok(block)
@@ -478,6 +502,20 @@ impl<D: Disk> Metadata<D> {
     /// earlier commits freed stays withheld. `Failed` when a flush or the write of the superblock failed, because then
     /// what is read need not be what a crash would leave.
     pub fn abort(&mut self) -> Result<()> {
+        self.roll_back()
+    }
+
+    /// Gives the transaction up for good: the last commit is read again, and nothing can be changed any more
+    /// ([`Access::ReadOnly`]). With `needs_check` the superblock of the last commit is first written once more with that
+    /// flag, straight into block 0 and flushed. That settles what the disk holds, even where a commit failed at a flush or
+    /// at the superblock: of what it wrote, only the superblock leads anywhere, and that is replaced.
+    ///
+    /// After an error nothing is known, as after that of a commit: only reopening leads on.
+    pub fn retire(&mut self, needs_check: bool) -> Result<()> {
+        self.access = Access::ReadOnly;
+        if needs_check {
+            self.mark_as_unchecked()?;
+        }
         self.roll_back()
     }
 

@@ -14,8 +14,8 @@ use crate::checksum::BlockKind;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    BITMAP_ENTRIES, Bitmap, Block, DetailsRecord, INDEX_ENTRIES, InlineCount, LargeCount, MetadataIndex,
-    NodeKind, RootRecord, SpaceMapRoot, Superblock,
+    BITMAP_ENTRIES, Bitmap, Block, DetailsRecord, FLAG_NEEDS_CHECK, INDEX_ENTRIES, InlineCount, LargeCount,
+    MetadataIndex, NodeKind, RootRecord, SpaceMapRoot, Superblock,
 };
 use crate::units::{DataBlock, META_BLOCK_BYTES, META_BLOCKS_LIMIT, MetaBlock};
 use std::ops::ControlFlow;
@@ -108,16 +108,17 @@ pub(super) fn flush(disk: &impl Disk) -> Result<()> {
     disk.flush().map_err(|error| Error::io(format_args!("cannot flush {}", disk.name()), &error))
 }
 
-/// Opens the last committed state. See [`Metadata::open`].
-pub(super) fn open<D: Disk>(disk: D, access: Access, cache_bytes: usize) -> Result<Metadata<D>> {
+/// Opens the last committed state, with the access that `choose` takes by the superblock. See [`Metadata::open`].
+pub(super) fn open<D: Disk>(disk: D, choose: impl FnOnce(&Superblock) -> Access) -> Result<Metadata<D>> {
     let name = disk.name();
     let open = || {
         let superblock = read_superblock(&disk)?;
+        let access = choose(&superblock);
         require_access(&superblock, access)?;
         require_size(&disk, superblock.metadata_space_map.total_blocks.get())?;
-        Ok(superblock)
+        Ok((superblock, access))
     };
-    let result = open().and_then(|superblock| load(disk, superblock, access, cache_bytes));
+    let result = open().and_then(|(superblock, access)| load(disk, superblock, access, DEFAULT_CLEAN_BYTES));
     result.map_err(|error: Error| error.context(format_args!("cannot open the metadata on {name}")))
 }
 
@@ -288,22 +289,41 @@ fn totals<D: Disk>(space: &mut Space<D>, details_root: MetaBlock) -> Result<(u64
 }
 
 impl<D: Disk> Metadata<D> {
+    /// See [`Metadata::retire`].
+    pub(super) fn mark_as_unchecked(&mut self) -> Result<()> {
+        if self.state != State::Unknown {
+            self.require_own_superblock()?;
+        }
+        let mut marked = self.superblock.clone();
+        marked.flags |= FLAG_NEEDS_CHECK;
+        self.state = State::Unknown;
+        write_superblock(&self.space.disk, &marked.encode(MetaBlock::SUPERBLOCK))?;
+        self.superblock = marked;
+        self.state = State::Broken;
+        Ok(())
+    }
+
+    /// Refuses to go on where somebody else has written the superblock.
+    fn require_own_superblock(&mut self) -> Result<()> {
+        if read_superblock(&self.space.disk)? == self.superblock {
+            return Ok(());
+        }
+        self.state = State::Unknown;
+        let what = "found another superblock than the one last committed";
+        Err(Error::corrupt(MetaBlock::SUPERBLOCK, what)
+            .hint("something else writes to the metadata device: stop it, and check the metadata"))
+    }
+
     /// See [`Metadata::abort`].
     pub(super) fn roll_back(&mut self) -> Result<()> {
         if self.state == State::Unknown {
             return self.require_sound();
         }
         self.state = State::Broken;
-        let superblock = read_superblock(&self.space.disk)?;
-        if superblock != self.superblock {
-            self.state = State::Unknown;
-            let what = "found another superblock than the one last committed";
-            return Err(Error::corrupt(MetaBlock::SUPERBLOCK, what)
-                .hint("something else writes to the metadata device: stop it, and check the metadata"));
-        }
+        self.require_own_superblock()?;
         let fresh = {
             let disk = &self.space.disk;
-            load(disk, superblock, self.access, self.cache_bytes)?
+            load(disk, self.superblock.clone(), self.access, self.cache_bytes)?
         };
         let Metadata {
             space: Space { cache, references, .. },

@@ -12,6 +12,7 @@
 use super::cache::Cache;
 use super::data_log::DataLog;
 use super::meta_map::MetaMap;
+use super::scarcity::{Scarce, Scarcity};
 use super::tally::{Tally, TreeKind};
 use crate::checksum::BlockKind;
 use crate::disk::Disk;
@@ -108,11 +109,12 @@ pub(super) struct Space<D> {
     pub cache: Cache,
     pub references: References,
     pub tally: Tally,
+    pub scarcity: Scarcity,
 }
 
 impl<D: Disk> Space<D> {
     pub fn new(disk: D, cache: Cache, references: References) -> Self {
-        Space { disk, cache, references, tally: Tally::default() }
+        Space { disk, cache, references, tally: Tally::default(), scarcity: Scarcity::default() }
     }
 
     /// A node of a tree, all of whose keys must be in `span`.
@@ -154,9 +156,11 @@ impl<D: Disk> Space<D> {
 
     /// A free block, with a count of 1.
     pub fn allocate(&mut self) -> Result<MetaBlock> {
-        self.references.metadata.allocate().ok_or_else(|| {
-            // Every operation has made sure beforehand that this cannot happen.
-            Error::new(ErrorKind::NoMetadataSpace, "no free metadata block in the middle of an operation")
+        let is_refused = self.scarcity.refuses(Scarce::MetadataBlock);
+        let free = if is_refused { None } else { self.references.metadata.allocate() };
+        free.ok_or_else(|| {
+            // Every operation has made sure beforehand that this cannot happen; it is no refusal, for things have changed.
+            Error::new(ErrorKind::Failed, "no free metadata block in the middle of an operation")
                 .hint("this is a bug; the last commit is intact: reopen the pool, and report it")
         })
     }

@@ -1,8 +1,8 @@
 //! What the control plane of the world asks for.
 
 use super::habits::Errand;
-use super::world::{BLOCK_SECTORS, SECTOR, World};
-use crate::engine::{Command, IdStep, Outbox};
+use super::world::{BLOCK_SECTORS, SECTOR, UNASKED, World};
+use crate::engine::{Behaviour, Command, Discard, IdStep, Outbox, WhenFull};
 use crate::metadata::Usage;
 use crate::units::{META_BLOCK_BYTES, TransactionId, VolumeId};
 
@@ -35,9 +35,11 @@ impl World {
             Errand::Grow => Some(self.grow()),
             Errand::Hold => Some(self.hold_or_release()),
             Errand::SetOrigin if !ids.is_empty() => self.set_origin(&ids),
+            Errand::Configure => Some(self.configure(&ids)),
             Errand::Create | Errand::Snapshot | Errand::RollBack | Errand::Delete | Errand::SetOrigin => None,
         };
         if let Some(command) = command {
+            self.tell(None, format_args!("command {command:?}"));
             let mut out = Outbox::default();
             self.keeper.command(0, command, &mut out);
             self.deliver(out).expect("commands that the model allows are accepted");
@@ -122,6 +124,7 @@ impl World {
         }
         let step = self.under_way(vec![volume], vec![]);
         self.model.delete_begins(volume);
+        self.patient.remove(&volume);
         self.outcome.deletions += 1;
         Some(Command::Delete { volume, step: Some(step) })
     }
@@ -135,6 +138,41 @@ impl World {
             Some(_) => Command::ReleaseMetadata,
             None => Command::HoldMetadata,
         }
+    }
+
+    /// What can be changed while the pool is in use: the pool's behaviour, or what becomes of one volume's writes when it is
+    /// full.
+    fn configure(&mut self, ids: &[VolumeId]) -> Command {
+        let from = self.status().transaction_id;
+        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
+        self.outcome.configured += 1;
+        let policies = [WhenFull::Error, WhenFull::Queue(0), WhenFull::Queue(1), WhenFull::Queue(2)];
+        let policy = policies[self.chance.below(4) as usize];
+        if !ids.is_empty() && self.chance.one_in(2) {
+            let volume = self.one_of(ids);
+            let when_full = (!self.chance.one_in(3)).then_some(policy);
+            match when_full {
+                Some(WhenFull::Queue(0)) => self.patient.insert(volume, self.now),
+                Some(_) | None => self.patient.remove(&volume),
+            };
+            return Command::ConfigureVolume { volume, when_full };
+        }
+        let discards = [Discard::Passdown, Discard::NoPassdown, Discard::Ignore];
+        let discard = discards[self.chance.below(3) as usize];
+        let discard = self.chance.one_in(2).then_some(discard);
+        Command::Configure(Behaviour { discard, zero_new_blocks: None, when_full: Some(policy) })
+    }
+
+    /// Nobody waits for space any more, so that all comes to its end.
+    pub(super) fn lose_patience(&mut self) {
+        let mut out = Outbox::default();
+        let behaviour = Behaviour { when_full: Some(WhenFull::Error), ..Behaviour::default() };
+        self.keeper.command(UNASKED, Command::Configure(behaviour), &mut out);
+        for volume in self.model.volumes() {
+            self.keeper.command(UNASKED, Command::ConfigureVolume { volume, when_full: None }, &mut out);
+        }
+        self.patient.clear();
+        self.deliver(out).expect("answers that nobody asked for");
     }
 
     fn grow(&mut self) -> Command {

@@ -5,7 +5,7 @@
 //! failed to make durable can be read, but no later flush makes it durable: who tries again and believes it is found out.
 
 use crate::disk::Disk;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -31,7 +31,17 @@ struct Inner {
     operations_left: Option<u64>,
     /// Operations, reads included, until one fails, for once; `None`: none does.
     until_fault: Option<u64>,
+    /// The same for a second one, counted from the first.
+    until_second_fault: Option<u64>,
+    /// The next fault is none: a bit is wrong in what is read, or nothing at all.
+    fault_is_a_flip: bool,
+    /// This read's.
+    flips: bool,
     has_failed: bool,
+    /// Operations that failed since the power came.
+    faults: u64,
+    /// Sectors that cannot be read until they are written.
+    bad: BTreeSet<u64>,
     /// Writes and flushes so far, and with the reads.
     operations: u64,
     operations_and_reads: u64,
@@ -47,7 +57,12 @@ impl SimDisk {
             doomed: BTreeMap::new(),
             operations_left: None,
             until_fault: None,
+            until_second_fault: None,
+            fault_is_a_flip: false,
+            flips: false,
             has_failed: false,
+            faults: 0,
+            bad: BTreeSet::new(),
             operations: 0,
             operations_and_reads: 0,
         };
@@ -68,9 +83,27 @@ impl SimDisk {
         self.lock().operations_left == Some(0)
     }
 
-    /// After this many more reads, writes and flushes, one fails without having done anything.
-    pub fn fail_after(&self, operations: u64) {
-        self.lock().until_fault = Some(operations);
+    /// After this many more reads, writes and flushes, one fails without having done anything; and after `then` more,
+    /// another.
+    pub fn fail_after(&self, operations: u64, then: Option<u64>) {
+        let mut inner = self.lock();
+        (inner.until_fault, inner.until_second_fault) = (Some(operations), then);
+    }
+
+    /// After this many more reads, writes and flushes, what one reads has a wrong bit. (Nothing, if it is no read.)
+    pub fn flip_after(&self, operations: u64) {
+        let mut inner = self.lock();
+        (inner.until_fault, inner.fault_is_a_flip) = (Some(operations), true);
+    }
+
+    /// This sector cannot be read any more, until somebody writes it.
+    pub fn spoil(&self, sector: u64) {
+        self.lock().bad.insert(sector);
+    }
+
+    /// Operations that failed since the power came.
+    pub fn faults(&self) -> u64 {
+        self.lock().faults
     }
 
     /// Whether one has failed since the power came.
@@ -104,7 +137,8 @@ impl SimDisk {
         }
         inner.flushed_size = inner.durable.len();
         inner.operations_left = None;
-        (inner.has_failed, inner.doomed) = (false, BTreeMap::new());
+        (inner.has_failed, inner.faults, inner.doomed) = (false, 0, BTreeMap::new());
+        inner.until_second_fault = None;
     }
 
     /// All bytes as a reader sees them now.
@@ -123,14 +157,21 @@ impl SimDisk {
     /// Forgets that an operation has failed, and what a flush then left behind.
     pub fn forget_failure(&self) {
         let mut inner = self.lock();
-        (inner.has_failed, inner.doomed) = (false, BTreeMap::new());
+        (inner.has_failed, inner.faults, inner.doomed) = (false, 0, BTreeMap::new());
     }
 
     /// A read, or any other operation; fails when it is its turn to.
     fn count(inner: &mut Inner) -> io::Result<()> {
         match &mut inner.until_fault {
             Some(0) => {
-                (inner.until_fault, inner.has_failed) = (None, true);
+                inner.until_fault = inner.until_second_fault.take();
+                inner.has_failed = true;
+                inner.faults += 1;
+                inner.flips = std::mem::take(&mut inner.fault_is_a_flip);
+                if inner.flips {
+                    inner.operations_and_reads += 1;
+                    return Ok(());
+                }
                 return Err(io::Error::other("a fault"));
             }
             Some(left) => *left -= 1,
@@ -147,6 +188,7 @@ impl SimDisk {
             None => {}
         }
         Self::count(inner)?;
+        inner.flips = false;
         inner.operations += 1;
         Ok(())
     }
@@ -194,7 +236,17 @@ impl Disk for SimDisk {
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut inner = self.lock();
         Self::count(&mut inner)?;
-        inner.read(offset_bytes, buffer)
+        let range = sectors(offset_bytes, buffer.len())?;
+        if inner.bad.range(range).next().is_some() {
+            return Err(io::Error::other("a bad sector"));
+        }
+        inner.read(offset_bytes, buffer)?;
+        if std::mem::take(&mut inner.flips)
+            && let Some(byte) = buffer.first_mut()
+        {
+            *byte ^= 1;
+        }
+        Ok(())
     }
 
     fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
@@ -207,6 +259,7 @@ impl Disk for SimDisk {
         for (sector, bytes) in range.zip(bytes.chunks_exact(SECTOR)) {
             let bytes: Sector = bytes.try_into().expect("a chunk is a sector");
             inner.cache.entry(sector).or_default().push(bytes);
+            inner.bad.remove(&sector);
         }
         Ok(())
     }

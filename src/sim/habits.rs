@@ -7,7 +7,7 @@ use super::chance::Chance;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Habits {
     requests: [u64; 5],
-    commands: [u64; 7],
+    commands: [u64; 8],
     /// One request in so many may overlap others.
     pub overlaps_one_in: u64,
     /// Blocks at the front of a volume that most requests go to; all if there are fewer.
@@ -34,6 +34,7 @@ pub(super) enum Errand {
     Grow,
     Hold,
     SetOrigin,
+    Configure,
 }
 
 impl Habits {
@@ -41,7 +42,7 @@ impl Habits {
     pub fn of(seed: u64, chance: &mut Chance) -> Self {
         let ordinary = Habits {
             requests: [5, 6, 1, 2, 2],
-            commands: [6, 9, 3, 6, 1, 2, 1],
+            commands: [6, 9, 3, 6, 1, 2, 1, 1],
             overlaps_one_in: 3,
             favourite_blocks: u64::MAX,
         };
@@ -79,6 +80,7 @@ impl Habits {
             Errand::Grow,
             Errand::Hold,
             Errand::SetOrigin,
+            Errand::Configure,
         ];
         errands[weighted(&self.commands, chance)]
     }

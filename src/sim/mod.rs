@@ -10,6 +10,8 @@ mod habits;
 mod model;
 mod options;
 mod origins;
+mod recovery;
+mod story;
 mod world;
 
 pub use disk::SimDisk;
@@ -19,6 +21,7 @@ pub use world::World;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::Scarce;
 
     fn run(options: WorldOptions) -> Outcome {
         let mishap = options.mishap;
@@ -26,8 +29,9 @@ mod tests {
         outcome.unwrap_or_else(|wrong| panic!("{mishap:?}, {wrong}"))
     }
 
-    /// Small worlds in which everything that can go wrong with a disk once goes wrong: the power at every write and flush, an
-    /// error at every read, write and flush.
+    /// Small worlds in which everything that can go wrong once goes wrong: the power at every write and flush, an error at
+    /// every read, write and flush (and a second one soon after), a wrong bit in every block that is read, no space wherever
+    /// some is asked for.
     #[test]
     fn no_single_mishap_breaks_a_promise() {
         let scripts = std::env::var("UTHIN_SIM_SCRIPTS").map_or(6, |count| count.parse().expect("a number"));
@@ -35,11 +39,16 @@ mod tests {
         for seed in 1..=scripts {
             let whole = run(WorldOptions::small(seed, None));
             let (operations, with_reads) = (whole.operations, whole.operations_and_reads);
+            let scarce = [Scarce::DataBlock, Scarce::MetadataSpace, Scarce::MetadataBlock];
+            let scarcity = |what| (0..whole.asked[what as usize]).map(move |at| Mishap::Scarcity(what, at));
             let all = (0..operations[0])
                 .map(Mishap::MetadataPower)
                 .chain((0..operations[1]).map(Mishap::DataPower))
                 .chain((0..with_reads[0]).map(Mishap::MetadataFault))
-                .chain((0..with_reads[1]).map(Mishap::DataFault));
+                .chain((0..with_reads[1]).map(Mishap::DataFault))
+                .chain((0..with_reads[0]).map(|at| Mishap::MetadataFaults(at, (at + seed) % 5)))
+                .chain((0..with_reads[0]).map(Mishap::MetadataFlip))
+                .chain(scarce.into_iter().flat_map(scarcity));
             for mishap in all {
                 survived += run(WorldOptions::small(seed, Some(mishap))).power_cuts.min(1);
                 mishaps += 1;
@@ -56,6 +65,7 @@ mod tests {
         let (first, end) = seeds.split_once("..").expect("UTHIN_SIM_SEEDS is FIRST..END");
         let seeds = first.parse::<u64>().expect("a number")..end.parse::<u64>().expect("a number");
         let mut total = Outcome::default();
+        let (begin, count) = (std::time::Instant::now(), seeds.end - seeds.start);
         for seed in seeds {
             let world = World::new(WorldOptions::crowded(seed)).expect("a fresh pool");
             match world.run() {
@@ -63,8 +73,10 @@ mod tests {
                 Err(wrong) => panic!("{wrong}"),
             }
         }
-        println!("{total:?}");
+        let seconds = begin.elapsed().as_secs_f64();
+        println!("{count} seeds in {seconds:.0} s, {:.1} a second: {total:?}", count as f64 / seconds);
         assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
         assert!(total.roll_backs > 0 && total.grown_blocks > 0 && total.origin_reads > 0);
+        assert!(total.read_only > 0 && total.double_faults > 0 && total.configured > 0);
     }
 }

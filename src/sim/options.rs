@@ -1,6 +1,7 @@
 //! What decides how a world goes, and what a run of it did.
 
 use crate::engine::PAGE_BYTES;
+use crate::metadata::Scarce;
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -21,6 +22,10 @@ pub struct WorldOptions {
     pub steps_between_power_cuts: u64,
     /// One read or write of the data disk in about so many fails, for once; 0: none.
     pub transfers_between_faults: u64,
+    /// One of the two disks fails an operation, and perhaps one more soon after, in about so many steps; 0: none.
+    pub steps_between_faults: u64,
+    /// Whether it writes down what happens.
+    pub tells: bool,
     /// Bytes of map tables in memory.
     pub map_bytes: u64,
     /// The one mishap of a world without chance in such things.
@@ -38,6 +43,23 @@ pub enum Mishap {
     MetadataFault(u64),
     /// One read, write or flush of the data disk fails, after so many.
     DataFault(u64),
+    /// One read, write or flush of the metadata disk fails, after so many, and after so many more another.
+    MetadataFaults(u64, u64),
+    /// What is read of the metadata disk has one wrong bit, after so many reads, writes and flushes.
+    MetadataFlip(u64),
+    /// Some in a row who ask for that go without, after so many.
+    Scarcity(Scarce, u64),
+}
+
+impl Mishap {
+    /// How many go without in a row: enough to find out that waiting does not help.
+    pub(super) fn scarce_for(what: Scarce) -> u64 {
+        match what {
+            Scarce::DataBlock => 4,
+            Scarce::MetadataSpace => 12,
+            Scarce::MetadataBlock => 1,
+        }
+    }
 }
 
 impl WorldOptions {
@@ -52,6 +74,8 @@ impl WorldOptions {
             lanes: 3,
             steps_between_power_cuts: 700,
             transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
+            steps_between_faults: if seed % 5 == 1 { 300 } else { 0 },
+            tells: false,
             // A page, or two, or all that there are.
             map_bytes: PAGE_BYTES * [1, 2, 100][(seed % 3) as usize],
             mishap: None,
@@ -64,6 +88,7 @@ impl WorldOptions {
             steps: 500,
             steps_between_power_cuts: 1 << 40,
             transfers_between_faults: 0,
+            steps_between_faults: 0,
             mishap,
             ..WorldOptions::crowded(seed)
         }
@@ -91,6 +116,20 @@ pub struct Outcome {
     pub power_cuts: u64,
     /// Reads and writes of the data disk that failed although the power was there.
     pub faults: u64,
+    /// Sectors of data disks that went bad.
+    pub bad_sectors: u64,
+    /// Lives of pools in which a disk failed an operation.
+    pub disk_faults: u64,
+    /// Operations that failed on top of that.
+    pub double_faults: u64,
+    /// Times that a pool became read-only.
+    pub read_only: u64,
+    /// Times that a pool failed.
+    pub failed: u64,
+    /// Times that metadata was checked before it was opened again.
+    pub checks: u64,
+    /// Options changed while the pool was in use.
+    pub configured: u64,
     /// Reads of external origins.
     pub origin_reads: u64,
     /// Times that everything came to rest and was looked at.
@@ -99,6 +138,8 @@ pub struct Outcome {
     pub operations: [u64; 2],
     /// The same with the reads.
     pub operations_and_reads: [u64; 2],
+    /// How often data blocks, metadata space and metadata blocks were asked for.
+    pub asked: [u64; 3],
 }
 
 impl Outcome {
@@ -113,6 +154,13 @@ impl Outcome {
         self.deletions += other.deletions;
         self.power_cuts += other.power_cuts;
         self.faults += other.faults;
+        self.bad_sectors += other.bad_sectors;
+        self.disk_faults += other.disk_faults;
+        self.double_faults += other.double_faults;
+        self.read_only += other.read_only;
+        self.failed += other.failed;
+        self.checks += other.checks;
+        self.configured += other.configured;
         self.origin_reads += other.origin_reads;
         self.rests += other.rests;
         for disk in 0..2 {

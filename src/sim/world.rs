@@ -7,23 +7,23 @@ use super::habits::{Habits, Wish};
 use super::model::{Model, Stamp};
 use super::options::{Mishap, Outcome, WorldOptions};
 use super::origins::Origins;
+use super::story::{Story, Whose};
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
-    Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, OpId,
-    Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag, VolumeInfo,
+    Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, Mode,
+    OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag,
 };
 use crate::error::Result;
-use crate::metadata::{Access, Geometry, Metadata};
+use crate::metadata::{Access, Geometry, Metadata, Scarcity};
 use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::Arc;
 
 pub(super) const SECTOR: u64 = 512;
 pub(super) const BLOCK_SECTORS: u64 = 128;
-/// The command number of deletions that an earlier life of the pool began.
-const RESUMED_DELETION: u64 = 1;
+/// The number of commands whose answers nobody waits for.
+pub(super) const UNASKED: u64 = 1;
 /// Steps by which a slow read or write may be late: enough for a commit, a snapshot and a reuse meanwhile.
 const SLOW_STEPS: u64 = 200;
 /// Steps that a world goes on, about, after a disk has failed an operation.
@@ -32,7 +32,7 @@ const STEPS_AFTER_A_FAULT: u64 = 100;
 const REST_STEPS: u64 = 20_000;
 
 /// Something that will happen.
-enum Event {
+pub(super) enum Event {
     Read { lane: usize, op: OpId, from: Source, offset_bytes: u64, length_bytes: u64, into: Place },
     Write { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, from: Place },
     Ask(Asker, Ask),
@@ -40,7 +40,7 @@ enum Event {
 }
 
 /// What is read from.
-enum Source {
+pub(super) enum Source {
     Data,
     Origin(Origin),
 }
@@ -55,6 +55,10 @@ pub(super) struct InFlight {
     kind: Kind,
     /// When it began: for a flush, what it covers.
     begun: u64,
+    /// The step in which it began.
+    step: u64,
+    /// The pool took no changes any more when it began.
+    is_too_late: bool,
 }
 
 /// A running world.
@@ -62,20 +66,27 @@ pub struct World {
     pub(super) options: WorldOptions,
     pub(super) chance: Chance,
     pub(super) habits: Habits,
-    metadata_disk: SimDisk,
-    data_disk: SimDisk,
+    pub(super) metadata_disk: SimDisk,
+    pub(super) data_disk: SimDisk,
+    scarcity: Scarcity,
+    /// See [`World::has_failed`].
+    pub(super) has_stopped: bool,
     pub(super) keeper: Keeper<SimDisk, SimDisk>,
-    lanes: Vec<Lane>,
+    pub(super) lanes: Vec<Lane>,
     pub(super) model: Model,
     pub(super) origins: Origins,
     /// What will happen, and the step before which it does not.
-    events: Vec<(u64, Event)>,
+    pub(super) events: Vec<(u64, Event)>,
     /// Steps so far.
-    now: u64,
+    pub(super) now: u64,
     pub(super) in_flight: BTreeMap<(usize, Tag), InFlight>,
-    buffers: HashMap<(usize, Tag), Vec<u8>>,
-    scratch: HashMap<(usize, OpId), Vec<u8>>,
+    pub(super) buffers: HashMap<(usize, Tag), Vec<u8>>,
+    pub(super) scratch: HashMap<(usize, OpId), Vec<u8>>,
     pub(super) command: Option<UnderWay>,
+    /// Volumes whose writes wait for space without end, and the step since which they do.
+    pub(super) patient: BTreeMap<VolumeId, u64>,
+    /// What happened, if somebody wants to know.
+    story: Option<Story>,
     /// Nothing else goes on and there is a free block: no request may be refused for lack of space.
     has_space: bool,
     next_tag: u64,
@@ -89,7 +100,9 @@ impl World {
         let metadata_disk = SimDisk::new("metadata", 256 * 4096);
         let data_disk = SimDisk::new("data", (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize);
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
-        let metadata = Metadata::format(metadata_disk.clone(), geometry)?;
+        let mut metadata = Metadata::format(metadata_disk.clone(), geometry)?;
+        let scarcity = Scarcity::default();
+        metadata.set_scarcity(scarcity.clone());
         let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new())?;
         let mut chance = Chance::new(options.seed);
         let volume_sectors = options.volume_blocks * BLOCK_SECTORS;
@@ -101,6 +114,8 @@ impl World {
             keeper,
             metadata_disk,
             data_disk,
+            scarcity,
+            has_stopped: false,
             model: Model::default(),
             events: Vec::new(),
             now: 0,
@@ -108,6 +123,8 @@ impl World {
             buffers: HashMap::new(),
             scratch: HashMap::new(),
             command: None,
+            patient: BTreeMap::new(),
+            story: options.tells.then(Story::default),
             has_space: false,
             next_tag: 0,
             next_stamp: 1,
@@ -119,13 +136,20 @@ impl World {
             None => {}
             Some(Mishap::MetadataPower(after)) => world.metadata_disk.cut_power_after(after),
             Some(Mishap::DataPower(after)) => world.data_disk.cut_power_after(after),
-            Some(Mishap::MetadataFault(after)) => world.metadata_disk.fail_after(after),
-            Some(Mishap::DataFault(after)) => world.data_disk.fail_after(after),
+            Some(Mishap::MetadataFault(after)) => world.metadata_disk.fail_after(after, None),
+            Some(Mishap::DataFault(after)) => world.data_disk.fail_after(after, None),
+            Some(Mishap::MetadataFaults(after, then)) => {
+                world.metadata_disk.fail_after(after, Some(then));
+            }
+            Some(Mishap::MetadataFlip(after)) => world.metadata_disk.flip_after(after),
+            Some(Mishap::Scarcity(what, after)) => {
+                world.scarcity.refuse(what, after..after + Mishap::scarce_for(what));
+            }
         }
         Ok(world)
     }
 
-    fn keeper(
+    pub(super) fn keeper(
         options: &WorldOptions,
         mut metadata: Metadata<SimDisk>,
         data: SimDisk,
@@ -139,7 +163,7 @@ impl World {
         Keeper::new(metadata, data, options)
     }
 
-    fn seat_lanes(&mut self) {
+    pub(super) fn seat_lanes(&mut self) {
         let lane = |id| Lane::new(LaneId(id), self.keeper.epochs(), BlockSize::MIN);
         self.lanes = (0..self.options.lanes).map(lane).collect();
     }
@@ -153,8 +177,27 @@ impl World {
         }
         let disks = [&self.metadata_disk, &self.data_disk];
         self.outcome.operations = disks.map(SimDisk::operations);
+        self.outcome.asked = self.scarcity.asked();
         self.outcome.operations_and_reads = disks.map(SimDisk::operations_and_reads);
-        result.map(|()| self.outcome).map_err(|wrong| format!("seed {seed}: {wrong}"))
+        result.map(|()| self.outcome).map_err(|wrong| match &self.story {
+            Some(story) => format!("seed {seed}: {wrong}\n{}", story.of(&wrong)),
+            // Once more, exactly as before.
+            None => match World::new(WorldOptions { tells: true, ..self.options.clone() }).map(World::run) {
+                Ok(Err(told)) => told,
+                Ok(Ok(_)) | Err(_) => format!("seed {seed}: {wrong}, and not when it was run again"),
+            },
+        })
+    }
+
+    /// Writes down what happens.
+    pub(super) fn tell(&mut self, whose: Whose, text: std::fmt::Arguments<'_>) {
+        if let Some(story) = &mut self.story {
+            story.tell(self.now, whose, text);
+        }
+    }
+
+    fn whose(&self, lane: usize, op: OpId) -> Whose {
+        self.story.as_ref().and_then(|story| story.whose(lane, op))
     }
 
     fn run_steps(&mut self) -> Result<(), String> {
@@ -171,6 +214,11 @@ impl World {
             } else if self.chance.one_in(self.options.steps_between_power_cuts) {
                 self.come_to_rest()?;
             } else {
+                if self.options.steps_between_faults > 0
+                    && self.chance.one_in(self.options.steps_between_faults)
+                {
+                    self.arm_fault();
+                }
                 self.step()?;
             }
         }
@@ -178,6 +226,22 @@ impl World {
         (0..40).try_for_each(|_| self.step())?;
         self.power_cycle()?; // whatever is in flight is cut off, and everything is read once more
         self.close()
+    }
+
+    /// Some operation of a disk will fail soon; half of the time another one will, right after it.
+    fn arm_fault(&mut self) {
+        let then = self.chance.one_in(2).then(|| self.chance.below(8));
+        if self.chance.one_in(3) {
+            let sector = self.chance.below(self.options.data_blocks * BLOCK_SECTORS);
+            self.data_disk.spoil(sector);
+            self.outcome.bad_sectors += 1;
+            return self.tell(None, format_args!("sector {sector} of the data disk goes bad"));
+        }
+        let disk = if self.chance.one_in(3) { &self.data_disk } else { &self.metadata_disk };
+        let after = self.chance.below(40);
+        disk.fail_after(after, then);
+        let name = disk.name();
+        self.tell(None, format_args!("disk {name} fails after {after} operations, and after {then:?} more"));
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -251,8 +315,10 @@ impl World {
             due_events => due[self.chance.below(due_events) as usize],
         };
         let mut actions = Vec::new();
+        let whose: Whose;
         let lane = match self.events.swap_remove(chosen).1 {
             Event::Read { lane, op, from, offset_bytes, length_bytes, into } => {
+                whose = self.whose(lane, op);
                 let mut bytes = vec![0; length_bytes as usize];
                 let result = match self.is_faulty() {
                     true => Err(IoError::Io),
@@ -260,29 +326,52 @@ impl World {
                 };
                 let (buffer, at) = self.place(lane, into);
                 buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+                self.tell(whose, format_args!("has read {length_bytes} at {offset_bytes}: {result:?}"));
                 self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Write { lane, op, offset_bytes, length_bytes, from } => {
+                whose = self.whose(lane, op);
                 let bytes = self.source(lane, from, length_bytes);
                 let result = match self.is_faulty() {
                     true => Err(IoError::Io),
                     false => self.data_disk.write_at(offset_bytes, &bytes).map_err(|_| IoError::Io),
                 };
+                self.tell(whose, format_args!("has written {length_bytes} at {offset_bytes}: {result:?}"));
                 self.lanes[lane].io_done(op, result, &mut actions);
                 lane
             }
             Event::Reply(lane, op, reply) => {
+                whose = self.whose(lane, op);
+                self.tell(whose, format_args!("is told {reply:?}"));
                 self.lanes[lane].reply(op, reply, &mut actions);
                 lane
             }
             Event::Ask(asker, ask) => {
+                if let (Asker::Lane(lane, op), Some(_)) = (asker, &self.story) {
+                    self.tell(self.whose(usize::from(lane.0), op), format_args!("asks {ask:?}"));
+                }
                 let mut out = Outbox::default();
                 self.keeper.handle(asker, ask, &mut out);
                 return self.deliver(out);
             }
         };
+        self.note(lane, &actions, whose);
         self.act(lane, actions)
+    }
+
+    /// Writes down whose ops these are.
+    fn note(&mut self, lane: usize, actions: &[Action], whose: Whose) {
+        let Some(story) = &mut self.story else { return };
+        for action in actions {
+            if let Action::ReadData { op, .. }
+            | Action::ReadOrigin { op, .. }
+            | Action::WriteData { op, .. }
+            | Action::Ask { op, .. } = action
+            {
+                story.begins(lane, *op, whose);
+            }
+        }
     }
 
     fn read(&self, from: &Source, offset_bytes: u64, bytes: &mut [u8]) -> Result<(), IoError> {
@@ -301,9 +390,10 @@ impl World {
         faulty
     }
 
-    /// Whether a disk has failed an operation since the power came.
-    fn has_failed(&self) -> bool {
-        self.metadata_disk.has_failed() || self.data_disk.has_failed()
+    /// Whether a disk has failed an operation since the power came, or the pool has found itself without space where some
+    /// should have been.
+    pub(super) fn has_failed(&self) -> bool {
+        self.metadata_disk.has_failed() || self.data_disk.has_failed() || self.has_stopped
     }
 
     /// Whether nobody has a reason to report an error of a disk.
@@ -325,6 +415,7 @@ impl World {
     /// Begins nothing new until nothing is under way. Then nobody may have been forgotten, what is durable must be sound, and
     /// what is free must be there to be used.
     fn come_to_rest(&mut self) -> Result<(), String> {
+        self.lose_patience();
         self.run_dry()?;
         if !self.is_powered() {
             return Ok(());
@@ -368,7 +459,7 @@ impl World {
     }
 
     /// The durable metadata, as another program sees it.
-    fn check_metadata(&self, worst: Verdict) -> Result<(), String> {
+    pub(super) fn check_metadata(&self, worst: Verdict) -> Result<(), String> {
         let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
         let report = check(&disk, &CheckOptions::default())
             .map_err(|error| format!("checking the metadata: {error}"))?;
@@ -396,7 +487,12 @@ impl World {
         Ok(())
     }
 
-    fn place(&mut self, lane: usize, place: Place) -> (&mut Vec<u8>, usize) {
+    /// Whether somebody may be refused what is there.
+    pub(super) fn is_scarce(&self) -> bool {
+        matches!(self.options.mishap, Some(Mishap::Scarcity(..)))
+    }
+
+    pub(super) fn place(&mut self, lane: usize, place: Place) -> (&mut Vec<u8>, usize) {
         match place {
             Place::Request(tag, at) => (self.buffers.get_mut(&(lane, tag)).expect("a buffer"), at as usize),
             Place::Scratch(op) => {
@@ -407,7 +503,7 @@ impl World {
         }
     }
 
-    fn source(&mut self, lane: usize, from: Place, length_bytes: u64) -> Vec<u8> {
+    pub(super) fn source(&mut self, lane: usize, from: Place, length_bytes: u64) -> Vec<u8> {
         if from == Place::Zeros {
             return vec![0; length_bytes as usize];
         }
@@ -415,7 +511,7 @@ impl World {
         buffer[at..at + length_bytes as usize].to_vec()
     }
 
-    fn act(&mut self, lane: usize, actions: Vec<Action>) -> Result<(), String> {
+    pub(super) fn act(&mut self, lane: usize, actions: Vec<Action>) -> Result<(), String> {
         for action in actions {
             match action {
                 Action::ReadData { op, disk_offset_bytes: offset_bytes, length_bytes, into } => {
@@ -459,11 +555,25 @@ impl World {
         let done = self.in_flight.remove(&(lane, tag)).ok_or("a request completed twice")?;
         let buffer = self.buffers.remove(&(lane, tag)).unwrap_or_default();
         self.outcome.requests += 1;
+        let whose = Some((done.volume, tag));
+        self.tell(whose, format_args!("ends: {result:?}"));
+        if let Some(story) = &mut self.story {
+            story.answered(whose);
+        }
+        if done.is_too_late && result.is_ok() && !matches!(done.kind, Kind::Read | Kind::Discard) {
+            let what = format!("{:?} of volume {}", done.kind, done.volume);
+            return Err(format!("{what} was done though the pool takes no changes"));
+        }
+        let is_patient = self.patient.get(&done.volume).is_some_and(|since| *since < done.step);
+        if result == Err(IoError::NoSpace) && matches!(done.kind, Kind::Write { .. }) && is_patient {
+            return Err(format!("a write of volume {} was refused that waits without end", done.volume));
+        }
         let moves = matches!(done.kind, Kind::Read | Kind::Write { .. } | Kind::WriteZeroes { .. });
         match result {
             Ok(()) => {}
-            Err(IoError::NoSpace) if !self.has_space => self.outcome.no_space += 1,
+            Err(IoError::NoSpace) if !self.has_space || self.is_scarce() => self.outcome.no_space += 1,
             Err(IoError::Io) if !self.is_powered() || (moves && self.outcome.faults > 0) => {}
+            Err(IoError::Io) if moves && self.outcome.bad_sectors > 0 => {}
             Err(error) => return Err(format!("{:?} of volume {} failed: {error:?}", done.kind, done.volume)),
         }
         match done.kind {
@@ -489,16 +599,20 @@ impl World {
 
     /// What the keeper says becomes events and answers.
     pub(super) fn deliver(&mut self, out: Outbox) -> Result<(), String> {
+        if self.is_scarce() {
+            self.has_stopped = matches!(self.status().mode, Mode::ReadOnly(_) | Mode::Failed(_));
+        }
         for (asker, reply) in out.replies {
             let Asker::Lane(lane, op) = asker else { return Err("a reply to a command".to_owned()) };
             self.add_event(Event::Reply(usize::from(lane.0), op, reply));
         }
         for (number, answer) in out.answers {
-            if number == RESUMED_DELETION {
+            if number == UNASKED {
                 continue;
             }
             let UnderWay { volumes, origins, step } = self.command.take().ok_or("an answer to no command")?;
             let powered = self.is_powered();
+            self.tell(None, format_args!("the command's answer is {answer:?}"));
             match &answer {
                 Ok(
                     Answer::Done
@@ -533,7 +647,7 @@ impl World {
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<Settled, String> {
+    pub(super) fn settle(&mut self) -> Result<Settled, String> {
         let mut out = Outbox::default();
         let settled = self.keeper.settle(&mut out);
         self.deliver(out)?;
@@ -592,8 +706,11 @@ impl World {
     }
 
     fn begin(&mut self, volume: VolumeId, kind: Kind, range: Range<u64>) {
+        let ignored = kind == Kind::Discard
+            && self.keeper.volume(volume).is_some_and(|volume| volume.ignores_discards());
         let changes = match kind {
             Kind::Read | Kind::Flush | Kind::Extents => 0..0,
+            Kind::Discard if ignored => 0..0,
             Kind::Write { .. } | Kind::WriteZeroes { .. } => range.clone(),
             Kind::Discard => {
                 let whole = BlockSize::MIN.whole_blocks_inside(range.start * SECTOR..range.end * SECTOR);
@@ -623,12 +740,18 @@ impl World {
         let held = if kind == Kind::Read { u64::from_le_bytes([0xee; 8]) } else { stamp };
         let buffer = held.to_le_bytes().repeat((length / 8) as usize);
         self.buffers.insert((lane, tag), buffer);
-        let request = InFlight { volume, range: range.clone(), changes, kind, begun };
+        let whose = Some((volume, tag));
+        self.tell(whose, format_args!("begins on lane {lane}: {kind:?} of sectors {range:?}, stamp {stamp}"));
+        let is_too_late =
+            self.has_failed() && matches!(self.status().mode, Mode::ReadOnly(_) | Mode::Failed(_));
+        let step = self.now;
+        let request = InFlight { volume, range: range.clone(), changes, kind, begun, step, is_too_late };
         self.in_flight.insert((lane, tag), request);
         let volume = self.keeper.volume(volume).expect("the model's volumes exist");
         let request = Request { tag, volume, kind, offset_bytes: range.start * SECTOR, length_bytes: length };
         let mut actions = Vec::new();
         self.lanes[lane].begin(request, &mut actions);
+        self.note(lane, &actions, whose);
         self.act(lane, actions).expect("a request that has just begun");
     }
 
@@ -639,153 +762,14 @@ impl World {
         *status
     }
 
-    fn forget_lanes(&mut self) {
+    pub(super) fn forget_lanes(&mut self) {
         // Dead with their requests: the process is gone.
         self.lanes.drain(..).for_each(std::mem::forget);
-    }
-
-    /// The power goes and comes back; the pool is opened by production code and must hold what the model allows.
-    fn power_cycle(&mut self) -> Result<(), String> {
-        self.outcome.power_cuts += 1;
-        self.forget_lanes();
-        for (_, event) in std::mem::take(&mut self.events) {
-            if let Event::Write { lane, offset_bytes, length_bytes, from, .. } = event {
-                let bytes = self.source(lane, from, length_bytes);
-                for (sector, bytes) in bytes.chunks_exact(SECTOR as usize).enumerate() {
-                    if self.chance.one_in(2) {
-                        // Fails when the power was off before, and that is right too.
-                        let _ = self.data_disk.write_at(offset_bytes + sector as u64 * SECTOR, bytes);
-                    }
-                }
-            }
-        }
-        for disk in [&self.metadata_disk, &self.data_disk] {
-            let chance = &mut self.chance;
-            disk.power_cycle(&mut |n| chance.below(n as u64) as usize);
-        }
-        self.in_flight.clear();
-        self.buffers.clear();
-        self.scratch.clear();
-        self.recover()?;
-        self.check_metadata(Verdict::Clean)?;
-        if let Some(UnderWay { volumes, step, .. }) = self.command.take() {
-            let id = self.status().transaction_id;
-            if id != step.from && id != step.to {
-                return Err(format!("the transaction id is {id}, expected {} or {}", step.from, step.to));
-            }
-            self.model.cut_off(&volumes, id == step.to);
-        }
-        let mut found = BTreeMap::new();
-        for VolumeInfo { id, .. } in self.volume_infos()? {
-            found.insert(id, self.read_volume(id)?);
-        }
-        let half_deleted: Vec<VolumeId> =
-            found.keys().copied().filter(|id| self.model.is_being_deleted(*id)).collect();
-        self.model.after_power_cut(&found)?;
-        for volume in half_deleted {
-            // As the catalog has it: what was being deleted is deleted.
-            self.keeper.command(
-                RESUMED_DELETION,
-                Command::Delete { volume, step: None },
-                &mut Outbox::default(),
-            );
-        }
-        Ok(())
-    }
-
-    /// Opens the pool, and reads all the map. A disk that fails on the way is tried again: nothing may be lost by that.
-    fn recover(&mut self) -> Result<(), String> {
-        let read = |world: &mut Self| {
-            world.reopen()?;
-            let volumes = world.volume_infos()?;
-            volumes.into_iter().try_for_each(|volume| world.read_volume(volume.id).map(drop))
-        };
-        let recovered = read(self);
-        if recovered.is_ok() || !self.has_failed() {
-            return recovered;
-        }
-        self.forget_lanes();
-        self.events.clear();
-        self.buffers.clear();
-        self.metadata_disk.forget_failure();
-        self.data_disk.forget_failure();
-        read(self)
-    }
-
-    fn reopen(&mut self) -> Result<(), String> {
-        let wrong = |error: crate::error::Error| format!("reopening after a power cut: {error}");
-        let metadata = Metadata::open(self.metadata_disk.clone(), Access::ReadWrite).map_err(wrong)?;
-        let data = self.data_disk.clone();
-        self.keeper = Self::keeper(&self.options, metadata, data, self.origins.behind()).map_err(wrong)?;
-        self.seat_lanes();
-        Ok(())
-    }
-
-    fn volume_infos(&mut self) -> Result<Vec<VolumeInfo>, String> {
-        let mut out = Outbox::default();
-        self.keeper.command(0, Command::Volumes, &mut out);
-        match out.answers.pop() {
-            Some((_, Ok(Answer::Volumes(volumes)))) => Ok(volumes),
-            other => Err(format!("listing volumes: {other:?}")),
-        }
-    }
-
-    /// Reads a whole volume while nothing else goes on.
-    fn read_volume(&mut self, id: VolumeId) -> Result<Vec<Stamp>, String> {
-        let volume: Arc<_> = self.keeper.volume(id).ok_or("a listed volume cannot be opened")?;
-        let tag = Tag(u64::MAX);
-        let length_bytes = volume.size_bytes();
-        self.buffers.insert((0, tag), vec![0xee; length_bytes as usize]);
-        let request = Request { tag, volume, kind: Kind::Read, offset_bytes: 0, length_bytes };
-        let mut actions = Vec::new();
-        self.lanes[0].begin(request, &mut actions);
-        loop {
-            let complete = actions.iter().position(|action| matches!(action, Action::Complete { .. }));
-            if let Some(Action::Complete { result, .. }) = complete.map(|at| actions.remove(at)) {
-                result.map_err(|error| format!("reading volume {id}: {error:?}"))?;
-                self.act(0, actions)?;
-                break;
-            }
-            self.act(0, std::mem::take(&mut actions))?;
-            match self.events.pop().ok_or("a read got stuck")?.1 {
-                Event::Read { op, from, offset_bytes, length_bytes, into, .. } => {
-                    let mut bytes = vec![0; length_bytes as usize];
-                    let result = match &from {
-                        Source::Data => self.data_disk.peek(offset_bytes, &mut bytes),
-                        Source::Origin(origin) => origin.disk().read_at(offset_bytes, &mut bytes),
-                    };
-                    let result = result.map_err(|_| IoError::Io);
-                    let (buffer, at) = self.place(0, into);
-                    buffer[at..at + bytes.len()].copy_from_slice(&bytes);
-                    self.lanes[0].io_done(op, result, &mut actions);
-                }
-                Event::Ask(asker, ask) => {
-                    let mut out = Outbox::default();
-                    self.keeper.handle(asker, ask, &mut out);
-                    self.deliver(out)?;
-                }
-                Event::Reply(_, op, reply) => self.lanes[0].reply(op, reply, &mut actions),
-                Event::Write { .. } => return Err("a read wrote".to_owned()),
-            }
-        }
-        Ok(stamps_of(&self.buffers.remove(&(0, tag)).expect("the read's buffer")))
-    }
-
-    /// Ends in order, and looks at the metadata once more.
-    fn close(&mut self) -> Result<(), String> {
-        while self.settle()? == Settled::HasWork {}
-        let mut out = Outbox::default();
-        self.keeper.command(0, Command::Close, &mut out);
-        match out.answers.pop() {
-            Some((_, Ok(Answer::Done))) => self.check_metadata(Verdict::Clean),
-            Some((_, Err(_))) if self.has_failed() => self.power_cycle(),
-            other => Err(format!("closing: {other:?}")),
-        }
     }
 }
 
 /// The stamps of `bytes`, a sector each; a torn sector has a stamp that nobody wrote.
-fn stamps_of(bytes: &[u8]) -> Vec<Stamp> {
+pub(super) fn stamps_of(bytes: &[u8]) -> Vec<Stamp> {
     let stamp = |sector: &[u8]| {
         let (words, _) = sector.as_chunks::<8>();
         let first = words[0];

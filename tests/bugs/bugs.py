@@ -8,6 +8,8 @@ An edit is (file under src, text that is there once, text in its place); BUG sta
 KEEPER = "engine/keeper/mod.rs"
 COMMANDS = "engine/keeper/commands.rs"
 SETTLE = "engine/keeper/settle.rs"
+SPACE = "engine/keeper/space.rs"
+STOP = "engine/keeper/stop.rs"
 LANE = "engine/lane.rs"
 COMMIT = "metadata/commit.rs"
 VOLUMES = "metadata/volumes.rs"
@@ -32,12 +34,12 @@ BUGS = {
         out.reply(from, Reply::Fill { target, source });"""),
          (KEEPER, """        let mapping = self.metadata.map(id, block, target);
         volume.table.set(block, Some(mapping));
-        out.reply(from, Reply::Done);""",
+        self.uncommitted""",
           """        if !BUG {
             let mapping = self.metadata.map(id, block, target);
             volume.table.set(block, Some(mapping));
         }
-        out.reply(from, Reply::Done);""")],
+        self.uncommitted""")],
     ),
     "reused-at-once": (
         "blocks that a commit freed go to the allocator before lanes have passed",
@@ -78,8 +80,8 @@ BUGS = {
     ),
     "only-writes-frozen": (
         "discards and zeroes go on while a snapshot is taken",
-        [(LANE, "        if changes && request.volume.is_frozen() {",
-          "        if changes && (!BUG || matches!(request.kind, Kind::Write { .. })) && request.volume.is_frozen() {")],
+        [(LANE, "            Changes::Frozen if changes => {",
+          "            Changes::Frozen if changes && (!BUG || matches!(request.kind, Kind::Write { .. })) => {")],
     ),
     "flush-without-commit": (
         "a FLUSH flushes data and forgets the mappings",
@@ -92,8 +94,8 @@ BUGS = {
     ),
     "data-not-flushed": (
         "a commit does not flush the data that its mappings name",
-        [(SETTLE, "        let flushed = flush_data(&self.data)\n",
-          "        let flushed = (if BUG { flush_data(&crate::disk::MemoryDisk::zeroed(4096)) } else { flush_data(&self.data) })\n")],
+        [(SETTLE, "        let flushed = flush_data(&self.data).map_err",
+          "        let flushed = (if BUG { flush_data(&crate::disk::MemoryDisk::zeroed(4096)) } else { flush_data(&self.data) }).map_err")],
     ),
     "metadata-not-flushed": (
         "the superblock is written before the blocks it leads to are durable",
@@ -135,8 +137,8 @@ BUGS = {
     ),
     "unmapped-only-on-disk": (
         "a discard leaves the map in memory as it was",
-        [(KEEPER, "            Ok(Progress::Done) => {\n                volume.table.clear(left);",
-          "            Ok(Progress::Done) => {\n                if !BUG { volume.table.clear(left); }")],
+        [(KEEPER, "            Ok(Progress::Done) => {\n                volume.table.clear(left.clone());",
+          "            Ok(Progress::Done) => {\n                if !BUG { volume.table.clear(left.clone()); }")],
     ),
     "space-never-comes-back": (
         "freed blocks do not get back to the allocator",
@@ -148,8 +150,8 @@ BUGS = {
     ),
     "waiting-in-an-epoch": (
         "who waits for space holds his epoch, and so holds up what would free some",
-        [(LANE, "                self.leave_epoch(op);\n                self.ask(op, Ask::AwaitSpace, out);",
-          "                if !BUG { self.leave_epoch(op); }\n                self.ask(op, Ask::AwaitSpace, out);")],
+        [(LANE, "                self.leave_epoch(op);\n                let volume = self.volume_of(op).id();",
+          "                if !BUG { self.leave_epoch(op); }\n                let volume = self.volume_of(op).id();")],
     ),
     "not-thawed": (
         "who waited for a snapshot is not told that it is over",
@@ -161,7 +163,7 @@ BUGS = {
     ),
     "space-waiters-forgotten": (
         "who waits for space is not told when there is some",
-        [(SETTLE, "        if self.space_waiters.is_empty() {\n            return;", "        if self.space_waiters.is_empty() || BUG {\n            return;")],
+        [(SPACE, "        if self.space_waiters.is_empty() {\n            return;", "        if self.space_waiters.is_empty() || BUG {\n            return;")],
     ),
     "fua-ignored": (
         "a forced write is answered before it is durable",
@@ -203,7 +205,7 @@ BUGS = {
     ),
     "rolled-back-unmarked": (
         "after a roll-back the snapshot's blocks count as its own",
-        [(COMMANDS, "        to.set_snapshotted(time);", "        if !BUG { to.set_snapshotted(time); }")],
+        [(COMMANDS, "        self.volumes[&to].set_snapshotted(time);", "        if !BUG { self.volumes[&to].set_snapshotted(time); }")],
     ),
     "released-without-counts": (
         "letting a metadata snapshot go leaves its counts behind when nothing else has changed",
@@ -255,6 +257,44 @@ BUGS = {
     "count-of-another-time": (
         "a count passes for one of this moment although commits have followed",
         [("engine/keeper/sharing.rs", "known.commit == self.commits)", "(BUG || known.commit == self.commits))")],
+    ),
+    "needs-check-not-marked": (
+        "a failed commit leaves no mark by which a checker is asked for",
+        [(STOP, "            Failure::Metadata => self.fall_back(true),", "            Failure::Metadata => self.fall_back(!BUG),")],
+    ),
+    "acknowledged-is-undone": (
+        "a pool that becomes read-only shows its clients the last commit",
+        [(STOP, "        self.volumes.retain(|id, _| there.contains(id));",
+          """        self.volumes.retain(|id, _| there.contains(id));
+        if BUG { self.uncommitted.rolled_back = there.iter().copied().filter(|id| self.volumes.contains_key(id)).collect(); }""")],
+    ),
+    "written-though-read-only": (
+        "lanes go on writing in place when the pool has become read-only",
+        [(STOP, "        self.volumes.values().for_each(|volume| volume.refuse_changes());\n        self.stopped",
+          "        self.volumes.values().for_each(|volume| if !BUG { volume.refuse_changes() });\n        self.stopped")],
+    ),
+    "flushed-though-read-only": (
+        "a flush of a pool that has become read-only is answered as done",
+        [(STOP, "            (Some(Stop::OpenedReadOnly(_)), Ask::Flush) => out.reply(from, Reply::Done),",
+          """            (Some(Stop::OpenedReadOnly(_)), Ask::Flush) => out.reply(from, Reply::Done),
+            (Some(Stop::ReadOnly(_)), Ask::Flush) if BUG => out.reply(from, Reply::Done),""")],
+    ),
+    "deleted-stays-away": (
+        "a volume whose deletion was taken back is not there until the pool is opened again",
+        [(STOP, "            self.volumes.insert(volume.id(), volume);", "            if !BUG { self.volumes.insert(volume.id(), volume); }")],
+    ),
+    "made-and-undone-stays": (
+        "a volume whose making was taken back is still shown",
+        [(STOP, "        self.volumes.retain(|id, _| there.contains(id));", "        if !BUG { self.volumes.retain(|id, _| there.contains(id)); }")],
+    ),
+    "failed-commit-is-kept": (
+        "after a failed commit its state in memory is gone on with",
+        [(STOP, "        self.metadata.retire(needs_check)?;", "        if BUG { return Ok(()); }\n        self.metadata.retire(needs_check)?;")],
+    ),
+    "volumes-have-no-policy": (
+        "a volume's own policy for a full pool is not asked for",
+        [(SPACE, "        self.volumes_when_full.get(&volume)", "        if BUG { return self.when_full; }\n        self.volumes_when_full.get(&volume)")],
+        "engine::keeper::stop_tests::volumes_wait_for_space_by_policies_of_their_own",
     ),
     "page-forgotten-too-early": (
         "a page of the map is forgotten while lanes may be writing blocks that only it knows to be exclusive",

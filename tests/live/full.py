@@ -90,7 +90,7 @@ def write_until_refused(pool, client, first_block, limit):
 
 def require_working(pool, when):
     status = pool.status()
-    if status["mode"] == "fail":
+    if status["mode"] in ("fail", "ro"):
         raise Failed(f"{when}: the pool has failed: {status['failure']}\n{pool.log_tail()}")
 
 

@@ -343,6 +343,7 @@ impl Plan<'_> {
         let (size_bytes, size_from) = self.size(id, &name, known.as_ref(), mapped_end)?;
         let mut entry = VolumeEntry {
             external_origin: self.origins.get(&id).cloned(),
+            when_full: None,
             name,
             id,
             size_bytes,

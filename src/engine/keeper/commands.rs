@@ -11,8 +11,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if let Command::Status = command {
             return out.answers.push((number, Ok(Answer::Status(Box::new(self.status())))));
         }
-        if let Some(error) = &self.failed {
-            return out.answers.push((number, Err(failed_stop(error))));
+        if let Some(refusal) = self.refusal() {
+            return out.answers.push((number, self.command_stopped(command, refusal)));
         }
         let result = match command {
             Command::CreateVolume { volume, size_bytes, origin, step } => {
@@ -30,6 +30,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 self.configure(behaviour);
                 Ok(Answer::Done)
             }
+            Command::ConfigureVolume { volume, when_full } => self.configure_volume(volume, when_full),
             Command::SetTransactionId(step) => self.check_step(step).and_then(|()| {
                 self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
                 Ok(Answer::Done)
@@ -56,11 +57,49 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 let closed = self.close(out);
                 return out.answers.push((number, closed));
             }
-            Command::Status => unreachable!("answered above, also by a failed pool"),
+            Command::Status => unreachable!("answered above, also by a pool that takes no changes"),
         };
         match result {
             Ok(answer) => self.committed_answers.push((number, answer)),
             Err(error) => out.answers.push((number, Err(error))),
+        }
+    }
+
+    /// What a pool that takes no changes can still do; the rest is answered with `refusal`.
+    fn command_stopped(&mut self, command: Command, refusal: Error) -> Result<Answer> {
+        let is_readable = matches!(self.stopped, Some(Stop::OpenedReadOnly(_) | Stop::ReadOnly(_)));
+        match command {
+            Command::Volumes if is_readable => self.volume_infos().map(Answer::Volumes),
+            Command::CountShared if is_readable => Ok(Answer::Counting(false)),
+            Command::Configure(behaviour) if is_readable => {
+                self.configure(behaviour);
+                Ok(Answer::Done)
+            }
+            Command::ConfigureVolume { volume, when_full } if is_readable => {
+                self.configure_volume(volume, when_full)
+            }
+            Command::Close if matches!(self.stopped, Some(Stop::OpenedReadOnly(_))) => {
+                self.end();
+                Ok(Answer::Done)
+            }
+            Command::CreateVolume { .. }
+            | Command::Snapshot { .. }
+            | Command::RollBack { .. }
+            | Command::Resize { .. }
+            | Command::SetOrigin { .. }
+            | Command::Unmap { .. }
+            | Command::Delete { .. }
+            | Command::Grow { .. }
+            | Command::Configure(_)
+            | Command::ConfigureVolume { .. }
+            | Command::SetTransactionId(_)
+            | Command::HoldMetadata
+            | Command::ReleaseMetadata
+            | Command::Status
+            | Command::Volumes
+            | Command::CountShared
+            | Command::Commit
+            | Command::Close => Err(refusal),
         }
     }
 
@@ -103,8 +142,19 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.zero_new_blocks = zero_new_blocks.unwrap_or(self.zero_new_blocks);
         if let Some(when_full) = when_full {
             self.when_full = when_full;
-            self.hopeless_ticks = 0;
+            self.space_waiters.begin_anew();
         }
+    }
+
+    /// See [`Command::ConfigureVolume`].
+    fn configure_volume(&mut self, id: VolumeId, when_full: Option<WhenFull>) -> Result<Answer> {
+        self.open_volume(id)?;
+        match when_full {
+            Some(policy) => self.volumes_when_full.insert(id, policy),
+            None => self.volumes_when_full.remove(&id),
+        };
+        self.space_waiters.begin_anew_for(id);
+        Ok(Answer::Done)
     }
 
     /// The compare of the compare-and-swap, before anything is changed.
@@ -188,6 +238,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.check_frozen(&freeze.what, freeze.step)?;
         if let Frozen::RollBack { volume, to, .. } = freeze.what {
             self.check_readable(volume, to)?;
+            if self.metadata.is_dirty() {
+                self.commit(out)?; // what the volume holds now is what stepping down would lead back to
+            }
         }
         self.take_snapshots(&freeze.what.new_volumes(), out)?;
         if let Frozen::RollBack { volume, to, keep } = freeze.what
@@ -196,7 +249,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             if is_refusal(&error) {
                 self.forget_snapshots(&[(volume, keep)], out);
             } else {
-                self.fail(error.clone(), out);
+                self.stop(Failure::Metadata, error.clone(), out);
             }
             return Err(error);
         }
@@ -236,10 +289,16 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// or the new, and what they see stays where it is until they have passed by.
     fn replace_contents(&mut self, volume: VolumeId, to: VolumeId) -> Result<()> {
         let time = self.metadata.replace_mappings(volume, to)?;
-        let (volume, to) = (&self.volumes[&volume], &self.volumes[&to]);
+        self.uncommitted.roll_back(volume);
         // First: then nobody takes a new mapping for his own.
-        volume.set_snapshotted(time);
-        to.set_snapshotted(time);
+        self.volumes[&volume].set_snapshotted(time);
+        self.volumes[&to].set_snapshotted(time);
+        self.reload_table(volume)
+    }
+
+    /// Brings what is loaded of a volume's map in step with the metadata.
+    pub(super) fn reload_table(&mut self, id: VolumeId) -> Result<()> {
+        let volume = &self.volumes[&id];
         for page in volume.table.loaded_pages(0..u64::MAX) {
             let mut mapped = HashMap::new();
             self.metadata.for_each_mapping(volume.id(), page.clone(), &mut |block, mapping| {
@@ -258,7 +317,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.volumes.remove(snapshot);
             self.forget_sharing_of(*snapshot);
             if let Err(error) = self.metadata.delete_volume(*snapshot, usize::MAX) {
-                return self.fail(error, out);
+                return self.stop(Failure::Metadata, error, out);
             }
         }
     }
@@ -309,7 +368,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.change(out, |metadata| metadata.grow_data(blocks))?;
         self.starved = false;
         self.out_of_data_space = false;
-        self.hopeless_ticks = 0;
+        self.space_waiters.begin_anew();
         self.deletions_stalled = false;
         Ok(Answer::Done)
     }
@@ -371,10 +430,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         match self.change(out, |metadata| metadata.delete_volume(id, DELETE_STEP_NODES)) {
             Ok(progress) => {
+                self.uncommitted.delete(volume);
                 if let Some(step) = step {
                     self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
                 }
                 self.volumes.remove(&id);
+                self.volumes_when_full.remove(&id);
                 self.forget_sharing_of(id);
                 if progress == Progress::Done {
                     return Ok(Answer::Deleting { finished: true });
@@ -400,19 +461,26 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         while !self.discards.is_empty() {
             self.discard_step();
         }
-        self.failed = Some(Error::new(ErrorKind::Failed, "the pool is closed"));
-        out.replies.extend(self.space_waiters.drain(..).map(|waiter| (waiter, Reply::Failed(IoError::Gone))));
+        self.end();
+        out.replies
+            .extend(self.space_waiters.take_all().map(|waiter| (waiter, Reply::Failed(IoError::Gone))));
         Ok(Answer::Done)
     }
 
+    fn end(&mut self) {
+        self.stopped = Some(Stop::Failed(Error::new(ErrorKind::Failed, "the pool is closed")));
+    }
+
     pub(super) fn status(&self) -> PoolStatus {
-        let mode = match &self.failed {
-            Some(error) => Mode::Failed(error.clone()),
+        let mode = match &self.stopped {
+            Some(Stop::OpenedReadOnly(why) | Stop::ReadOnly(why)) => Mode::ReadOnly(why.clone()),
+            Some(Stop::Failed(why)) => Mode::Failed(why.clone()),
             None if self.out_of_data_space => Mode::OutOfDataSpace,
             None => Mode::Write,
         };
         PoolStatus {
             mode,
+            needs_check: self.metadata.needs_check(),
             transaction_id: self.metadata.transaction_id(),
             time: self.metadata.time(),
             block_size: self.block_size(),
@@ -424,8 +492,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             },
             zero_new_blocks: self.zero_new_blocks,
             when_full: self.when_full,
-            queue_expired: self.starved && self.queue_has_expired(),
-            waiting_for_space: self.space_waiters.len(),
+            queue_expired: self.pool_queue_has_expired(),
+            waiting_for_space: self.space_waiters.count(),
             volumes: self.volumes.len(),
             map_bytes: self.map_memory.used_bytes(),
             deleting: self.deletions.iter().copied().collect(),
@@ -443,6 +511,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 details,
                 highest_mapped: self.metadata.highest_mapped(*id)?,
                 openers: volume.openers(),
+                when_full: self.volumes_when_full.get(id).copied(),
+                queue_expired: self.queue_has_expired(*id),
+                waiting_for_space: self.space_waiters.of_volume(*id),
                 sharing: self.sharing_of(*id),
             });
         }

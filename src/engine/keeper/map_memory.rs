@@ -48,6 +48,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// Lets pages go that all lanes have passed, and has others begin to leave while there are too many. What is used all the
     /// time stays, and so may more than the budget while a lane is stuck with a slow disk.
     pub(super) fn keep_to_map_budget(&mut self) {
+        if let Some(Stop::ReadOnly(_)) = self.stopped {
+            return; // the tables know what the metadata has lost
+        }
         let memory = &mut self.map_memory;
         if let Some(leaving) = memory.leaving.take_if(|leaving| self.epochs.all_past(leaving.epoch)) {
             for (volume, page) in leaving.pages {

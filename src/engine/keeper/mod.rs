@@ -12,12 +12,14 @@
 //!   be reading it for one of them has passed.
 //! - A snapshot is taken when its origin is frozen and every change that began before has finished. The origin thaws
 //!   when the snapshot is durable.
-//! - After a failed flush or metadata change nothing is acknowledged any more that needs either (fail stop).
+//! - After a failed flush or metadata change nothing is acknowledged any more that needs either (`stop`).
 
 mod commands;
 mod map_memory;
 mod settle;
 mod sharing;
+mod space;
+mod stop;
 
 use super::command::{Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull};
 use super::epochs::{Epoch, Epochs};
@@ -29,9 +31,11 @@ use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Metadata, Progress};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
+use space::SpaceWaiters;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use stop::{Failure, Stop, Uncommitted};
 
 use map_memory::MapMemory;
 
@@ -61,6 +65,8 @@ pub struct KeeperOptions {
     pub discard: Discard,
     /// What becomes of writes that need a block when there is none.
     pub when_full: WhenFull,
+    /// The same for volumes that have a policy of their own.
+    pub volumes_when_full: HashMap<VolumeId, WhenFull>,
     /// Seats for lanes.
     pub lanes: usize,
     /// The volumes' sizes; one that is missing here gets the size up to its highest mapped block.
@@ -78,6 +84,7 @@ impl Default for KeeperOptions {
             zero_new_blocks: true,
             discard: Discard::default(),
             when_full: WhenFull::default(),
+            volumes_when_full: HashMap::new(),
             lanes: 1,
             volume_sizes: HashMap::new(),
             behind: HashMap::new(),
@@ -194,12 +201,11 @@ pub struct Keeper<M: Disk, D: Disk> {
     flushes: Vec<Asker>,
     committed_answers: Vec<(u64, Answer)>,
     /// Who waits for free blocks.
-    space_waiters: Vec<Asker>,
+    space_waiters: SpaceWaiters,
     /// A fill found no space, and nothing has happened since that may have made some.
     starved: bool,
     when_full: WhenFull,
-    /// Ticks for which requests have waited for space without hope, since the last fill that found some.
-    hopeless_ticks: u32,
+    volumes_when_full: HashMap<VolumeId, WhenFull>,
     /// The last fill found no free data block.
     out_of_data_space: bool,
 
@@ -217,8 +223,10 @@ pub struct Keeper<M: Disk, D: Disk> {
 
     /// How often a lane was told that the map cannot be read.
     unreadable: u64,
-    /// Why the pool has failed stop.
-    failed: Option<Error>,
+    /// For who has to step down.
+    uncommitted: Uncommitted,
+    /// Why the pool takes no more changes.
+    stopped: Option<Stop>,
 }
 
 impl<M: Disk, D: Disk> Keeper<M, D> {
@@ -258,7 +266,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             volume.set_ignores_discards(options.discard.ignores());
             volumes.insert(id, Arc::new(volume));
         }
-        Ok(Keeper {
+        let mut keeper = Keeper {
             metadata,
             data,
             epochs: Arc::new(Epochs::new(options.lanes)),
@@ -275,10 +283,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             deletions_stalled: false,
             flushes: Vec::new(),
             committed_answers: Vec::new(),
-            space_waiters: Vec::new(),
+            space_waiters: SpaceWaiters::default(),
             starved: false,
             when_full: options.when_full,
-            hopeless_ticks: 0,
+            volumes_when_full: options.volumes_when_full,
             out_of_data_space: false,
             limbo: VecDeque::new(),
             holders_lost: None,
@@ -286,8 +294,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             commits: 0,
             sharing: sharing::Sharing::default(),
             unreadable: 0,
-            failed: None,
-        })
+            uncommitted: Uncommitted::default(),
+            stopped: None,
+        };
+        keeper.stop_at_opening();
+        Ok(keeper)
     }
 
     /// For making lanes.
@@ -307,8 +318,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// A lane's question.
     pub fn handle(&mut self, from: Asker, ask: Ask, out: &mut Outbox) {
-        if self.failed.is_some() {
-            return out.reply(from, Reply::Failed(IoError::Io));
+        if self.is_stopped() {
+            return self.handle_stopped(from, ask, out);
         }
         match ask {
             Ask::Load(volume, block) => self.on_load(from, volume, block, out),
@@ -329,7 +340,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 Some(_) => out.reply(from, Reply::Again),
                 None => out.reply(from, Reply::Failed(IoError::Gone)),
             },
-            Ask::AwaitSpace => self.space_waiters.push(from),
+            Ask::AwaitSpace(volume) => self.space_waiters.add(volume, from),
         }
     }
 
@@ -341,6 +352,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return out.reply(from, Reply::Again);
         }
         let page = page_of(block);
+        if self.is_stopped() && self.uncommitted.has_changed(id, &page) {
+            return out.reply(from, Reply::Failed(IoError::Io)); // the metadata says what it was before
+        }
         let mut mappings = Vec::new();
         let read = self.metadata.for_each_mapping(id, page.clone(), &mut |block, mapping| {
             mappings.push((block, mapping));
@@ -420,7 +434,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
         };
         self.out_of_data_space = false;
-        self.hopeless_ticks = 0;
+        self.space_waiters.begin_anew();
         let filling = Filling { target, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
         let block_bytes = self.metadata.geometry().block_size.bytes();
@@ -444,6 +458,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let volume = self.volumes.get(&id).expect("a volume with a request in flight is open and cannot go");
         let mapping = self.metadata.map(id, block, target);
         volume.table.set(block, Some(mapping));
+        self.uncommitted.map(id, block);
         out.reply(from, Reply::Done);
         self.end_filling(id, block, target, out);
         self.keep_to_map_budget(); // the page may be new
@@ -478,7 +493,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let step = self.change(out, |metadata| metadata.unmap_range(id, left.clone(), UNMAP_STEP_MAPPINGS));
         match step {
             Ok(Progress::Done) => {
-                volume.table.clear(left);
+                volume.table.clear(left.clone());
+                self.uncommitted.unmap(id, left);
                 unmap.left.start = end;
                 if unmap.left.is_empty() {
                     match unmap.asker {
@@ -491,6 +507,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
             Ok(Progress::More(next)) => {
                 volume.table.clear(left.start..next);
+                self.uncommitted.unmap(id, left.start..next);
                 unmap.left.start = next;
                 self.unmaps.push_back(unmap);
             }
@@ -500,7 +517,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     }
 
     /// Changes the metadata. If that lacks space, commits, which makes freed blocks usable, and tries once more. A refusal
-    /// has changed nothing; after any other error the state in memory cannot be trusted, and the pool fails stop.
+    /// has changed nothing; after any other error the state in memory cannot be trusted, and the pool steps down.
     fn change<T>(
         &mut self,
         out: &mut Outbox,
@@ -515,8 +532,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             if is_refusal(&error) {
                 return error;
             }
-            self.fail(error, out);
-            self.failed.clone().expect("it has just failed")
+            self.stop(Failure::Metadata, error, out);
+            self.refusal().expect("the pool has just stopped")
         })
     }
 }
@@ -540,14 +557,7 @@ fn is_refusal(error: &Error) -> bool {
     }
 }
 
-/// What a failed pool answers from then on.
-fn failed_stop(cause: &Error) -> Error {
-    Error::new(
-        ErrorKind::Failed,
-        format!("the pool has failed and takes no more changes: {}", cause.message()),
-    )
-    .hint(cause.next_step().unwrap_or("close it, and open it again: everything flushed is safe"))
-}
-
+#[cfg(test)]
+mod stop_tests;
 #[cfg(test)]
 mod tests;

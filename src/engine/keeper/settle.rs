@@ -1,12 +1,14 @@
 //! What the keeper does when its inbox is empty: commits for all who wait, then a step of each background work.
 
 use super::*;
+use crate::disk::DataFlushed;
+use crate::metadata::Freed;
 
 impl<M: Disk, D: Disk> Keeper<M, D> {
     /// To be called whenever the inbox is empty: group commit for everybody who waits for one, snapshots whose volumes
     /// have drained, background work, one bounded step a call.
     pub fn settle(&mut self, out: &mut Outbox) -> Settled {
-        if self.failed.is_some() {
+        if self.is_stopped() {
             return Settled::Idle;
         }
         if let Some(unmap) = self.unmaps.pop_front() {
@@ -15,10 +17,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if self.has_many_pending()
             && let Err(error) = self.metadata.apply_pending()
         {
-            self.fail(error, out);
+            self.stop(Failure::Metadata, error, out);
         }
         let taken = self.take_drained(out);
-        if self.failed.is_some() {
+        if self.is_stopped() {
             return Settled::Idle; // what was begun must not be committed by what comes next
         }
         let wanted = !self.flushes.is_empty() || !self.committed_answers.is_empty();
@@ -52,7 +54,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn what_is_left(&self) -> Settled {
         let commits = !self.space_waiters.is_empty() && self.metadata.is_dirty();
         let deletes = !self.deletions.is_empty() && !self.deletions_stalled;
-        if self.failed.is_some() {
+        if self.is_stopped() {
             Settled::Idle
         } else if commits || deletes || self.counts() || !(self.unmaps.is_empty() && self.discards.is_empty())
         {
@@ -68,19 +70,19 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub fn tick(&mut self, out: &mut Outbox) {
         self.deletions_stalled = false;
         self.sharing_tick();
-        if !self.space_waiters.is_empty() && self.starved {
-            self.hopeless_ticks = self.hopeless_ticks.saturating_add(1);
+        if self.starved {
+            self.space_waiters.tick();
         }
-        if self.failed.is_none()
+        if !self.is_stopped()
             && let Err(source) = self.data.check_size()
         {
             // Going on would make the file larger again, with holes in place of what clients have written.
             let error = Error::io(self.data.name(), &source).hint(
                 "close the pool, restore the file from a backup, and open it again: what was cut off is gone",
             );
-            return self.fail(error, out);
+            return self.stop(Failure::Truncated, error, out);
         }
-        if self.failed.is_none() && self.metadata.is_dirty() {
+        if !self.is_stopped() && self.metadata.is_dirty() {
             // A failure is on record, and everybody who waited has been told.
             let _ = self.commit(out);
         }
@@ -88,20 +90,17 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// The one legal order: data, then the metadata that points at it, then whoever waits is told.
     pub(super) fn commit(&mut self, out: &mut Outbox) -> Result<()> {
-        let flushed = flush_data(&self.data)
-            .map_err(|error| Error::io(format_args!("{}: flushing the data disk", self.data.name()), &error));
+        let flushed = flush_data(&self.data).map_err(|error| {
+            let error = Error::io(format_args!("{}: flushing the data disk", self.data.name()), &error);
+            let has_shrunk = self.data.check_size().is_err();
+            (if has_shrunk { Failure::Truncated } else { Failure::Data }, error)
+        });
         let freed = flushed.and_then(|data_first| {
-            if !self.metadata.is_dirty() {
-                return Ok((Vec::new(), false));
-            }
-            // What waits may replace shared blocks.
-            self.metadata.apply_pending()?;
-            let lost_holders = self.metadata.has_lost_holders();
-            self.commits += 1;
-            Ok((self.metadata.commit(data_first)?, lost_holders))
+            self.commit_metadata(data_first).map_err(|error| (Failure::Metadata, error))
         });
         match freed {
             Ok((freed, lost_holders)) => {
+                self.uncommitted = Uncommitted::default();
                 self.starved = false;
                 if lost_holders {
                     self.holders_lost = Some(self.epochs.retire());
@@ -114,11 +113,23 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                     .extend(self.committed_answers.drain(..).map(|(number, answer)| (number, Ok(answer))));
                 Ok(())
             }
-            Err(error) => {
-                self.fail(error.clone(), out);
-                Err(failed_stop(self.failed.as_ref().unwrap_or(&error)))
+            Err((failure, error)) => {
+                self.stop(failure, error, out);
+                Err(self.refusal().expect("the pool has just stopped"))
             }
         }
+    }
+
+    /// The blocks that this freed, and whether any block has lost a holder.
+    fn commit_metadata(&mut self, data_first: DataFlushed) -> Result<(Freed, bool)> {
+        if !self.metadata.is_dirty() {
+            return Ok((Freed::new(), false));
+        }
+        // What waits may replace shared blocks.
+        self.metadata.apply_pending()?;
+        let lost_holders = self.metadata.has_lost_holders();
+        self.commits += 1;
+        Ok((self.metadata.commit(data_first)?, lost_holders))
     }
 
     pub(super) fn deletion_step(&mut self, out: &mut Outbox) {
@@ -171,71 +182,5 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.starved = false;
             self.out_of_data_space = false;
         }
-    }
-
-    /// Wakes those who wait for space when there may be some, or when none can be hoped for.
-    pub(super) fn settle_space(&mut self, out: &mut Outbox) {
-        if self.space_waiters.is_empty() {
-            return;
-        }
-        let on_its_way = self.metadata.is_dirty()
-            || !self.limbo.is_empty()
-            || !self.discards.is_empty()
-            || !self.unmaps.is_empty()
-            || (!self.deletions.is_empty() && !self.deletions_stalled)
-            || !self.filling.is_empty();
-        let reply = if !self.starved {
-            Reply::Again
-        } else if on_its_way || self.waits_without_hope() {
-            return;
-        } else {
-            Reply::Failed(IoError::NoSpace)
-        };
-        out.replies.extend(self.space_waiters.drain(..).map(|waiter| (waiter, reply)));
-    }
-
-    /// Whether requests wait although nothing is on its way that could make space.
-    fn waits_without_hope(&self) -> bool {
-        match self.when_full {
-            WhenFull::Error => false,
-            WhenFull::Queue(_) => !self.queue_has_expired(),
-        }
-    }
-
-    /// Whether they have done so for as long as they may.
-    pub(super) fn queue_has_expired(&self) -> bool {
-        match self.when_full {
-            WhenFull::Error => false,
-            WhenFull::Queue(seconds) => seconds != 0 && self.hopeless_ticks >= seconds,
-        }
-    }
-
-    /// Fail stop: on record, logged, and everybody who waits is told.
-    pub(super) fn fail(&mut self, error: Error, out: &mut Outbox) {
-        let error = match error.kind() == ErrorKind::Corrupt || error.next_step().is_none() {
-            true => error.hint(format!(
-                "close the pool, run `uthin-fsck check {}`, and open it again: everything flushed is safe",
-                self.metadata.disk_name()
-            )),
-            false => error,
-        };
-        tracing::error!("the pool has failed and takes no more changes: {error}");
-        let stopped = failed_stop(&error);
-        let mut tell = |asker: Asker| out.fail(asker, IoError::Io, &stopped);
-        self.flushes.drain(..).for_each(&mut tell);
-        self.space_waiters.drain(..).for_each(&mut tell);
-        self.thaws.drain(..).for_each(|(_, asker)| tell(asker));
-        self.unmaps.drain(..).for_each(|unmap| tell(unmap.asker));
-        for filling in std::mem::take(&mut self.filling).into_values() {
-            filling.waiting_fills.into_iter().for_each(&mut tell);
-            filling.waiting_unmaps.into_iter().for_each(|unmap| tell(unmap.asker));
-        }
-        let numbers = self.committed_answers.drain(..).map(|(number, _)| number);
-        let numbers = numbers.chain(self.freezes.drain(..).map(|freeze| freeze.number));
-        out.answers.extend(numbers.map(|number| (number, Err(stopped.clone()))));
-        for volume in self.volumes.values() {
-            volume.set_frozen(false);
-        }
-        self.failed.get_or_insert(error);
     }
 }

@@ -10,11 +10,11 @@ use crate::units::{BlockSize, TransactionId};
 
 type Tested = Keeper<MemoryDisk, MemoryDisk>;
 
-fn id(number: u64) -> VolumeId {
+pub(super) fn id(number: u64) -> VolumeId {
     VolumeId::new(number).expect("a small number")
 }
 
-fn asker(op: u64) -> Asker {
+pub(super) fn asker(op: u64) -> Asker {
     Asker::Lane(LaneId(0), OpId(op))
 }
 
@@ -49,19 +49,19 @@ fn pool(data_blocks: u64) -> Tested {
     keeper
 }
 
-fn ask(keeper: &mut Tested, op: u64, ask: Ask) -> Vec<(Asker, Reply)> {
+pub(super) fn ask<M: Disk, D: Disk>(keeper: &mut Keeper<M, D>, op: u64, ask: Ask) -> Vec<(Asker, Reply)> {
     let mut out = Outbox::default();
     keeper.handle(asker(op), ask, &mut out);
     out.replies
 }
 
-fn settle(keeper: &mut Tested) -> Vec<(Asker, Reply)> {
+pub(super) fn settle<M: Disk, D: Disk>(keeper: &mut Keeper<M, D>) -> Vec<(Asker, Reply)> {
     let mut out = Outbox::default();
     while keeper.settle(&mut out) == Settled::HasWork {}
     out.replies
 }
 
-fn fill(keeper: &mut Tested, op: u64, block: u64) -> DataBlock {
+pub(super) fn fill<M: Disk, D: Disk>(keeper: &mut Keeper<M, D>, op: u64, block: u64) -> DataBlock {
     match ask(keeper, op, Ask::Fill(id(0), VirtualBlock(block)))[..] {
         [(to, Reply::Fill { target, .. })] if to == asker(op) => target,
         ref other => panic!("{other:?}"),
@@ -74,7 +74,7 @@ fn an_abandoned_block_goes_to_who_waits_for_space() {
     let target = fill(&mut keeper, 1, 0);
     let full = ask(&mut keeper, 2, Ask::Fill(id(0), VirtualBlock(1)));
     assert_eq!(full, [(asker(2), Reply::NoSpaceNow)]);
-    assert_eq!(ask(&mut keeper, 2, Ask::AwaitSpace), []);
+    assert_eq!(ask(&mut keeper, 2, Ask::AwaitSpace(id(0))), []);
     assert_eq!(settle(&mut keeper), [], "the fill may fail");
     let abandoned = ask(&mut keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), target));
     assert_eq!(abandoned, [(asker(1), Reply::Done)]);
@@ -209,7 +209,10 @@ fn a_failed_pool_says_by_which_command_to_look_at_it() {
         out.answers.iter().map(|(_, answer)| answer.as_ref().unwrap_err().next_step()).collect();
     assert_eq!(hints.len(), 2);
     for hint in hints {
-        assert!(hint.unwrap().contains("`uthin-fsck check /pools/p/metadata`"), "{hint:?}");
+        assert!(
+            hint.unwrap().contains("`uthin-fsck check --clear-needs-check-flag /pools/p/metadata`"),
+            "{hint:?}"
+        );
     }
     let Mode::Failed(error) = keeper.status().mode else { panic!("it has failed") };
     assert!(error.next_step().unwrap().contains("uthin-fsck check"), "{error}");
@@ -304,7 +307,7 @@ fn a_full_pool_queues_for_as_long_as_it_is_told() {
     let waits = |keeper: &mut Tested, op: u64| {
         let full = ask(keeper, op, Ask::Fill(id(0), VirtualBlock(op)));
         assert_eq!(full, [(asker(op), Reply::NoSpaceNow)]);
-        assert_eq!(ask(keeper, op, Ask::AwaitSpace), []);
+        assert_eq!(ask(keeper, op, Ask::AwaitSpace(id(0))), []);
         settle(keeper)
     };
     let tick = |keeper: &mut Tested| {

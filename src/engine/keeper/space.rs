@@ -1,0 +1,118 @@
+//! Who waits for a free block, and for how long: by volume, because each may have a policy of its own.
+
+use super::*;
+
+/// Requests of one volume that wait for a free block.
+#[derive(Default)]
+pub(super) struct Waiting {
+    askers: Vec<Asker>,
+    /// Ticks for which some have waited without hope, since the last fill that found a block.
+    hopeless_ticks: u32,
+}
+
+/// Everybody who waits for a free block.
+#[derive(Default)]
+pub(super) struct SpaceWaiters(BTreeMap<VolumeId, Waiting>);
+
+impl SpaceWaiters {
+    pub fn add(&mut self, volume: VolumeId, asker: Asker) {
+        self.0.entry(volume).or_default().askers.push(asker);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.values().all(|waiting| waiting.askers.is_empty())
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.values().map(|waiting| waiting.askers.len()).sum()
+    }
+
+    pub fn of_volume(&self, volume: VolumeId) -> usize {
+        self.0.get(&volume).map_or(0, |waiting| waiting.askers.len())
+    }
+
+    /// A second has passed without hope.
+    pub fn tick(&mut self) {
+        for waiting in self.0.values_mut().filter(|waiting| !waiting.askers.is_empty()) {
+            waiting.hopeless_ticks = waiting.hopeless_ticks.saturating_add(1);
+        }
+    }
+
+    /// There is hope again: everybody's time begins anew.
+    pub fn begin_anew(&mut self) {
+        self.0.retain(|_, waiting| !waiting.askers.is_empty());
+        self.0.values_mut().for_each(|waiting| waiting.hopeless_ticks = 0);
+    }
+
+    /// Another policy: the time of this volume's requests begins anew.
+    pub fn begin_anew_for(&mut self, volume: VolumeId) {
+        if let Some(waiting) = self.0.get_mut(&volume) {
+            waiting.hopeless_ticks = 0;
+        }
+    }
+
+    /// Everybody.
+    pub fn take_all(&mut self) -> impl Iterator<Item = Asker> {
+        self.0.values_mut().flat_map(|waiting| waiting.askers.drain(..))
+    }
+}
+
+impl<M: Disk, D: Disk> Keeper<M, D> {
+    /// What becomes of a volume's writes on a full pool.
+    fn when_full_of(&self, volume: VolumeId) -> WhenFull {
+        self.volumes_when_full.get(&volume).copied().unwrap_or(self.when_full)
+    }
+
+    /// Wakes those who wait for space when there may be some, or when none can be hoped for.
+    pub(super) fn settle_space(&mut self, out: &mut Outbox) {
+        if self.space_waiters.is_empty() {
+            return;
+        }
+        let on_its_way = self.metadata.is_dirty()
+            || !self.limbo.is_empty()
+            || !self.discards.is_empty()
+            || !self.unmaps.is_empty()
+            || (!self.deletions.is_empty() && !self.deletions_stalled)
+            || !self.filling.is_empty();
+        if !self.starved {
+            out.replies.extend(self.space_waiters.take_all().map(|waiter| (waiter, Reply::Again)));
+        } else if !on_its_way {
+            self.refuse_who_waits_no_longer(out);
+        }
+    }
+
+    fn refuse_who_waits_no_longer(&mut self, out: &mut Outbox) {
+        let mut waiters = std::mem::take(&mut self.space_waiters);
+        for (volume, waiting) in &mut waiters.0 {
+            if has_expired(self.when_full_of(*volume), waiting.hopeless_ticks) {
+                let refused = waiting.askers.drain(..);
+                out.replies.extend(refused.map(|waiter| (waiter, Reply::Failed(IoError::NoSpace))));
+            }
+        }
+        self.space_waiters = waiters;
+    }
+
+    /// Whether requests of this volume have waited for as long as they may, so that those that come now do not wait.
+    pub(super) fn queue_has_expired(&self, volume: VolumeId) -> bool {
+        let policy = self.when_full_of(volume);
+        let waiting = self.space_waiters.0.get(&volume);
+        self.starved
+            && policy != WhenFull::Error
+            && waiting.is_some_and(|waiting| has_expired(policy, waiting.hopeless_ticks))
+    }
+
+    /// The same of any volume that has no policy of its own.
+    pub(super) fn pool_queue_has_expired(&self) -> bool {
+        let mut followers =
+            self.space_waiters.0.keys().filter(|volume| !self.volumes_when_full.contains_key(volume));
+        followers.any(|volume| self.queue_has_expired(*volume))
+    }
+}
+
+/// Whether who has waited for so many seconds without hope waits no longer.
+fn has_expired(policy: WhenFull, hopeless_ticks: u32) -> bool {
+    match policy {
+        WhenFull::Error => true,
+        WhenFull::Queue(seconds) => seconds != 0 && hopeless_ticks >= seconds,
+    }
+}

@@ -1,0 +1,219 @@
+//! The end of a pool's life and the beginning of the next: what the power leaves behind is opened by production code, and
+//! must hold what the model allows.
+
+use super::commands::UnderWay;
+use super::model::Stamp;
+use super::world::{Event, SECTOR, Source, UNASKED, World, stamps_of};
+use crate::check::{CheckOptions, MendOptions, Verdict, check_and_mend};
+use crate::disk::{Disk, MemoryDisk};
+use crate::engine::{
+    Action, Answer, Command, IoError, Kind, Mode, Outbox, Request, Settled, Tag, VolumeInfo,
+};
+use crate::metadata::{Access, Metadata};
+use crate::units::VolumeId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl World {
+    /// The power goes and comes back; the pool is opened by production code and must hold what the model allows.
+    pub(super) fn power_cycle(&mut self) -> Result<(), String> {
+        self.outcome.power_cuts += 1;
+        self.judge_mode()?;
+        self.tell(None, format_args!("the power is cut"));
+        self.patient.clear();
+        self.forget_lanes();
+        for (_, event) in std::mem::take(&mut self.events) {
+            if let Event::Write { lane, offset_bytes, length_bytes, from, .. } = event {
+                let bytes = self.source(lane, from, length_bytes);
+                for (sector, bytes) in bytes.chunks_exact(SECTOR as usize).enumerate() {
+                    if self.chance.one_in(2) {
+                        // Fails when the power was off before, and that is right too.
+                        let _ = self.data_disk.write_at(offset_bytes + sector as u64 * SECTOR, bytes);
+                    }
+                }
+            }
+        }
+        for disk in [&self.metadata_disk, &self.data_disk] {
+            let chance = &mut self.chance;
+            disk.power_cycle(&mut |n| chance.below(n as u64) as usize);
+        }
+        self.in_flight.clear();
+        self.buffers.clear();
+        self.scratch.clear();
+        self.recover()?;
+        self.check_metadata(Verdict::Clean)?;
+        if let Some(UnderWay { volumes, step, .. }) = self.command.take() {
+            let id = self.status().transaction_id;
+            if id != step.from && id != step.to {
+                return Err(format!("the transaction id is {id}, expected {} or {}", step.from, step.to));
+            }
+            self.model.cut_off(&volumes, id == step.to);
+        }
+        let mut found = BTreeMap::new();
+        for VolumeInfo { id, .. } in self.volume_infos()? {
+            found.insert(id, self.read_volume(id)?);
+        }
+        let half_deleted: Vec<VolumeId> =
+            found.keys().copied().filter(|id| self.model.is_being_deleted(*id)).collect();
+        self.model.after_power_cut(&found)?;
+        for volume in half_deleted {
+            // As the catalog has it: what was being deleted is deleted.
+            self.keeper.command(UNASKED, Command::Delete { volume, step: None }, &mut Outbox::default());
+        }
+        Ok(())
+    }
+
+    /// Opens the pool, and reads all the map. A disk that fails on the way is tried again: nothing may be lost by that.
+    fn recover(&mut self) -> Result<(), String> {
+        let read = |world: &mut Self| {
+            world.reopen()?;
+            let volumes = world.volume_infos()?;
+            volumes.into_iter().try_for_each(|volume| world.read_volume(volume.id).map(drop))
+        };
+        let recovered = read(self);
+        if recovered.is_ok() || !self.has_failed() {
+            return recovered;
+        }
+        self.forget_lanes();
+        self.events.clear();
+        self.buffers.clear();
+        self.metadata_disk.forget_failure();
+        self.data_disk.forget_failure();
+        read(self)
+    }
+
+    /// Opens the pool as a daemon does. Metadata that asks for a check is served for reading first; then the checker must
+    /// find it sound, and clears the flag.
+    fn reopen(&mut self) -> Result<(), String> {
+        self.start()?;
+        let Mode::ReadOnly(_) = self.status().mode else { return Ok(()) };
+        self.outcome.checks += 1;
+        for volume in self.volume_infos()? {
+            self.read_volume(volume.id)?;
+        }
+        self.lanes.clear();
+        let mend = MendOptions { needs_check: true, ..MendOptions::default() };
+        let (report, mended) = check_and_mend(&self.metadata_disk, &CheckOptions::default(), mend)
+            .map_err(|error| format!("checking what asks for it: {error}"))?;
+        if report.verdict != Verdict::Clean || !mended.needs_check {
+            return Err(format!("what asks for a check is not sound: {:?}", report.findings));
+        }
+        self.start()
+    }
+
+    fn start(&mut self) -> Result<(), String> {
+        let wrong = |error: crate::error::Error| format!("reopening after a power cut: {error}");
+        let metadata = Metadata::open_to_serve(self.metadata_disk.clone()).map_err(wrong)?;
+        let data = self.data_disk.clone();
+        self.keeper = Self::keeper(&self.options, metadata, data, self.origins.behind()).map_err(wrong)?;
+        self.has_stopped = false;
+        self.seat_lanes();
+        Ok(())
+    }
+
+    /// A read-only pool is marked if its metadata is to blame, and has the volumes of the last commit.
+    fn judge_read_only(&mut self, needs_check: bool, deleting: &[VolumeId]) -> Result<(), String> {
+        let (metadata_faults, data_faults) = (self.metadata_disk.faults(), self.data_disk.faults());
+        if (metadata_faults == 0) != (data_faults == 0) && needs_check != (metadata_faults > 0) {
+            return Err(format!("the pool is read-only, and needs_check is {needs_check}"));
+        }
+        let wrong = |error: crate::error::Error| format!("what a read-only pool has: {error}");
+        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
+        let durable = Metadata::open(disk, Access::ReadOnly).and_then(|mut metadata| metadata.volumes());
+        let durable = durable.map_err(wrong)?.into_iter().map(|(id, _)| id);
+        let durable: Vec<_> = durable.filter(|id| !deleting.contains(id)).collect();
+        // Another fault may still lie in wait.
+        let Ok(shown) = self.volume_infos() else { return Ok(()) };
+        let shown: Vec<_> = shown.into_iter().map(|volume| volume.id).collect();
+        if shown != durable {
+            return Err(format!("a read-only pool shows the volumes {shown:?}, and has {durable:?}"));
+        }
+        Ok(())
+    }
+
+    /// How far down the pool has stepped, which must fit what has gone wrong with its disks: one failure leaves it readable.
+    fn judge_mode(&mut self) -> Result<(), String> {
+        let faults = self.metadata_disk.faults() + self.data_disk.faults();
+        self.outcome.disk_faults += faults.min(1);
+        self.outcome.double_faults += faults.saturating_sub(1);
+        let is_off = self.metadata_disk.is_off() || self.data_disk.is_off();
+        let status = self.status();
+        match status.mode {
+            Mode::Write | Mode::OutOfDataSpace => Ok(()),
+            Mode::ReadOnly(_) => {
+                self.outcome.read_only += 1;
+                if is_off { Ok(()) } else { self.judge_read_only(status.needs_check, &status.deleting) }
+            }
+            Mode::Failed(why) => {
+                self.outcome.failed += 1;
+                match faults {
+                    _ if is_off => Ok(()),
+                    0 | 1 => Err(format!("{faults} failures of disks, and the pool has failed: {why}")),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    pub(super) fn volume_infos(&mut self) -> Result<Vec<VolumeInfo>, String> {
+        let mut out = Outbox::default();
+        self.keeper.command(0, Command::Volumes, &mut out);
+        match out.answers.pop() {
+            Some((_, Ok(Answer::Volumes(volumes)))) => Ok(volumes),
+            other => Err(format!("listing volumes: {other:?}")),
+        }
+    }
+
+    /// Reads a whole volume while nothing else goes on.
+    pub(super) fn read_volume(&mut self, id: VolumeId) -> Result<Vec<Stamp>, String> {
+        let volume: Arc<_> = self.keeper.volume(id).ok_or("a listed volume cannot be opened")?;
+        let tag = Tag(u64::MAX);
+        let length_bytes = volume.size_bytes();
+        self.buffers.insert((0, tag), vec![0xee; length_bytes as usize]);
+        let request = Request { tag, volume, kind: Kind::Read, offset_bytes: 0, length_bytes };
+        let mut actions = Vec::new();
+        self.lanes[0].begin(request, &mut actions);
+        loop {
+            let complete = actions.iter().position(|action| matches!(action, Action::Complete { .. }));
+            if let Some(Action::Complete { result, .. }) = complete.map(|at| actions.remove(at)) {
+                result.map_err(|error| format!("reading volume {id}: {error:?}"))?;
+                self.act(0, actions)?;
+                break;
+            }
+            self.act(0, std::mem::take(&mut actions))?;
+            match self.events.pop().ok_or("a read got stuck")?.1 {
+                Event::Read { op, from, offset_bytes, length_bytes, into, .. } => {
+                    let mut bytes = vec![0; length_bytes as usize];
+                    let result = match &from {
+                        Source::Data => self.data_disk.peek(offset_bytes, &mut bytes),
+                        Source::Origin(origin) => origin.disk().read_at(offset_bytes, &mut bytes),
+                    };
+                    let result = result.map_err(|_| IoError::Io);
+                    let (buffer, at) = self.place(0, into);
+                    buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+                    self.lanes[0].io_done(op, result, &mut actions);
+                }
+                Event::Ask(asker, ask) => {
+                    let mut out = Outbox::default();
+                    self.keeper.handle(asker, ask, &mut out);
+                    self.deliver(out)?;
+                }
+                Event::Reply(_, op, reply) => self.lanes[0].reply(op, reply, &mut actions),
+                Event::Write { .. } => return Err("a read wrote".to_owned()),
+            }
+        }
+        Ok(stamps_of(&self.buffers.remove(&(0, tag)).expect("the read's buffer")))
+    }
+
+    /// Ends in order, and looks at the metadata once more.
+    pub(super) fn close(&mut self) -> Result<(), String> {
+        while self.settle()? == Settled::HasWork {}
+        let mut out = Outbox::default();
+        self.keeper.command(0, Command::Close, &mut out);
+        match out.answers.pop() {
+            Some((_, Ok(Answer::Done))) => self.check_metadata(Verdict::Clean),
+            Some((_, Err(_))) if self.has_failed() => self.power_cycle(),
+            other => Err(format!("closing: {other:?}")),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A pool that gets full under its clients, as its operator sees it: it is told, writes wait, nothing that is there is in
+//! danger, and each of the ways out works while fio goes on.
+
+mod cli_common;
+mod common;
+
+use cli_common::{POOL, Place};
+use common::oracle;
+use serde_json::Value;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const BLOCK: u64 = 65536;
+
+/// A fio that writes a volume, and reads back what it wrote.
+fn fio(place: &Place, volume: &str, job: &str) -> Child {
+    let socket = place.path("p/nbd.sock");
+    let file = place.path(&format!("{volume}.fio"));
+    let text = format!(
+        "[{volume}]\nioengine=nbd\nuri=nbd+unix:///{volume}?socket={}\nverify=crc32c\nverify_fatal=1\n\
+         verify_state_save=0\nrandrepeat=1\nfsync=32\niodepth=8\n{job}\n",
+        socket.display()
+    );
+    fs::write(&file, text).expect("room");
+    let out = fs::File::create(place.path(&format!("{volume}.out"))).expect("room");
+    let mut command = Command::new("fio");
+    command.arg(file).current_dir(place.path("")).stdout(out.try_clone().expect("a file")).stderr(out);
+    command.stdin(Stdio::null()).spawn().expect("fio is installed")
+}
+
+fn ends_well(place: &Place, volume: &str, mut fio: Child) {
+    let status = fio.wait().expect("it is ours");
+    let said = fs::read_to_string(place.path(&format!("{volume}.out"))).expect("there");
+    assert!(status.success() && said.contains("err= 0"), "{said}");
+}
+
+fn wait_for(place: &Place, fio: &mut Child, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = place.json(&["pool", "status", POOL]);
+        if is_so(&status) {
+            return status;
+        }
+        assert!(fio.try_wait().expect("it is ours").is_none(), "fio has ended before: {what}; {status}");
+        assert!(Instant::now() < deadline, "{what}: {status}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn waits(status: &Value) -> bool {
+    status["waiting_for_space"].as_u64() > Some(0)
+}
+
+/// Words of what happened so far.
+fn events(place: &Place) -> Vec<String> {
+    let mut listener = place.command(&["events", POOL, "--json", "--past"]);
+    let listener = listener.stdout(Stdio::piped()).spawn().expect("it starts");
+    std::thread::sleep(Duration::from_millis(1500));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&listener), rustix::process::Signal::TERM)
+        .expect("it runs");
+    let said = listener.wait_with_output().expect("it ends").stdout;
+    let lines = String::from_utf8(said).expect("text");
+    let word = |line: &str| {
+        let event: Value = serde_json::from_str(line).expect("JSON");
+        let word = event["event"].as_str().expect("a word").to_owned();
+        if word == "mode" { format!("mode {}", event["mode"].as_str().expect("a word")) } else { word }
+    };
+    lines.lines().map(word).collect()
+}
+
+#[test]
+fn a_pool_that_runs_full_is_told_of_and_helped_without_an_error() {
+    let place = Place::empty();
+    let options = ["--when-full", "queue:0", "--min-free", "10%", "--low-water", "25%"];
+    place.ok(&[&["pool", "create", POOL, "--size", "8M"][..], &options].concat());
+    for (volume, size) in [("./p/old", "2M"), ("./p/v", "32M")] {
+        place.ok(&["volume", "create", volume, "--size", size]);
+    }
+    let daemon = place.serve(&[]);
+    let mut old = place.connect("old");
+    (0..32).for_each(|block| old.write(block * BLOCK, &[7; 512]).expect("there is space"));
+    old.flush().expect("durable");
+
+    // 10 MiB into 6 MiB.
+    let mut fio = fio(&place, "v", "rw=write\nbs=16k\nsize=10m");
+    let status = wait_for(&place, &mut fio, "writes wait", waits);
+    assert_eq!((&status["mode"], &status["health"]), (&"out_of_data_space".into(), &"critical".into()));
+    assert_eq!(place.run(&["pool", "status", POOL, "--exit-code"]).code, 2);
+    let told = events(&place);
+    for word in ["data-full", "mode out_of_data_space"] {
+        assert_eq!(told.iter().filter(|event| *event == word).count(), 1, "{word}: {told:?}");
+    }
+    // All else goes on, but nothing new is begun.
+    assert_eq!(old.read(5 * BLOCK, 512).expect("read"), [7; 512]);
+    old.write(5 * BLOCK, &[8; 512]).expect("in place");
+    place.fails(&["volume", "snapshot", "./p/v", "s"], 7, "fewer than the minimum of 10%").hint();
+    place.fails(&["volume", "create", "./p/w", "--size", "1M"], 7, "fewer than the minimum of 10%");
+
+    // A discard lets it go on for a while, a deletion for longer, and growing for good.
+    old.trim(8 * BLOCK, 4 * BLOCK as usize).expect("discards work");
+    drop(old);
+    wait_for(&place, &mut fio, "it waits again", |status| waits(status) && status["data"]["free_bytes"] == 0);
+    place.ok(&["volume", "delete", "./p/old"]);
+    wait_for(&place, &mut fio, "and again", |status| {
+        waits(status) && status["data"]["free_bytes"] == 0 && status["volumes"] == 1
+    });
+    place.ok(&["pool", "grow", POOL, "--size", "16M"]);
+    ends_well(&place, "v", fio);
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!((&status["mode"], &status["waiting_for_space"]), (&"rw".into(), &0.into()));
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    let told = events(&place);
+    assert_eq!(told.last().map(String::as_str), Some("volume-created"), "{told:?}");
+    assert!(
+        told.iter().any(|event| event == "data-ok") && told.iter().any(|event| event == "mode rw"),
+        "{told:?}"
+    );
+    daemon.signal(rustix::process::Signal::TERM);
+    oracle::accepts(&fs::read(place.path("p/metadata")).expect("there"));
+}

@@ -1,0 +1,134 @@
+//! The epochs, as they are in `src/engine`, under loom: it runs each of the tests once for every order in
+//! which the threads' steps can take effect (up to `LOOM_MAX_PREEMPTIONS` changes of thread where none is needed), by the rules of
+//! the C11 memory model.
+
+#![cfg(test)]
+#![allow(dead_code, reason = "the production files have more than the models need")]
+
+/// As `crate::engine` has it, but for what stands behind `sync`. (The tests in there are run elsewhere.)
+#[path = "../../../src/engine"]
+mod engine {
+    pub mod epochs;
+
+    pub mod request {
+        /// As in production.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+        pub struct LaneId(pub u16);
+    }
+
+    pub mod sync {
+        pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    }
+
+    mod models {
+        use super::epochs::{Epochs, Presence};
+        use super::request::LaneId;
+        use loom::sync::Arc as LoomArc;
+        use loom::sync::atomic::{AtomicU64, Ordering};
+        use loom::thread;
+        use std::sync::Arc;
+
+        fn model(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
+            let mut builder = loom::model::Builder::new();
+            builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+            builder.check(test);
+        }
+
+        /// A lane looks at the map and uses what it finds; the keeper maps something else and reuses the old block when all have
+        /// passed. Nobody uses a block that was reused.
+        #[test]
+        fn nothing_is_reused_under_a_lane() {
+            model(3, || {
+                let epochs = Arc::new(Epochs::new(1));
+                // The map: one entry. And the blocks: what each holds.
+                let map = LoomArc::new(AtomicU64::new(0));
+                let blocks = LoomArc::new([AtomicU64::new(10), AtomicU64::new(11)]);
+                let lane = {
+                    let (epochs, map, blocks) = (epochs.clone(), map.clone(), blocks.clone());
+                    thread::spawn(move || {
+                        let mut presence = Presence::new(LaneId(0), epochs);
+                        for _ in 0..2 {
+                            let epoch = presence.enter();
+                            let found = map.load(Ordering::Acquire);
+                            assert_eq!(
+                                blocks[found as usize].load(Ordering::Relaxed),
+                                10 + found,
+                                "it was reused"
+                            );
+                            presence.leave(epoch);
+                        }
+                    })
+                };
+                map.store(1, Ordering::Release);
+                let epoch = epochs.retire();
+                if epochs.all_past(epoch) {
+                    blocks[0].store(99, Ordering::Relaxed);
+                }
+                lane.join().unwrap();
+                assert!(epochs.all_past(epoch), "who has finished holds nothing up");
+            });
+        }
+
+        /// A lane whose work overlaps from one epoch into the next holds up the older one for as long as it runs.
+        #[test]
+        fn the_oldest_piece_of_work_counts() {
+            model(3, || {
+                let epochs = Arc::new(Epochs::new(1));
+                let running = LoomArc::new(AtomicU64::new(0));
+                let lane = {
+                    let (epochs, running) = (epochs.clone(), running.clone());
+                    thread::spawn(move || {
+                        let mut presence = Presence::new(LaneId(0), epochs);
+                        let first = presence.enter();
+                        running.store(first_of(&first), Ordering::Relaxed);
+                        let second = presence.enter();
+                        presence.leave(second);
+                        // Over for who sees that it has left.
+                        running.store(0, Ordering::Relaxed);
+                        presence.leave(first);
+                    })
+                };
+                let epoch = epochs.retire();
+                let began = running.load(Ordering::Relaxed);
+                if epochs.all_past(epoch) && began != 0 && began <= first_of(&epoch) {
+                    assert_eq!(running.load(Ordering::Relaxed), 0, "it still runs");
+                }
+                lane.join().unwrap();
+            });
+        }
+
+        fn first_of(epoch: &super::epochs::Epoch) -> u64 {
+            let shown = format!("{epoch:?}");
+            shown.trim_start_matches("Epoch(").trim_end_matches(')').parse().unwrap()
+        }
+
+        /// A volume is frozen as the keeper does it: a change that a lane has begun before is waited for, and one that it begins
+        /// later sees that the volume is frozen.
+        #[test]
+        fn no_change_slips_past_a_freeze() {
+            model(3, || {
+                let epochs = Arc::new(Epochs::new(1));
+                let frozen = LoomArc::new(AtomicU64::new(0));
+                let changed = LoomArc::new(AtomicU64::new(0));
+                let lane = {
+                    let (epochs, frozen, changed) = (epochs.clone(), frozen.clone(), changed.clone());
+                    thread::spawn(move || {
+                        let mut presence = Presence::new(LaneId(0), epochs);
+                        let epoch = presence.enter();
+                        if frozen.load(Ordering::SeqCst) == 0 {
+                            changed.store(1, Ordering::Relaxed);
+                        }
+                        presence.leave(epoch);
+                    })
+                };
+                frozen.store(1, Ordering::SeqCst);
+                let epoch = epochs.retire();
+                let seen = epochs.all_past(epoch).then(|| changed.load(Ordering::Relaxed));
+                lane.join().unwrap();
+                if let Some(seen) = seen {
+                    assert_eq!(changed.load(Ordering::Relaxed), seen, "it changed after the snapshot");
+                }
+            });
+        }
+    }
+}
