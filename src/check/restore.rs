@@ -3,6 +3,8 @@
 //! Every error says line and column. What does not belong there is refused, not skipped: a mapping that was misread would
 //! be somebody's data.
 
+mod plain;
+
 use super::stream::{PoolRecord, Run, Sink, VolumeRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::SUPERBLOCK_VERSION;
@@ -25,6 +27,7 @@ pub(super) fn restore(input: &mut dyn BufRead, sink: &mut dyn Sink) -> Result<()
     };
     let mut buffer = Vec::with_capacity(1 << 12);
     loop {
+        xml.plain_elements()?;
         buffer.clear();
         xml.begins_at = xml.reader.get_ref().place();
         let event = xml.reader.read_event_into(&mut buffer);
@@ -69,6 +72,34 @@ struct Xml<'a> {
 }
 
 impl Xml<'_> {
+    /// Takes the mappings and references that come next, as far as they are written as every tool writes them. Nearly all of a
+    /// dump is of these: to take them without a general reader of XML halves the time that a restore takes.
+    fn plain_elements(&mut self) -> Result<()> {
+        if !matches!(self.inside.last(), Some(Element::Device | Element::Def)) {
+            return Ok(());
+        }
+        let lines = self.reader.get_mut();
+        let Ok(buffer) = lines.input.fill_buf() else { return Ok(()) }; // the reader will meet it again, and tell
+        let (mut taken, mut outcome) = (0, Ok(()));
+        while let Some((begin, element, end)) = plain::element(&buffer[taken..]) {
+            outcome = match element {
+                plain::Element::Mapping(run) => self.sink.run(&run),
+                plain::Element::Reference(name) => match self.names.get(name) {
+                    Some(number) => self.sink.shared(*number),
+                    None => break,
+                },
+            };
+            if outcome.is_err() {
+                taken += begin;
+                break;
+            }
+            taken += end;
+        }
+        lines.consume(taken);
+        self.begins_at = lines.place();
+        outcome.map_err(|error| self.locate(error))
+    }
+
     /// Takes an event; answers whether there are more.
     fn event(&mut self, event: &Event<'_>) -> Result<bool> {
         match event {
