@@ -26,11 +26,16 @@ pub(super) fn restore(input: &mut dyn BufRead, sink: &mut dyn Sink) -> Result<()
         begins_at: (1, 1),
     };
     let mut buffer = Vec::with_capacity(1 << 12);
+    let mut is_between_elements = false;
     loop {
-        xml.plain_elements()?;
+        // Behind text the reader stands within the markup that ended it.
+        if is_between_elements {
+            xml.plain_elements()?;
+        }
         buffer.clear();
         xml.begins_at = xml.reader.get_ref().place();
         let event = xml.reader.read_event_into(&mut buffer);
+        is_between_elements = matches!(event, Ok(Event::Start(_) | Event::Empty(_) | Event::End(_)));
         let more = match event {
             Ok(event) => xml.event(&event),
             Err(quick_xml::Error::Io(error)) => return Err(Error::io("reading the XML", &error)),

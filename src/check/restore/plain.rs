@@ -18,11 +18,15 @@ pub(super) fn element(bytes: &[u8]) -> Option<(usize, Element<'_>, usize)> {
     let begin = bytes.iter().position(|byte| !byte.is_ascii_whitespace())?;
     let mut rest = &bytes[begin..];
     let found = if skip(&mut rest, b"<single_mapping").is_some() {
-        let [begin, data_begin, time] = numbers(&mut rest, [b" origin_block=\"", b" data_block=\"", b" time=\""])?;
+        let begin = attribute(&mut rest, b" origin_block=\"")?;
+        let data_begin = attribute(&mut rest, b" data_block=\"")?;
+        let time = attribute(&mut rest, b" time=\"")?;
         Element::Mapping(Run { begin, data_begin, length: 1, time: u32::try_from(time).ok()? })
     } else if skip(&mut rest, b"<range_mapping").is_some() {
-        let names: [&[u8]; 4] = [b" origin_begin=\"", b" data_begin=\"", b" length=\"", b" time=\""];
-        let [begin, data_begin, length, time] = numbers(&mut rest, names)?;
+        let begin = attribute(&mut rest, b" origin_begin=\"")?;
+        let data_begin = attribute(&mut rest, b" data_begin=\"")?;
+        let length = attribute(&mut rest, b" length=\"")?;
+        let time = attribute(&mut rest, b" time=\"")?;
         Element::Mapping(Run { begin, data_begin, length, time: u32::try_from(time).ok()? })
     } else {
         skip(&mut rest, b"<ref name=\"")?;
@@ -38,22 +42,28 @@ pub(super) fn element(bytes: &[u8]) -> Option<(usize, Element<'_>, usize)> {
     Some((begin, found, bytes.len() - rest.len()))
 }
 
-fn numbers<const N: usize>(rest: &mut &[u8], names: [&[u8]; N]) -> Option<[u64; N]> {
-    let mut values = [0; N];
-    for (value, name) in values.iter_mut().zip(names) {
-        skip(rest, name)?;
-        *value = number(rest)?;
-        skip(rest, b"\"")?;
-    }
-    Some(values)
+/// A number in quotes, behind what comes before it.
+#[inline]
+fn attribute<const N: usize>(rest: &mut &[u8], name: &[u8; N]) -> Option<u64> {
+    skip(rest, name)?;
+    let value = number(rest)?;
+    skip(rest, b"\"")?;
+    Some(value)
 }
 
-fn skip(rest: &mut &[u8], words: &[u8]) -> Option<()> {
-    *rest = rest.strip_prefix(words)?;
+/// Takes words of a length that is known: then they are compared without a loop.
+#[inline]
+fn skip<const N: usize>(rest: &mut &[u8], words: &[u8; N]) -> Option<()> {
+    let (found, after) = rest.split_first_chunk::<N>()?;
+    if found != words {
+        return None;
+    }
+    *rest = after;
     Some(())
 }
 
 /// Digits, as many as always fit.
+#[inline]
 fn number(rest: &mut &[u8]) -> Option<u64> {
     const DIGITS: usize = 19;
     let (mut value, mut digits) = (0_u64, 0);
