@@ -59,8 +59,8 @@ impl Page {
     }
 
     fn copy(&self) -> Self {
-        let bytes = |bytes: &Box<[AtomicU8]>| bytes.iter().map(|byte| byte.load(Relaxed).into()).collect();
-        let words = |words: &Box<[AtomicU32]>| words.iter().map(|word| word.load(Relaxed).into()).collect();
+        let bytes = |bytes: &[AtomicU8]| bytes.iter().map(|byte| byte.load(Relaxed).into()).collect();
+        let words = |words: &[AtomicU32]| words.iter().map(|word| word.load(Relaxed).into()).collect();
         let page = Page::default();
         drop(self.narrow.get().map(|found| page.narrow.set(bytes(found))));
         drop(self.wide.get().map(|found| page.wide.set(bytes(found))));

@@ -15,6 +15,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, BufRead};
 
+/// No element of a dump comes near this, nor does a comment.
+const EVENT_BYTES_LIMIT: u64 = 1 << 20;
+
 /// Reads XML from `input` into `sink`.
 pub(super) fn restore(input: &mut dyn BufRead, sink: &mut dyn Sink) -> Result<()> {
     let mut xml = Xml {
@@ -33,11 +36,14 @@ pub(super) fn restore(input: &mut dyn BufRead, sink: &mut dyn Sink) -> Result<()
             xml.plain_elements()?;
         }
         buffer.clear();
-        xml.begins_at = xml.reader.get_ref().place();
+        xml.begins_at = xml.reader.get_mut().begin_event();
         let event = xml.reader.read_event_into(&mut buffer);
         is_between_elements = matches!(event, Ok(Event::Start(_) | Event::Empty(_) | Event::End(_)));
         let more = match event {
             Ok(event) => xml.event(&event),
+            Err(quick_xml::Error::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(invalid(error))
+            }
             Err(quick_xml::Error::Io(error)) => return Err(Error::io("reading the XML", &error)),
             Err(error) => Err(invalid(error)),
         };
@@ -341,11 +347,19 @@ struct Lines<'a> {
     consumed: u64,
     lines: u64,
     line_begin: u64,
+    /// Bytes consumed when what is being read began.
+    event_begin: u64,
 }
 
 impl<'a> Lines<'a> {
     fn new(input: &'a mut dyn BufRead) -> Self {
-        Lines { input, consumed: 0, lines: 0, line_begin: 0 }
+        Lines { input, consumed: 0, lines: 0, line_begin: 0, event_begin: 0 }
+    }
+
+    /// Here begins an element, or words between two; answers the place.
+    fn begin_event(&mut self) -> (u64, u64) {
+        self.event_begin = self.consumed;
+        self.place()
     }
 
     /// Line and column, from 1, of the next byte.
@@ -366,6 +380,11 @@ impl io::Read for Lines<'_> {
 
 impl BufRead for Lines<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        // Whoever reads it keeps all of it in memory.
+        if self.consumed - self.event_begin > EVENT_BYTES_LIMIT {
+            let message = "more than a mebibyte without the end of an element";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
         self.input.fill_buf()
     }
 
