@@ -26,8 +26,12 @@ const THREADS_LIMIT: usize = 16;
 
 /// Judges the mappings of all volumes in the tree below `volumes_root`.
 pub(super) fn judge_mappings(walk: &mut Walk<'_>, volumes_root: MetaBlock) {
-    let source = Source::new(walk.disk);
+    // A pool may say that it has fewer blocks than the disk: the walk enters no others.
+    let source = Source::first(walk.disk, walk.nodes.blocks());
     let (own, roots) = volumes(source, volumes_root);
+    if own.iter().any(|number| walk.nodes.get(*number).is_some_and(|visited| !is_of_volumes(visited))) {
+        return; // what the walk has met as something else it will not enter
+    }
     let unseen = Unseen::new(walk.nodes.blocks());
     for number in own {
         unseen.take(&walk.nodes, number);
@@ -71,6 +75,10 @@ fn judge_internals(walk: &mut Walk<'_>, source: Source<'_>, mut waiting: Vec<Met
         }
         waiting.retain(|number| walk.nodes.get(*number).is_none());
     }
+}
+
+fn is_of_volumes(visited: &Visited) -> bool {
+    matches!(visited, Visited::Read(subtree) if subtree.tree == Tree::Volumes)
 }
 
 /// The blocks of the tree of volumes, and the roots in it. Damage is for the walk to find.

@@ -17,16 +17,22 @@ pub(super) const BATCH_BLOCKS: usize = 64;
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     disk: &'a dyn Disk,
+    blocks_limit: u64,
 }
 
 impl<'a> Source<'a> {
     pub(super) fn new(disk: &'a dyn Disk) -> Self {
-        Source { disk }
+        Source { disk, blocks_limit: META_BLOCKS_LIMIT }
+    }
+
+    /// The first `blocks` of the device, as if it had no more.
+    pub(super) fn first(disk: &'a dyn Disk, blocks: u64) -> Self {
+        Source { disk, blocks_limit: blocks.min(META_BLOCKS_LIMIT) }
     }
 
     /// Whole blocks that are on the disk and that the format could manage.
     pub(super) fn device_blocks(&self) -> u64 {
-        (self.disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT)
+        (self.disk.size_bytes() / META_BLOCK_BYTES as u64).min(self.blocks_limit)
     }
 
     /// The block's bytes, whatever they are.
