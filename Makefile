@@ -6,7 +6,7 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit nbd-client openssl zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build install lint test loom simulate vmtest vmbench demo bench snapshots clean
+.PHONY: help build install lint test loom simulate fuzz-fsck vmtest vmbench demo bench bench-fsck snapshots clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
@@ -15,9 +15,11 @@ help:
 	@echo 'make test    build, lint and all tests, real clients and independent checkers among them'
 	@echo 'make loom    the lock-free parts in every order of their steps: seconds, once it is built'
 	@echo 'make simulate SEEDS=1..10001   power cuts in a simulated world'
+	@echo 'make fuzz-fsck IMAGES=1000000   mutated metadata through check, dump and repair, and every bit of a small pool flipped'
 	@echo 'make vmtest KERNEL=stable   pools between us and the kernel'"'"'s own dm-thin, and block devices, in a virtual machine: half an hour'
 	@echo 'make vmbench block devices beside the kernel'"'"'s dm-thin in the virtual machine; the table lands in bench/results/'
 	@echo 'make bench   uthin beside its peers on this machine; the table lands in bench/results/'
+	@echo 'make bench-fsck   uthin-fsck beside thin-provisioning-tools, 1 to 50 million mappings; needs 8 GB in /dev/shm, or see bench/fsck --help'
 	@echo 'make snapshots COUNT=100000   that many snapshots of one volume, made and deleted beside a client that writes'
 	@echo 'make lint    formatting and clippy'
 
@@ -53,6 +55,12 @@ simulate:
 	@tools/need $(RUST_NEEDS)
 	UTHIN_SIM_SEEDS=$(SEEDS) cargo test --locked --release --lib sim:: -- --nocapture
 
+# So many, or FIRST..END; a failing seed is named.
+IMAGES ?= 1000000
+fuzz-fsck:
+	@tools/need $(RUST_NEEDS)
+	UTHIN_FSCK_FUZZ=$(IMAGES) UTHIN_FSCK_FLIPS=all cargo test --locked --release --lib check::tests:: -- --nocapture
+
 # stable or newest: which of Debian's kernels. See tests/vm/lab.
 KERNEL ?= stable
 vmtest: build
@@ -70,6 +78,10 @@ bench: build
 	@tools/need $(BENCH_NEEDS)
 	@bench/run
 	cargo bench --locked --bench in_process
+
+bench-fsck: build
+	@tools/need python3
+	@bench/fsck
 
 COUNT ?= 100000
 snapshots: build

@@ -2,7 +2,7 @@
 
 mod fsck_common;
 
-use fsck_common::{folder, ours, text, unpack};
+use fsck_common::{change, folder, ours, text, unpack};
 use std::fs;
 use std::path::Path;
 use uthin::disk::{FileDisk, OpenMode};
@@ -20,14 +20,49 @@ const COMMANDS: [&[&str]; 9] = [
     &["repair", "--dry-run", "-i", "FILE"],
 ];
 
+/// What a file holds; nothing for what is none.
+fn contents(file: &Path) -> Option<Vec<u8>> {
+    file.is_file().then(|| fs::read(file).expect("it can be read"))
+}
+
 fn refusals(file: &Path, words: &str) {
+    let before = contents(file);
     for command in COMMANDS {
         let arguments: Vec<&str> =
             command.iter().map(|word| if *word == "FILE" { text(file) } else { word }).collect();
         let errors = ours(&arguments).refused();
         assert!(errors.contains(words), "{command:?}: {errors}");
         assert_eq!(errors.matches("uthin-fsck: ").count(), 1, "{command:?}: {errors}");
+        assert!(contents(file) == before, "{command:?} has changed its input");
     }
+}
+
+/// What cannot be read as metadata, but is some.
+#[test]
+fn a_pool_that_needs_a_newer_tool() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    for (offset, words) in [(360, "features 0x4"), (40, "version 3, expected 2")] {
+        let good = fs::read(&path).expect("it is there");
+        let value = if offset == 40 { 3_u32 } else { 4 };
+        change(&path, 0, |block| block.0[offset..offset + 4].copy_from_slice(&value.to_le_bytes()));
+        refusals(&path, words);
+        fs::write(&path, good).expect("written");
+    }
+}
+
+/// Pipes and character devices would be opened, and waited for, by who does not look first.
+#[test]
+fn what_is_neither_file_nor_block_device() {
+    let folder = folder();
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .expect("a pipe");
+    refusals(&pipe, "neither a file nor a block device");
+    refusals(Path::new("/dev/zero"), "neither a file nor a block device");
+    let dangling = folder.path().join("dangling");
+    std::os::unix::fs::symlink("nowhere", &dangling).expect("a link");
+    refusals(&dangling, "no such file");
 }
 
 #[test]

@@ -227,6 +227,40 @@ fn a_metadata_snapshot_gone_takes_nothing_live_with_it() {
     }
 }
 
+/// Cut just before a block of each kind: what lies behind the cut is lost, and nothing else.
+#[test]
+fn a_device_cut_short_before_each_kind_of_block() {
+    let folder = folder();
+    let path = unpack(&folder, "05-chain50");
+    let good = Image::read(&path);
+    let whole = expanded(&oracle::thin_dump(&path));
+    let superblock = good.superblock();
+    let output = empty_device(&folder, "output", 4096);
+    for (what, kept) in good.one_of_each().into_iter().filter(|(_, number)| *number > 0) {
+        let bytes: Vec<u8> = good.blocks[..kept as usize].iter().flat_map(|block| block.0).collect();
+        fs::write(&path, bytes).expect("written");
+        let told = ours(&["check", text(&path)]);
+        assert_eq!(told.status, 4, "{what}");
+        assert!(told.text().contains("cut short?"), "{what}: {}", told.text());
+        let told = ours(&["repair", "-i", text(&path), "-o", text(&output)]);
+        if superblock.mapping_root.0 < kept {
+            assert_eq!(told.status, 0, "{what}: {}", told.errors);
+            oracle::assert_clean(&output);
+            let lost: Vec<u64> = (kept..good.blocks.len() as u64).collect();
+            assert!(mappings(&oracle::thin_dump(&output)) == survivors(&good, &whole, &lost), "{what}");
+        } else if told.status == 0 {
+            assert!(
+                told.errors.contains("assumed: the tree of volumes is an older one"),
+                "{what}: {}",
+                told.errors
+            );
+            oracle::assert_clean(&output);
+        } else {
+            assert_eq!(told.refused().matches("uthin-fsck: ").count(), 1, "{what}");
+        }
+    }
+}
+
 #[test]
 fn a_truncated_device_keeps_what_is_there() {
     let folder = folder();

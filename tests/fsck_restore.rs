@@ -172,6 +172,9 @@ fn outputs_that_cannot_be_are_refused_and_inputs_stay() {
     let missing = folder.path().join("none");
     assert!(refused(&missing, &file).contains("no such file"));
     assert!(refused(&file, &missing).contains("truncate --size"));
+    // Has no end, and nothing in it ends.
+    let errors = refused(Path::new("/dev/zero"), &empty_device(&folder, "for-zeros", 64));
+    assert!(errors.contains("line 1, column 1: more than a mebibyte without the end"), "{errors}");
     assert!(refused(&file, folder.path()).contains("a directory"));
     let small = empty_device(&folder, "too-small", 8);
     assert!(refused(&file, &small).contains("too small: 8 metadata blocks"));

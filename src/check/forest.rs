@@ -83,6 +83,11 @@ impl<'a, V: NodeValue> Forest<'a, V> {
         Forest { source, known: HashMap::new(), values: PhantomData }
     }
 
+    /// The blocks that were looked at so far: all internal nodes, and some leaves.
+    pub(super) fn looked_at(&self) -> impl Iterator<Item = MetaBlock> + '_ {
+        self.known.keys().copied()
+    }
+
     /// Appends the leaves below `root` to `found`, by key.
     pub(super) fn leaves(
         &mut self,
@@ -209,7 +214,7 @@ pub(super) fn read_leaves<V: NodeValue>(
     damage: &mut dyn Damage,
     each: &mut dyn FnMut(&LeafPlace, Entries<'_, V>) -> Result<()>,
 ) -> Result<()> {
-    let mut buffer = Batch::new();
+    let mut buffer = Batch::new(places.len());
     let mut numbers = [MetaBlock(0); BATCH_BLOCKS];
     for places in places.chunks(BATCH_BLOCKS) {
         for (number, place) in numbers.iter_mut().zip(places) {

@@ -9,15 +9,18 @@
 //!   that cannot be read at its beginning, bytes that are no pool's metadata, a version or feature nobody here knows.
 //! - A count below its references is damage: a block in use could be handed out again. A count above them is a leak.
 //!
-//! The check's own walk is in `walk`. The other tools go down trees with `forest`, read blocks with `source`, and hand a
+//! The check's own walk is in `walk`; what is sound is judged before it in `ahead`, by all processors. The other tools go down trees with `forest`, read blocks with `source`, and hand a
 //! pool's mappings on as a `stream`: from `dump`'s descent or `restore`'s XML into text or into `build`, which makes metadata
 //! of them. Left to others: what the numbers mean to a running pool.
 
+mod ahead;
 mod build;
 pub mod cli;
 mod counts;
 mod dump;
 mod forest;
+mod large_counts;
+mod nodes;
 mod open;
 mod pack;
 mod repair;
@@ -104,11 +107,17 @@ struct Looked {
 }
 
 fn look(disk: &dyn Disk, options: &CheckOptions) -> Result<Looked> {
+    look_in_order(disk, options, true)
+}
+
+/// Without `judges_ahead`, the walk judges everything by itself: the outcome is the same.
+fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) -> Result<Looked> {
     let mut findings = Findings::new(options.findings_limit);
     let mut superblock = open::read_superblock(disk, &mut findings)?;
     superblock.mapping_root = options.mapping_root.unwrap_or(superblock.mapping_root);
     superblock.details_root = options.details_root.unwrap_or(superblock.details_root);
     let mut walk = Walk::new(disk, &superblock, findings);
+    walk.judges_ahead = judges_ahead;
     walk.reference(MetaBlock::SUPERBLOCK, Place::Superblock);
     let mut outcome = Outcome::default();
     if options.metadata_snapshot {

@@ -3,6 +3,8 @@
 //! Every error says line and column. What does not belong there is refused, not skipped: a mapping that was misread would
 //! be somebody's data.
 
+mod plain;
+
 use super::stream::{PoolRecord, Run, Sink, VolumeRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::SUPERBLOCK_VERSION;
@@ -12,6 +14,9 @@ use quick_xml::events::{BytesStart, Event};
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, BufRead};
+
+/// No element of a dump comes near this, nor does a comment.
+const EVENT_BYTES_LIMIT: u64 = 1 << 20;
 
 /// Reads XML from `input` into `sink`.
 pub(super) fn restore(input: &mut dyn BufRead, sink: &mut dyn Sink) -> Result<()> {
@@ -24,12 +29,21 @@ pub(super) fn restore(input: &mut dyn BufRead, sink: &mut dyn Sink) -> Result<()
         begins_at: (1, 1),
     };
     let mut buffer = Vec::with_capacity(1 << 12);
+    let mut is_between_elements = false;
     loop {
+        // Behind text the reader stands within the markup that ended it.
+        if is_between_elements {
+            xml.plain_elements()?;
+        }
         buffer.clear();
-        xml.begins_at = xml.reader.get_ref().place();
+        xml.begins_at = xml.reader.get_mut().begin_event();
         let event = xml.reader.read_event_into(&mut buffer);
+        is_between_elements = matches!(event, Ok(Event::Start(_) | Event::Empty(_) | Event::End(_)));
         let more = match event {
             Ok(event) => xml.event(&event),
+            Err(quick_xml::Error::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(invalid(error))
+            }
             Err(quick_xml::Error::Io(error)) => return Err(Error::io("reading the XML", &error)),
             Err(error) => Err(invalid(error)),
         };
@@ -69,6 +83,34 @@ struct Xml<'a> {
 }
 
 impl Xml<'_> {
+    /// Takes the mappings and references that come next, as far as they are written as every tool writes them. Nearly all of a
+    /// dump is of these: to take them without a general reader of XML halves the time that a restore takes.
+    fn plain_elements(&mut self) -> Result<()> {
+        if !matches!(self.inside.last(), Some(Element::Device | Element::Def)) {
+            return Ok(());
+        }
+        let lines = self.reader.get_mut();
+        let Ok(buffer) = lines.input.fill_buf() else { return Ok(()) }; // the reader will meet it again, and tell
+        let (mut taken, mut outcome) = (0, Ok(()));
+        while let Some((begin, element, end)) = plain::element(&buffer[taken..]) {
+            outcome = match element {
+                plain::Element::Mapping(run) => self.sink.run(&run),
+                plain::Element::Reference(name) => match self.names.get(name) {
+                    Some(number) => self.sink.shared(*number),
+                    None => break,
+                },
+            };
+            if outcome.is_err() {
+                taken += begin;
+                break;
+            }
+            taken += end;
+        }
+        lines.consume(taken);
+        self.begins_at = lines.place();
+        outcome.map_err(|error| self.locate(error))
+    }
+
     /// Takes an event; answers whether there are more.
     fn event(&mut self, event: &Event<'_>) -> Result<bool> {
         match event {
@@ -305,11 +347,19 @@ struct Lines<'a> {
     consumed: u64,
     lines: u64,
     line_begin: u64,
+    /// Bytes consumed when what is being read began.
+    event_begin: u64,
 }
 
 impl<'a> Lines<'a> {
     fn new(input: &'a mut dyn BufRead) -> Self {
-        Lines { input, consumed: 0, lines: 0, line_begin: 0 }
+        Lines { input, consumed: 0, lines: 0, line_begin: 0, event_begin: 0 }
+    }
+
+    /// Here begins an element, or words between two; answers the place.
+    fn begin_event(&mut self) -> (u64, u64) {
+        self.event_begin = self.consumed;
+        self.place()
     }
 
     /// Line and column, from 1, of the next byte.
@@ -330,6 +380,11 @@ impl io::Read for Lines<'_> {
 
 impl BufRead for Lines<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        // Whoever reads it keeps all of it in memory.
+        if self.consumed - self.event_begin > EVENT_BYTES_LIMIT {
+            let message = "more than a mebibyte without the end of an element";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
         self.input.fill_buf()
     }
 

@@ -17,16 +17,22 @@ pub(super) const BATCH_BLOCKS: usize = 64;
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     disk: &'a dyn Disk,
+    blocks_limit: u64,
 }
 
 impl<'a> Source<'a> {
     pub(super) fn new(disk: &'a dyn Disk) -> Self {
-        Source { disk }
+        Source { disk, blocks_limit: META_BLOCKS_LIMIT }
+    }
+
+    /// The first `blocks` of the device, as if it had no more.
+    pub(super) fn first(disk: &'a dyn Disk, blocks: u64) -> Self {
+        Source { disk, blocks_limit: blocks.min(META_BLOCKS_LIMIT) }
     }
 
     /// Whole blocks that are on the disk and that the format could manage.
     pub(super) fn device_blocks(&self) -> u64 {
-        (self.disk.size_bytes() / META_BLOCK_BYTES as u64).min(META_BLOCKS_LIMIT)
+        (self.disk.size_bytes() / META_BLOCK_BYTES as u64).min(self.blocks_limit)
     }
 
     /// The block's bytes, whatever they are.
@@ -62,7 +68,7 @@ impl<'a> Source<'a> {
 
     /// Reads the whole device in order; what cannot be read is left out.
     pub(super) fn sweep(&self, each: &mut dyn FnMut(MetaBlock, &Block)) {
-        let mut buffer = Batch::new();
+        let mut buffer = Batch::new(BATCH_BLOCKS);
         let device_blocks = self.device_blocks();
         for begin in (0..device_blocks).step_by(BATCH_BLOCKS) {
             let count = (device_blocks - begin).min(BATCH_BLOCKS as u64) as usize;
@@ -78,7 +84,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Reads up to [`BATCH_BLOCKS`] blocks of one kind and hands each to `each`, with its place in `numbers`. Blocks that
+    /// Reads blocks of one kind and hands each to `each`, with its place in `numbers`. Blocks that
     /// follow each other on the disk are read at once. What `each` answers ends the batch.
     pub(super) fn batch(
         &self,
@@ -89,7 +95,7 @@ impl<'a> Source<'a> {
     ) -> Result<()> {
         let mut done = 0;
         while done < numbers.len() {
-            let count = run_length(&numbers[done..]).min(BATCH_BLOCKS);
+            let count = run_length(&numbers[done..]).min(buffer.blocks.len());
             let run = &numbers[done..done + count];
             let blocks = &mut buffer.blocks[..count];
             let is_read = run[count - 1].0 < self.device_blocks()
@@ -116,8 +122,9 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
-        Batch { blocks: vec![Block::ZERO; BATCH_BLOCKS].into_boxed_slice() }
+    /// For reading so many blocks, as many of them at once as are worth it.
+    pub(super) fn new(blocks: usize) -> Self {
+        Batch { blocks: vec![Block::ZERO; blocks.clamp(1, BATCH_BLOCKS)].into_boxed_slice() }
     }
 }
 

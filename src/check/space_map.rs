@@ -1,12 +1,15 @@
 //! Both space maps: their own blocks are read and counted, then every stored count is compared with the references found.
 
+use super::ahead::in_parallel;
 use super::counts::{Counts, PAGE_ENTRIES};
+use super::large_counts::LargeCounts;
 use super::report::{Severity, Space};
+use super::source::Source;
 use super::walk::{Place, Walk};
 use crate::checksum::BlockKind;
 use crate::format::{Bitmap, IndexEntry, InlineCount, LargeCount, MetadataIndex, SpaceMapRoot};
 use crate::units::{META_BLOCK_BYTES, META_BLOCKS_LIMIT, MetaBlock};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 /// Which of the two.
@@ -61,7 +64,7 @@ pub(super) struct SpaceMap {
     total_blocks: u64,
     allocated_blocks: u64,
     bitmaps: BTreeMap<u64, IndexEntry>,
-    large_counts: HashMap<u64, u32>,
+    large_counts: LargeCounts,
     /// Whether all of it could be read so far.
     is_whole: bool,
     /// Whether there may be references to data blocks that the walk of the volumes did not see.
@@ -86,13 +89,16 @@ impl SpaceMap {
         };
         let large_root = MetaBlock(root.large_counts_root.get());
         walk.tree::<LargeCount>(large_root, kind.large_counts_place());
-        let large_counts = walk.entries::<LargeCount>(large_root, kind.large_counts_place());
+        let mut large_counts = LargeCounts::default();
+        walk.each_entry::<LargeCount>(large_root, kind.large_counts_place(), &mut |block, count| {
+            large_counts.push(block, count.0.get());
+        });
         let mut map = SpaceMap {
             kind,
             total_blocks,
             allocated_blocks,
             bitmaps,
-            large_counts: large_counts.into_iter().map(|(block, count)| (block, count.0.get())).collect(),
+            large_counts,
             is_whole: true,
             is_data_incomplete: was_incomplete,
         };
@@ -136,7 +142,14 @@ impl SpaceMap {
     pub(super) fn compare(mut self, walk: &mut Walk<'_>) -> Space {
         let bitmaps = std::mem::take(&mut self.bitmaps);
         let mut tally = Tally::new(self.kind);
+        let sound = if walk.judges_ahead { self.sound_bitmaps(walk, &bitmaps) } else { Vec::new() };
+        let mut sound = sound.into_iter().peekable();
         for (index, entry) in bitmaps {
+            if let Some((_, allocated)) = sound.next_if(|(sound, _)| *sound == index) {
+                tally.allocated += allocated;
+                self.large_counts.take_page(index);
+                continue;
+            }
             let (number, place) = (entry.bitmap(), self.kind.bitmap_place(index));
             // A bitmap past the end of the device was reported when its reference was counted.
             let exists = walk.metadata_counts.get(number.0) > 0;
@@ -167,6 +180,46 @@ impl SpaceMap {
             over_counted: if is_incomplete { 0 } else { tally.over_counted },
             unreferenced: if is_incomplete { 0 } else { tally.unreferenced },
         }
+    }
+
+    /// The bitmaps with nothing odd about them, by index, each with the blocks that are allocated in it: judged by all processors.
+    /// What is odd is left to [`SpaceMap::compare_bitmap`], which tells of it.
+    fn sound_bitmaps(&self, walk: &Walk<'_>, bitmaps: &BTreeMap<u64, IndexEntry>) -> Vec<(u64, u64)> {
+        let source = Source::new(walk.disk);
+        let counts = self.kind.counts(walk);
+        let bitmaps: Vec<_> = bitmaps.iter().map(|(index, entry)| (*index, *entry)).collect();
+        let found = in_parallel(&bitmaps, |bitmaps, found: &mut Vec<(u64, u64)>, batch| {
+            let numbers: Vec<_> = bitmaps.iter().map(|(_, entry)| entry.bitmap()).collect();
+            let read = source.batch(&numbers, BlockKind::Bitmap, batch, &mut |at, block| {
+                let (index, entry) = bitmaps[at];
+                let has_reference = walk.metadata_counts.get(numbers[at].0) > 0;
+                if let (Ok(block), true) = (block, has_reference) {
+                    let allocated = self.allocated_if_sound((index, entry), Bitmap::new(block), counts);
+                    found.extend(allocated.map(|allocated| (index, allocated)));
+                }
+                Ok(())
+            });
+            read.expect("what is handed out is the only one to end it, and does not");
+        });
+        let mut found = found.concat();
+        found.sort_unstable();
+        found
+    }
+
+    /// The blocks allocated in a bitmap if it says what was counted, and the index says what it says; `None` for any other.
+    fn allocated_if_sound(
+        &self,
+        (index, entry): (u64, IndexEntry),
+        bitmap: Bitmap<'_>,
+        counts: &Counts,
+    ) -> Option<u64> {
+        let free = bitmap.free_entries();
+        let is_index_right =
+            entry.free.get() == free && entry.none_free_before.get() as usize <= bitmap.first_free();
+        // Nothing was counted past the end of the device, so what is there must be free.
+        let is_same = || bitmap.plain_words().eq(counts.plain_words(index));
+        let has_large_counts = || self.large_counts.is_page(index, bitmap, counts);
+        (is_index_right && is_same() && has_large_counts()).then(|| PAGE_ENTRIES - u64::from(free))
     }
 
     fn compare_bitmap(
@@ -220,7 +273,7 @@ impl SpaceMap {
         if let Some(count) = inline.exact() {
             return Ok(Some(count));
         }
-        match self.large_counts.remove(&block) {
+        match self.large_counts.take(block) {
             Some(count) if count > 2 => Ok(Some(count)),
             Some(count) => Err(format!("{} block {block} has a large count of only {count}", self.kind)),
             None if self.is_whole => Err(format!("{} block {block} has no large count", self.kind)),
@@ -230,11 +283,10 @@ impl SpaceMap {
 
     /// Entries of the large counts that no bitmap asks for.
     fn report_unused_large_counts(&self, walk: &mut Walk<'_>) {
-        if let Some(first) = self.large_counts.keys().min() {
-            let message = format_args!(
-                "{} large counts that no bitmap asks for, the first for block {first}",
-                self.large_counts.len()
-            );
+        let (unused, first) = self.large_counts.left();
+        if let Some(first) = first {
+            let message =
+                format_args!("{unused} large counts that no bitmap asks for, the first for block {first}");
             walk.findings.note(Severity::Leak, None, self.kind.large_counts_place(), message);
         }
     }

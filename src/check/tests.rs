@@ -1,8 +1,10 @@
 //! The checker against metadata that the kernel wrote, as it is and with one thing changed at a time.
 
 mod changes;
+mod flips;
 mod fuzz;
 mod garbage;
+mod small;
 
 use super::*;
 use crate::disk::MemoryDisk;
@@ -24,6 +26,14 @@ impl Image {
         decoder.window_log_max(31).unwrap();
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut decoder, &mut bytes).unwrap();
+        Self::from_bytes(&bytes)
+    }
+
+    fn of(disk: &MemoryDisk) -> Self {
+        Self::from_bytes(&disk.to_bytes())
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
         let (blocks, rest) = bytes.as_chunks::<4096>();
         assert!(rest.is_empty());
         Image { blocks: blocks.iter().map(|block| Block(*block)).collect() }

@@ -1,7 +1,7 @@
 //! Which volumes a damaged block touches, and where: findings in the words that a user can act on.
 //!
-//! A second descent, only into what was flagged, once for every live volume: a node shared by many volumes was walked
-//! once, but its damage is everybody's.
+//! A second descent, only to what was flagged, once for every live volume: a node shared by many volumes was walked
+//! once, but its damage is everybody's. Leaves are not read again.
 
 use super::report::{Severity, Touched};
 use super::walk::{Below, Place, Walk};
@@ -15,9 +15,12 @@ const TOUCHES_LIMIT: usize = 10_000;
 
 /// Adds to every finding about a block of mappings which parts of which of these volumes it touches.
 pub(super) fn attribute(walk: &mut Walk<'_>, roots: &[(VolumeId, MetaBlock)]) {
-    let mut found = Vec::new();
+    if !walk.has_flagged() {
+        return;
+    }
+    let (mut found, mut flagged_below) = (Vec::new(), HashMap::new());
     for (volume, root) in roots {
-        descend(walk, *volume, *root, &mut found);
+        descend(walk, *volume, *root, &mut flagged_below, &mut found);
         if found.len() > TOUCHES_LIMIT {
             found.truncate(TOUCHES_LIMIT);
             let message =
@@ -46,24 +49,46 @@ fn descend(
     walk: &mut Walk<'_>,
     volume: VolumeId,
     root: MetaBlock,
+    flagged_below: &mut HashMap<MetaBlock, bool>,
     found: &mut Vec<(MetaBlock, VolumeId, Range<u64>)>,
 ) {
-    let place = Place::Mappings { volume: volume.get(), held: false };
     let mut waiting = vec![(root, 0..u64::MAX, true)];
     while let Some((number, keys, can_descend)) = waiting.pop() {
         if walk.is_flagged(number) {
             found.push((number, volume, keys.clone()));
         }
-        let has_more = can_descend
-            && walk.known::<MappingRecord>(number).is_some_and(|subtree| subtree.is_flagged_below);
+        let has_more = can_descend && is_flagged_below(walk, number, flagged_below);
         if !has_more || found.len() > TOUCHES_LIMIT {
             continue;
         }
-        if let Some(Below::Children(children)) = walk.below::<MappingRecord>(number, place, &mut |_| ()) {
+        if let Some(Below::Children(children)) = below(walk, number) {
             let clipped = children.into_iter().map(|(child, range, fits)| {
                 (child, range.start.max(keys.start)..range.end.min(keys.end), fits)
             });
             waiting.extend(clipped);
         }
     }
+}
+
+/// Whether a block below a node was flagged, by whichever volume it was come to. Each node is looked at once.
+fn is_flagged_below(walk: &mut Walk<'_>, number: MetaBlock, known: &mut HashMap<MetaBlock, bool>) -> bool {
+    if let Some(is_flagged) = known.get(&number) {
+        return *is_flagged;
+    }
+    let mut is_flagged = false;
+    if let Some(Below::Children(children)) = below(walk, number) {
+        for (child, _, fits) in children {
+            // Children that fit have fewer levels below them: this ends.
+            is_flagged |= walk.is_flagged(child) || (fits && is_flagged_below(walk, child, known));
+        }
+    }
+    known.insert(number, is_flagged);
+    is_flagged
+}
+
+/// The children of an internal node that was read before.
+fn below(walk: &mut Walk<'_>, number: MetaBlock) -> Option<Below> {
+    let is_internal = walk.known::<MappingRecord>(number).is_some_and(|subtree| subtree.depth > 0);
+    let place = Place::Mappings { volume: 0, held: false };
+    if is_internal { walk.below::<MappingRecord>(number, place, &mut |_| ()) } else { None }
 }

@@ -1,5 +1,6 @@
 //! The two trees that know the volumes, the upper mapping tree and the details, held against each other.
 
+use super::ahead;
 use super::report::{Severity, VolumeSummary};
 use super::walk::{Place, Walk};
 use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
@@ -23,6 +24,9 @@ pub(super) fn check_volumes(
 ) -> Volumes {
     let (upper, details) = (Place::Volumes(held), Place::Details(held));
     walk.skip_mappings = !with_mappings;
+    if with_mappings && walk.judges_ahead {
+        ahead::judge_mappings(walk, superblock.mapping_root);
+    }
     walk.tree::<RootRecord>(superblock.mapping_root, upper);
     walk.tree::<DetailsRecord>(superblock.details_root, details);
     let roots: BTreeMap<u64, MetaBlock> = walk

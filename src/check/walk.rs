@@ -1,11 +1,12 @@
 //! The walk over all trees: each distinct node is read once, judged, and its references counted.
 //!
 //! What a subtree holds is remembered by its root block ([`Subtree`]), so that a node shared by a thousand snapshots
-//! costs one read. Where a child does not fit into its parent (wrong key range or depth), it is reported and left out of
+//! costs one read; what is sound, [`super::ahead`] has mostly judged before the walk comes to it. Where a child does not fit into its parent (wrong key range or depth), it is reported and left out of
 //! what the parent holds. That is also what makes every later descent end: children that fit have disjoint key
 //! ranges, so no node is reached twice below the same root, and none below itself.
 
 use super::counts::{Counts, PAGE_ENTRIES};
+use super::nodes::{Nodes, Subtree, Visited};
 use super::report::{Findings, Found, Severity};
 use crate::checksum::BlockKind;
 use crate::disk::Disk;
@@ -14,7 +15,7 @@ use crate::format::{
     RootRecord, Superblock, smallest_occupancy,
 };
 use crate::units::{META_BLOCK_BYTES, META_BLOCKS_LIMIT, MetaBlock, SnapTime, VolumeId};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -76,51 +77,6 @@ pub(super) trait LeafValue: NodeValue {
     fn on_leaf(walk: &mut Walk<'_>, number: MetaBlock, place: Place, entries: Entries<'_, Self>);
 }
 
-/// What is below a node whose own bytes are sound.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Subtree {
-    tree: Tree,
-    /// First and last key; `None` when nothing below holds any.
-    span: Option<(u64, u64)>,
-    /// Entries of all leaves below.
-    pub(super) entries: u64,
-    /// Levels of nodes below; 0 for a leaf.
-    depth: usize,
-    own_entries: usize,
-    own_capacity: usize,
-    /// Whether something below was reported.
-    pub(super) is_flagged_below: bool,
-}
-
-impl Subtree {
-    /// Why this cannot be the child under `keys` of a parent whose children have `depth` levels below them.
-    fn misfit(&self, keys: &Range<u64>, depth: usize) -> Option<String> {
-        let (first, last) = self.span?;
-        if self.depth != depth {
-            Some(format!("{} levels below it, but {depth} below its siblings", self.depth))
-        } else if first < keys.start {
-            Some(format!("its first key {first} is below {}, the key its parent has for it", keys.start))
-        } else if last >= keys.end {
-            Some(format!("its last key {last} is not below {}, where its next sibling begins", keys.end))
-        } else {
-            None
-        }
-    }
-
-    fn fits(&self, keys: &Range<u64>, depth: usize) -> bool {
-        self.span.is_some() && self.misfit(keys, depth).is_none()
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Visited {
-    /// Being walked right now.
-    Open,
-    /// Reported as no sound node of this kind of tree; nothing is known below.
-    Unreadable(Tree),
-    Read(Subtree),
-}
-
 /// Where a later descent can go from a node.
 pub(super) enum Below {
     Leaf,
@@ -130,7 +86,7 @@ pub(super) enum Below {
 
 /// The state of one check.
 pub(super) struct Walk<'a> {
-    disk: &'a dyn Disk,
+    pub(super) disk: &'a dyn Disk,
     pub(super) findings: Findings,
     /// References to metadata blocks and to data blocks, as far as they were seen.
     pub(super) metadata_counts: Counts,
@@ -139,9 +95,11 @@ pub(super) struct Walk<'a> {
     pub(super) is_incomplete: bool,
     /// Whether the volumes' own trees are left alone.
     pub(super) skip_mappings: bool,
-    data_blocks: u64,
-    now: SnapTime,
-    nodes: HashMap<MetaBlock, Visited>,
+    /// Whether what is sound is judged ahead.
+    pub(super) judges_ahead: bool,
+    pub(super) data_blocks: u64,
+    pub(super) now: SnapTime,
+    pub(super) nodes: Nodes,
     flagged: HashSet<MetaBlock>,
     /// From the root of the tree that is being walked to the parent of the node at hand.
     path: Vec<MetaBlock>,
@@ -163,21 +121,27 @@ impl<'a> Walk<'a> {
             data_counts: Counts::new(counted_data_blocks),
             is_incomplete: false,
             skip_mappings: false,
+            judges_ahead: true,
             data_blocks,
             now: superblock.time,
-            nodes: HashMap::new(),
+            nodes: Nodes::new(device_blocks),
             flagged: HashSet::new(),
             path: Vec::new(),
         }
     }
 
     pub(super) fn nodes_read(&self) -> u64 {
-        self.nodes.len() as u64
+        self.nodes.met()
     }
 
     /// Blocks that are on the disk.
     pub(super) fn device_blocks(&self) -> u64 {
         self.disk.size_bytes() / META_BLOCK_BYTES as u64
+    }
+
+    /// Whether anything was reported of any block.
+    pub(super) fn has_flagged(&self) -> bool {
+        !self.flagged.is_empty()
     }
 
     pub(super) fn is_flagged(&self, number: MetaBlock) -> bool {
@@ -251,7 +215,7 @@ impl<'a> Walk<'a> {
         if !self.reference(number, place) {
             return None;
         }
-        let subtree = match self.nodes.get(&number) {
+        let subtree = match self.nodes.get(number) {
             None => self.visit::<V>(number, place)?,
             Some(Visited::Unreadable(tree)) if *tree != V::TREE => self.visit::<V>(number, place)?,
             Some(Visited::Read(subtree)) if subtree.tree == V::TREE => *subtree,
@@ -265,10 +229,10 @@ impl<'a> Walk<'a> {
             }
             Some(Visited::Unreadable(_)) => return None,
         };
-        let fewest = smallest_occupancy(subtree.own_capacity);
+        let fewest = smallest_occupancy(usize::from(subtree.own_capacity));
         let is_root = self.path.is_empty();
-        if !is_root && subtree.own_entries < fewest {
-            let found = subtree.own_entries;
+        let found = usize::from(subtree.own_entries);
+        if !is_root && found < fewest {
             let message =
                 format_args!("{found} entries, fewer than the {fewest} that a node below a root has");
             self.damage(number, place, message);
@@ -304,26 +268,23 @@ impl<'a> Walk<'a> {
         };
         if !header.has_usual_capacity() {
             let room = header.max_entries.get();
-            self.damage(
-                number,
-                place,
-                format_args!("room for {room} entries: its siblings cannot share with it"),
-            );
+            if self.path.is_empty() {
+                let message =
+                    format_args!("room for {room} entries, which is unusual; a root has no siblings");
+                self.findings.note(Severity::Note, Some(number), place, message);
+            } else {
+                let message = format_args!("room for {room} entries: its siblings cannot share with it");
+                self.damage(number, place, message);
+            }
         }
         let own_capacity = header.max_entries.get() as usize;
         match node {
             Node::Leaf(entries) => {
                 self.require_ascending(number, place, entries.keys_ascend())?;
                 V::on_leaf(self, number, place, entries);
-                Some(Subtree {
-                    tree: V::TREE,
-                    span: entries.key_span(),
-                    entries: entries.len() as u64,
-                    depth: 0,
-                    own_entries: entries.len(),
-                    own_capacity,
-                    is_flagged_below: false,
-                })
+                let mut leaf = Subtree::new(V::TREE, entries.len(), own_capacity);
+                leaf.extend(entries.key_span(), entries.len() as u64);
+                Some(leaf)
             }
             Node::Internal(entries) => {
                 self.require_ascending(number, place, entries.keys_ascend())?;
@@ -353,30 +314,17 @@ impl<'a> Walk<'a> {
         children: &[(MetaBlock, Range<u64>)],
         own_capacity: usize,
     ) -> Subtree {
-        let mut sum = Subtree {
-            tree: V::TREE,
-            span: None,
-            entries: 0,
-            depth: 0,
-            own_entries: children.len(),
-            own_capacity,
-            is_flagged_below: false,
-        };
+        let mut sum = Subtree::new(V::TREE, children.len(), own_capacity);
         let mut depth_below = None;
         self.path.push(number);
         for (child, keys) in children {
-            let Some(subtree) = self.node::<V>(*child, place) else {
-                sum.is_flagged_below = true;
-                continue;
-            };
+            let Some(subtree) = self.node::<V>(*child, place) else { continue };
             let depth = *depth_below.get_or_insert(subtree.depth);
             if let Some(why) = subtree.misfit(keys, depth) {
                 self.unreadable(*child, place, why);
-            } else if let Some((first, last)) = subtree.span {
-                sum.span = Some((sum.span.map_or(first, |span| span.0), last));
-                sum.entries += subtree.entries;
+            } else {
+                sum.extend(subtree.span(), subtree.entries);
             }
-            sum.is_flagged_below |= subtree.is_flagged_below || self.is_flagged(*child);
         }
         self.path.pop();
         sum.depth = depth_below.map_or(0, |depth| depth + 1);
@@ -385,7 +333,7 @@ impl<'a> Walk<'a> {
 
     /// What is known below a node, if it was read as one of these trees.
     pub(super) fn known<V: LeafValue>(&self, number: MetaBlock) -> Option<Subtree> {
-        match self.nodes.get(&number) {
+        match self.nodes.get(number) {
             Some(Visited::Read(subtree)) if subtree.tree == V::TREE => Some(*subtree),
             Some(Visited::Read(_) | Visited::Open | Visited::Unreadable(_)) | None => None,
         }
@@ -417,23 +365,37 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// All entries of a walked tree, in the order of their keys, what is damaged left out.
-    pub(super) fn entries<V: LeafValue>(&mut self, root: MetaBlock, place: Place) -> Vec<(u64, V)> {
-        let mut found = Vec::new();
+    /// Hands all entries of a walked tree to `each`, in the order of their keys, what is damaged left out.
+    pub(super) fn each_entry<V: LeafValue>(
+        &mut self,
+        root: MetaBlock,
+        place: Place,
+        each: &mut dyn FnMut(u64, V),
+    ) {
         let mut waiting = vec![root];
         while let Some(number) = waiting.pop() {
-            let below = self.below::<V>(number, place, &mut |entries| found.extend(entries.iter()));
+            let below = self.below::<V>(number, place, &mut |entries| {
+                entries.iter().for_each(|(key, value)| each(key, value));
+            });
             if let Some(Below::Children(children)) = below {
                 let fitting = children.into_iter().rev().filter(|(_, _, fits)| *fits);
                 waiting.extend(fitting.map(|(child, _, _)| child));
             }
         }
+    }
+
+    /// All entries of a walked tree that is small.
+    pub(super) fn entries<V: LeafValue>(&mut self, root: MetaBlock, place: Place) -> Vec<(u64, V)> {
+        let mut found = Vec::new();
+        self.each_entry(root, place, &mut |key, value| found.push((key, value)));
         found
     }
 }
 
 /// Children with the keys that each is responsible for. The last one's end is `u64::MAX`, which no key needs.
-fn children_of(entries: Entries<'_, zerocopy::little_endian::U64>) -> Vec<(MetaBlock, Range<u64>)> {
+pub(super) fn children_of(
+    entries: Entries<'_, zerocopy::little_endian::U64>,
+) -> Vec<(MetaBlock, Range<u64>)> {
     let end = |index: usize| entries.keys.get(index + 1).map_or(u64::MAX, |key| key.get());
     (0..entries.len()).map(|index| (entries.child(index), entries.key(index)..end(index))).collect()
 }

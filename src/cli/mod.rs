@@ -4,6 +4,7 @@
 //! stderr (with `--json` as `{"error":{"code","message","hint"}}`). Nothing but the answer goes to stdout.
 
 mod adopt;
+mod check;
 mod dm;
 mod docker;
 mod doctor;

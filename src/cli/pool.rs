@@ -96,6 +96,10 @@ pub(super) enum Verb {
         #[arg(long)]
         release: bool,
     },
+    /// Check a pool's metadata, as `uthin-fsck check` does; also while it is being served
+    ///
+    /// Exits with 0 when it is clean, 3 for leaks only, 4 for damage, 1 when nothing could be said.
+    Check(super::check::Args),
     /// Look for what does not fit together in a pool, and mend it
     ///
     /// Exits with 0 when nothing is left to do, 3 when something should be seen to, 4 when a pool cannot be served as it is.
@@ -178,6 +182,7 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
             };
         }
         Verb::Doctor(args) => return super::doctor::run(&args, json),
+        Verb::Check(args) => return super::check::run(&args, json),
         Verb::Set { pool, options, attention } => set(&pool, options, attention, json),
         Verb::Grow { pool, size, metadata_size } => {
             grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)

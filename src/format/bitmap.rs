@@ -12,6 +12,8 @@ pub const BITMAP_ENTRIES: usize = (META_BLOCK_BYTES - HEADER_BYTES) * 4;
 const HEADER_BYTES: usize = 16;
 const WORD_BYTES: usize = 8;
 const ENTRIES_PER_WORD: usize = 32;
+/// Counts in a word of [`Bitmap::plain_words`].
+pub const BITMAP_PLAIN_ENTRIES: usize = ENTRIES_PER_WORD;
 /// The lower bit of every entry of a word.
 const LOWER_BITS: u64 = 0x5555_5555_5555_5555;
 
@@ -92,6 +94,11 @@ impl<'a> Bitmap<'a> {
     pub fn iter(self) -> impl Iterator<Item = InlineCount> + use<'a> {
         self.words()
             .flat_map(|word| (0..ENTRIES_PER_WORD).map(move |i| InlineCount::from_bits(word >> (2 * i))))
+    }
+
+    /// All counts as plain numbers of two bits, [`BITMAP_PLAIN_ENTRIES`] a word from the lowest bits on; 3 is 3 or more.
+    pub fn plain_words(self) -> impl Iterator<Item = u64> + use<'a> {
+        self.words().map(|word| (word & LOWER_BITS) << 1 | word >> 1 & LOWER_BITS)
     }
 
     /// How many entries are free, those past the end of the device included.

@@ -18,7 +18,7 @@ mod node_mut;
 mod records;
 mod superblock;
 
-pub use bitmap::{BITMAP_ENTRIES, Bitmap, BitmapMut, InlineCount};
+pub use bitmap::{BITMAP_ENTRIES, BITMAP_PLAIN_ENTRIES, Bitmap, BitmapMut, InlineCount};
 pub use block::Block;
 pub use index::{INDEX_ENTRIES, MetadataIndex};
 pub use node::{Entries, Node, NodeFault, NodeHeader, NodeKind, NodeValue, capacity, smallest_occupancy};

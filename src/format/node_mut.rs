@@ -105,6 +105,21 @@ impl<'a> NodeMut<'a> {
         self.set_value(index, U64::new(child.0));
     }
 
+    /// Puts all these entries into an empty node, which must have room for them.
+    pub fn fill<V: NodeValue>(&mut self, entries: &[(u64, V)]) {
+        assert!(self.is_empty(), "only an empty node is filled");
+        assert_eq!(size_of::<V>(), self.value_size(), "values have the node's size");
+        self.set_len(entries.len());
+        let (keys, values) =
+            (self.key_at(0)..self.key_at(entries.len()), self.value_at(0)..self.value_at(entries.len()));
+        for (bytes, (key, _)) in self.block.0[keys].chunks_exact_mut(KEY_BYTES).zip(entries) {
+            bytes.copy_from_slice(&key.to_le_bytes());
+        }
+        for (bytes, (_, value)) in self.block.0[values].chunks_exact_mut(size_of::<V>()).zip(entries) {
+            bytes.copy_from_slice(value.as_bytes());
+        }
+    }
+
     /// Puts an entry before the `index`-th. There must be room.
     pub fn insert<V: NodeValue>(&mut self, index: usize, key: u64, value: V) {
         let entries = self.len();

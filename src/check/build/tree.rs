@@ -31,10 +31,7 @@ pub(super) fn write_node<V: NodeValue>(
     entries: &[(u64, V)],
 ) -> Result<MetaBlock> {
     let mut block = Block::ZERO;
-    let mut node = NodeMut::initialise(&mut block, kind, size_of::<V>());
-    for (index, (key, value)) in entries.iter().enumerate() {
-        node.insert(index, *key, *value);
-    }
+    NodeMut::initialise(&mut block, kind, size_of::<V>()).fill(entries);
     output.write(block, BlockKind::Node)
 }
 

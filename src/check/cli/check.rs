@@ -19,6 +19,13 @@ use std::path::{Path, PathBuf};
 const TOUCHED_SHOWN: usize = 4;
 const CHECKING: &str = "checking";
 
+/// What the exit status tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum ExitCodes {
+    Fine,
+    Compatible,
+}
+
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The metadata: a file or block device.
@@ -39,6 +46,10 @@ pub(super) struct Arguments {
     /// Leaks do not change the exit status.
     #[arg(long, conflicts_with = "auto_repair")]
     ignore_non_fatal_errors: bool,
+    /// `fine` is 3 for leaks only and 4 for damage, `compatible` is thin_check's: 1 for damage, 0 for leaks [default: that of
+    /// the name it is called by].
+    #[arg(long, value_enum, value_name = "WHICH")]
+    exit_codes: Option<ExitCodes>,
     /// Mend leaks and wrong counts in place, when everything else is sound.
     #[arg(long)]
     auto_repair: bool,
@@ -98,13 +109,15 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
         terminal.say(&report_text(&arguments.metadata, &report, &names));
         terminal.say(mended_text(mended));
     }
+    let by_name = if terminal.is_compatible { ExitCodes::Compatible } else { ExitCodes::Fine };
+    let is_compatible = arguments.exit_codes.unwrap_or(by_name) == ExitCodes::Compatible;
     // Leaks are safe, and no machine should fail to boot over one.
-    let forgives_leaks = terminal.is_compatible || arguments.ignore_non_fatal_errors;
+    let forgives_leaks = is_compatible || arguments.ignore_non_fatal_errors;
     match report.verdict {
         Verdict::Clean => CLEAN,
         Verdict::Leaks if forgives_leaks => CLEAN,
         Verdict::Leaks => LEAKS,
-        Verdict::Damage if terminal.is_compatible => FAILED,
+        Verdict::Damage if is_compatible => FAILED,
         Verdict::Damage => DAMAGE,
     }
 }

@@ -149,6 +149,12 @@ const CHANGES: &[(&str, Change, Verdict, &str)] = &[
     ("room for 251", |i| relayout(i, i.first_leaves()[0], 251), Verdict::Damage, "room for 251"),
     ("room for 249", |i| relayout(i, i.first_leaves()[0], 249), Verdict::Damage, "room for 249"),
     ("room for 254", |i| relayout(i, i.first_leaves()[0], 254), Verdict::Damage, "room for 254"),
+    (
+        "room for 249 in a root",
+        |i| relayout(i, i.superblock().mapping_root.0, 249),
+        Verdict::Clean,
+        "room for 249",
+    ),
     ("too many entries", |i| i.put_u32(i.first_leaves()[0], ENTRIES, 253), Verdict::Damage, "253 entries"),
     (
         "a key twice",
