@@ -36,7 +36,8 @@ def story(folder, arguments):
         pool.serve()
         model, stop, wrong, snapshots = Model(SECTORS), threading.Event(), [], {}
         writers = [
-            threading.Thread(target=_stamp, args=(pool, model, number, stop, wrong)) for number in range(WRITERS)
+            threading.Thread(target=write_forever, args=(pool, model, number, random.random(), stop, wrong, "v2"))
+            for number in range(WRITERS)
         ]
         job = fio(pool, seconds)
         for writer in writers:
@@ -56,20 +57,6 @@ def story(folder, arguments):
         pool.close()
         pool.check()
         print(f"{taken} snapshots of each volume in {seconds} s of load, {model.next_stamp} stamped writes, all as they should be")
-
-
-def _stamp(pool, model, number, stop, wrong):
-    write_forever(_V2(pool), model, number, random.random(), stop, wrong)
-
-
-class _V2:
-    """The pool as writers see it, with v2 in the place of v1."""
-
-    def __init__(self, pool):
-        self.pool = pool
-
-    def uri(self, _):
-        return self.pool.uri("v2")
 
 
 def _snapshot_every_second(pool, model, job, snapshots, wrong):

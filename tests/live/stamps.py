@@ -7,6 +7,7 @@ that is known to cover it; after a crash it may hold any of that, or what was in
 import threading
 
 SECTOR = 512
+ZEROS = 0  # the stamp of a sector that nobody wrote, or that was discarded
 
 
 def sectors_of(stamp, count):
@@ -30,14 +31,16 @@ class Model:
         self.lock = threading.Lock()
         self.clock = 0
         self.next_stamp = 1
-        self.history = [[(0, 0)] for _ in range(sectors)]
+        self.history = [[(0, ZEROS)] for _ in range(sectors)]
         self.in_flight = {}
         self.taking = []  # snapshots under way: each a dict of sector -> set of stamps written meanwhile
 
-    def write_begins(self, first, count):
+    def write_begins(self, first, count, stamp=None):
+        """Returns the stamp to write; zeroes and discards bring their own, ZEROS."""
         with self.lock:
-            stamp = self.next_stamp
-            self.next_stamp += 1
+            if stamp is None:
+                stamp = self.next_stamp
+                self.next_stamp += 1
             for sector in range(first, first + count):
                 self.in_flight[sector] = stamp
                 for taking in self.taking:
