@@ -97,6 +97,7 @@ def main(story):
     """Runs `story(folder, arguments)` in a temporary directory; exit status 1 and a reason if the product fails it."""
     import tempfile
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no daemon outlives its story
     with tempfile.TemporaryDirectory(prefix="uthin-live.", dir=os.environ.get("UTHIN_TEST_DIR"), ignore_cleanup_errors=True) as folder:
         try:
             story(folder, sys.argv[1:])

@@ -80,12 +80,23 @@ class Model:
             self.taking = [taking for taking in self.taking if taking is not begun[1]]
             return begun
 
+    def _allowed(self, sector):
+        """What a crash may have left."""
+        allowed = {stamp for _, stamp in self.history[sector]}
+        if sector in self.in_flight:
+            allowed.add(self.in_flight[sector])
+        return allowed
+
+    def or_after_crash(self, begun):
+        """The contents of a snapshot that was begun before a crash, and of which nobody knows whether it was taken after it."""
+        before, meanwhile = begun
+        both = {sector: meanwhile.get(sector, set()) | self._allowed(sector) for sector in range(len(before))}
+        return before, both
+
     def after_crash(self, found):
         """Returns a complaint, or None; takes what was found as what is there now."""
         for sector, stamp in enumerate(found):
-            allowed = {stamp for _, stamp in self.history[sector]}
-            if sector in self.in_flight:
-                allowed.add(self.in_flight[sector])
+            allowed = self._allowed(sector)
             if stamp not in allowed:
                 return f"sector {sector} holds {stamp}, may hold {sorted(allowed)}"
         self.history = [[(self.clock, stamp)] for stamp in found]

@@ -38,12 +38,23 @@ def connect(pool, volume):
     return handle
 
 
-def write_forever(pool, model, number, seed, stop, wrong, volume="v1"):
-    """One client: ends when the daemon dies, or its disk does."""
+class Ending:
+    """How a load comes to its end: the daemon (or its disk) is about to die, whereupon errors are in order; or it is told to."""
+
+    def __init__(self):
+        self.dying = threading.Event()
+        self.stopped = threading.Event()
+
+    def excuses_errors(self):
+        return self.dying.is_set() or self.stopped.is_set()
+
+
+def write_forever(pool, model, number, seed, ending, wrong, volume="v1"):
+    """One client: ends with the first error, or when it is told to."""
     chance = random.Random(seed)
     try:
         client = connect(pool, volume)
-        while not stop.is_set():
+        while not ending.stopped.is_set():
             dice = chance.random()
             if dice < 0.03:
                 covers = model.flush_begins()
@@ -54,7 +65,7 @@ def write_forever(pool, model, number, seed, stop, wrong, volume="v1"):
             else:
                 _change_own(client, model, number, chance)
     except nbd.Error as error:
-        if not stop.is_set():
+        if not ending.excuses_errors():
             wrong.append(f"writer {number}: {error}")
 
 
@@ -108,25 +119,27 @@ class Torture:
         self.others = others  # volumes that are none of our business
         self.model = Model(SECTORS)
         self.snapshots = {}  # by name, what they hold
-        self.in_doubt = {}  # likewise, of those being made or deleted; None for a volume about whose contents nobody cares
+        self.being_taken = {}  # likewise, of those that may be there or not
+        self.being_deleted = {}  # likewise; None for a volume about whose contents nobody cares
         self.numbers = 0
         self.operations = 0
 
     def load(self, seconds, end=None):
         """Writers and an administrator; after `seconds`, `end()` (SIGKILL) in the middle of it. Returns when all have noticed."""
-        stop, wrong = threading.Event(), []
+        ending, wrong = Ending(), []
         writers = [
-            threading.Thread(target=write_forever, args=(self.pool, self.model, n, self.chance.random(), stop, wrong))
+            threading.Thread(target=write_forever, args=(self.pool, self.model, n, self.chance.random(), ending, wrong))
             for n in range(WRITERS)
         ]
-        busy = [*writers, threading.Thread(target=self._administer, args=(random.Random(self.chance.random()), stop, wrong))]
+        busy = [*writers, threading.Thread(target=self._administer, args=(random.Random(self.chance.random()), ending, wrong))]
         for thread in busy:
             thread.start()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not wrong:
             time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
-        stop.set()
+        ending.dying.set()
         (end or self.pool.kill)()
+        ending.stopped.set()
         for thread in busy:
             thread.join(timeout=60)
             if thread.is_alive():
@@ -134,13 +147,13 @@ class Torture:
         if wrong:
             raise Failed(f"while the daemon was alive: {wrong}\n{self.pool.log_tail()}")
 
-    def _administer(self, chance, stop, wrong):
-        while not stop.wait(chance.random() * 0.3):
+    def _administer(self, chance, ending, wrong):
+        while not ending.stopped.wait(chance.random() * 0.3):
             try:
-                chance.choice([self._take, self._take, self._delete, self._come_and_go])(chance)
+                chance.choice([self._take, self._take, self._delete, self._come_and_go])(chance, ending)
                 self.operations += 1
             except (Failed, nbd.Error) as error:
-                if not stop.is_set():
+                if not ending.excuses_errors():
                     wrong.append(f"a command: {error}")
                 return
 
@@ -148,34 +161,36 @@ class Torture:
         self.numbers += 1
         return f"{kind}-{self.numbers}"
 
-    def _take(self, _):
+    def _take(self, _, ending):
         if len(self.snapshots) >= SNAPSHOTS_KEPT:
             return
         name = self._name("s")
-        begun = self.in_doubt[name] = self.model.snapshot_begins()
+        begun = self.being_taken[name] = self.model.snapshot_begins()
         uthin("volume", "snapshot", self.pool.path / "v1", name)
+        if ending.dying.is_set():
+            return  # a command that finds no daemon does it itself, and then it is of what the kill has left
         self.snapshots[name] = self.model.snapshot_ends(begun)
-        del self.in_doubt[name]
+        del self.being_taken[name]
 
-    def _delete(self, chance):
+    def _delete(self, chance, _):
         if not self.snapshots:
             return
         name = chance.choice(sorted(self.snapshots))
-        self.in_doubt[name] = self.snapshots.pop(name)
+        self.being_deleted[name] = self.snapshots.pop(name)
         uthin("volume", "delete", self.pool.path / name)
-        del self.in_doubt[name]
+        del self.being_deleted[name]
 
-    def _come_and_go(self, chance):
+    def _come_and_go(self, chance, _):
         """A volume that is made, written and deleted: its blocks are there for others at once."""
         name = self._name("scratch")
-        self.in_doubt[name] = None
+        self.being_deleted[name] = None
         uthin("volume", "create", self.pool.path / name, "--size", str(SCRATCH_BYTES))
         client = connect(self.pool, name)
         for _ in range(20):
             client.pwrite(b"\xff" * (BLOCK * SECTOR), chance.randrange(SCRATCH_BYTES // SECTOR // BLOCK) * BLOCK * SECTOR)
         client.shutdown()
         uthin("volume", "delete", self.pool.path / name)
-        del self.in_doubt[name]
+        del self.being_deleted[name]
 
     def volumes(self):
         listed = json.loads(uthin("volume", "list", self.pool.path, "--json"))["volumes"]
@@ -184,14 +199,18 @@ class Torture:
     def settle(self, when):
         """After a crash: there must be the volumes that were acknowledged, and no others but those in doubt."""
         listed = self.volumes().keys() - {"v1", *self.others}
-        if self.snapshots.keys() - listed or listed - self.snapshots.keys() - self.in_doubt.keys():
-            raise Failed(f"{when}: there are {sorted(listed)}, not {sorted(self.snapshots)}; in doubt: {sorted(self.in_doubt)}")
-        for name, contents in self.in_doubt.items():
-            if name in listed and contents:
-                self.snapshots[name] = contents
-            elif name in listed:
+        in_doubt = self.being_taken.keys() | self.being_deleted.keys()
+        if self.snapshots.keys() - listed or listed - self.snapshots.keys() - in_doubt:
+            raise Failed(f"{when}: there are {sorted(listed)}, not {sorted(self.snapshots)}; in doubt: {sorted(in_doubt)}")
+        for name in self.being_taken.keys() & listed:
+            self.snapshots[name] = self.model.or_after_crash(self.being_taken[name])
+        for name in self.being_deleted.keys() & listed:
+            if self.being_deleted[name]:
+                self.snapshots[name] = self.being_deleted[name]
+            else:
                 uthin("volume", "delete", self.pool.path / name)
-        self.in_doubt.clear()
+        self.being_taken.clear()
+        self.being_deleted.clear()
 
     def compare(self, when, read):
         """After a crash, and `settle`: every sector, as `read(volume)` tells their stamps. What is found is the truth from now on."""
