@@ -243,7 +243,7 @@ fn resize_with_io() {
             });
             place.ok(&["pool", "grow", POOL, "--size", &format!("{}M", step * 4)]);
             place.ok(&["pool", "grow", POOL, "--metadata-size", &format!("{}M", step + 1)]);
-            assert_eq!(total_bytes(&place, "data"), step * 4 << 20);
+            assert_eq!(total_bytes(&place, "data"), (step * 4) << 20);
         }
         writer.join().expect("nothing failed");
     });

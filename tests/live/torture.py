@@ -266,8 +266,8 @@ def story(folder, arguments):
                 pool.check()
                 serve(pool, chance)
                 torture.compare_served("after the kill")
-            except Failed as wrong:
-                raise Failed(f"seed {seed} round {number}: {wrong}") from None
+            except (Failed, nbd.Error) as wrong:
+                raise Failed(f"seed {seed} round {number}: {wrong}\n{pool.log_tail()}") from None
             print(f"round {number}: {torture.model.next_stamp} writes and {torture.operations} commands so far", flush=True)
         torture.delete_all()
         pool.close()

@@ -10,7 +10,7 @@ import signal
 import time
 
 from devices import ram_disks
-from thin import Cut, Failed, UthinPool, check, main, say
+from thin import Cut, Failed, UthinPool, check, main, say, uthin
 from torture import VOLUME_BYTES, Torture
 
 ROUNDS = [
@@ -53,7 +53,7 @@ def story(folder, _):
                 for cut in hurt:
                     getattr(cut, way)()
                 time.sleep(chance.random() * 3)
-                failed += pool.status()["mode"] == "fail"
+                failed += pool.status()["mode"] != "rw"
                 end(pool, gently)
 
             torture.load(1 + chance.random() * 3, disks_fail)
@@ -61,6 +61,8 @@ def story(folder, _):
                 cut.restore()
             when = f"{which} {way}, {'ended' if gently else 'killed'}"
             pool.check()
+            if pool.status()["needs_check"]:
+                uthin("pool", "doctor", pool.path, "--mend")  # it has just been checked
             pool.serve()
             torture.compare_served(when)
             say(f"{when}: {torture.model.next_stamp} writes, {torture.operations} commands so far; nothing lost")
