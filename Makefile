@@ -6,7 +6,7 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit nbd-client openssl zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build install lint test simulate torture vmtest vmbench demo bench clean
+.PHONY: help build install lint test simulate torture vmtest vmbench demo bench snapshots clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
@@ -18,6 +18,7 @@ help:
 	@echo 'make vmtest KERNEL=stable   pools between us and the kernel'"'"'s own dm-thin, and block devices, in a virtual machine: half an hour'
 	@echo 'make vmbench block devices beside the kernel'"'"'s dm-thin in the virtual machine; the table lands in bench/results/'
 	@echo 'make bench   uthin beside its peers on this machine; the table lands in bench/results/'
+	@echo 'make snapshots COUNT=100000   that many snapshots of one volume, made and deleted beside a client that writes'
 	@echo 'make lint    formatting and clippy'
 
 build:
@@ -38,7 +39,7 @@ test: build lint
 	@tools/oracle >/dev/null
 	cargo test --locked
 	@tests/bugs/run
-	@tests/vm/lab --seconds 400 --quick || { [ $$? -eq 3 ] && echo 'test: LEFT OUT: the scenarios of tests/vm, no virtual machine can be had here'; }
+	@tests/vm/lab --seconds 900 --quick || { [ $$? -eq 3 ] && echo 'test: LEFT OUT: the scenarios of tests/vm, no virtual machine can be had here'; }
 
 # FIRST..END; a failing seed is named and replays exactly.
 SEEDS ?= 1..10001
@@ -71,6 +72,12 @@ bench: build
 	@tools/need $(BENCH_NEEDS)
 	@bench/run
 	cargo bench --locked --bench in_process
+
+COUNT ?= 100000
+snapshots: build
+	@tools/need fio python3
+	@tools/oracle >/dev/null
+	@bench/snapshots --count $(COUNT)
 
 clean:
 	cargo clean

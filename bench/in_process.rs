@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uthin::disk::{FileDisk, MemoryDisk, flush_data};
 use uthin::engine::{Lookup, MapTable};
@@ -36,7 +37,7 @@ fn main() -> Result<()> {
 }
 
 fn lookups() {
-    let table = MapTable::default();
+    let table = MapTable::new(Arc::default());
     for page in 0..TABLE_BLOCKS / 512 {
         let range = page * 512..(page + 1) * 512;
         let mapping = |block| (VirtualBlock(block), Mapping { block: DataBlock(block), time: SnapTime(0) });

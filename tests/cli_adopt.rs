@@ -340,6 +340,38 @@ fn what_lvms_backup_says_of_another_time_is_told() {
 }
 
 #[test]
+fn an_external_origin_of_lvms_shows_again_when_it_is_given() {
+    let (place, dump) = place_with_data("04-snap-diverged");
+    let golden: Vec<u8> = (0..4 << 20).map(|byte: u32| (byte / 512 + 7) as u8).collect();
+    fs::write(place.path("golden"), &golden).expect("written");
+    let volumes = lvm_thin("root", 0, 0, READ_WRITE, &[1024], "external_origin = \"golden\"")
+        + &lvm_thin("root.snap", 1, 0, READ_WRITE, &[1024], "external_origin = \"golden\"");
+    fs::write(place.path("b"), lvm_backup(&lvm_pool("pool", 128, 7, ""), &volumes)).expect("written");
+    refused(&place, &["--lvm", "b", "--origin", "0=nowhere"], 1, "the external origin of volume 0");
+    refused(&place, &["--lvm", "b", "--origin", "9=golden"], 3, "no volume 9");
+    refused(&place, &["--lvm", "b", "--origin", "0=golden", "--origin", "0=golden"], 2, "given twice");
+    refused(&place, &["--lvm", "b", "--origin", "golden"], 2, "gives no volume an origin");
+    refused(&place, &["--lvm", "b", "--origin", "0=disk"], 6, "disk");
+    let adopted = adopt(&place, &["--lvm", "b", "--origin", "0=golden"]);
+    let is_read_only = |volume: usize| &adopted["volumes"][volume]["read_only"];
+    assert_eq!((is_read_only(0), is_read_only(1)), (&false.into(), &true.into()));
+    assert_eq!(adopted["notes"].as_array().map(Vec::len), Some(1), "{adopted}");
+    assert!(adopted["notes"][0].as_str().is_some_and(|note| note.contains("--origin 1=PATH")), "{adopted}");
+
+    let _daemon = place.serve(&[]);
+    let block_bytes = dump.data_block_sectors * 512;
+    let mapped: Vec<_> = dump.volumes[&0].mappings.iter().map(|(block, _, _)| *block).collect();
+    let hole = (0..golden.len() as u64 / block_bytes).find(|block| !mapped.contains(block));
+    let mut client = place.connect("root");
+    let Some(hole) = hole else { panic!("the beginning of the volume is mapped: {mapped:?}") };
+    let at = (hole * block_bytes) as usize;
+    let length = block_bytes as usize;
+    assert!(client.read(at as u64, length).expect("read") == golden[at..][..length]);
+    let (block, data_block, _) = dump.volumes[&0].mappings[0];
+    assert_eq!(client.read(block * block_bytes, 8).expect("read"), (data_block + 1).to_le_bytes());
+}
+
+#[test]
 fn a_bad_backup_is_one_error_with_its_line() {
     let (place, _) = place_with("04-snap-diverged");
     let good = lvm_backup(&lvm_pool("pool", 128, 7, ""), &lvm_thin("root", 0, 0, READ_WRITE, &[1024], ""));

@@ -27,6 +27,10 @@ pub(super) struct Args {
     /// The name of a volume, by its number; may be given several times
     #[arg(long, value_name = "NUMBER=NAME", value_parser = parse_name)]
     name: Vec<(VolumeId, VolumeName)>,
+    /// What shows of a volume, by its number, wherever it maps nothing: its external origin, which stays where it is. May be
+    /// given several times
+    #[arg(long, value_name = "NUMBER=FILE|DEVICE", value_parser = parse_origin)]
+    origin: Vec<(VolumeId, String)>,
     /// Take names and sizes from this file, which LVM's `vgcfgbackup` has written
     #[arg(long, value_name = "FILE", conflicts_with = "docker")]
     lvm: Option<PathBuf>,
@@ -64,6 +68,14 @@ fn parse_name(text: &str) -> Result<(VolumeId, VolumeName)> {
     Ok((parse_number(number)?, VolumeName::parse_new(name)?))
 }
 
+fn parse_origin(text: &str) -> Result<(VolumeId, String)> {
+    let (number, path) = text.split_once('=').ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, format!("`{text}` gives no volume an origin"))
+            .hint("write NUMBER=PATH, such as 7=/dev/vg0/golden")
+    })?;
+    Ok((parse_number(number)?, super::volume::parse_origin(path)?))
+}
+
 pub(super) fn run(args: Args, json: bool) -> Result<()> {
     let (with_number, without): (Vec<_>, Vec<_>) = args.size.into_iter().partition(|(id, _)| id.is_some());
     let default_size_bytes = match &without[..] {
@@ -86,12 +98,19 @@ pub(super) fn run(args: Args, json: bool) -> Result<()> {
             return Err(twice(&format!("the name of volume {id}")));
         }
     }
+    let mut origins = BTreeMap::new();
+    for (id, path) in args.origin {
+        if origins.insert(id, path).is_some() {
+            return Err(twice(&format!("the origin of volume {id}")));
+        }
+    }
     let wanted = Adopt {
         metadata: args.metadata,
         data: args.data,
         sizes,
         default_size_bytes,
         names,
+        origins,
         lvm: args.lvm,
         lvm_pool: args.lvm_pool,
         docker: args.docker,

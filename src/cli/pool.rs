@@ -302,6 +302,7 @@ const COLUMNS: &[Column<PoolInfo>] = &[
         by_default: false,
         cell: |pool| Cell::Number(pool.waiting_for_space),
     },
+    Column { name: "map_memory", by_default: false, cell: |pool| Cell::Bytes(pool.map_bytes) },
     Column { name: "exports", by_default: true, cell: |pool| Cell::Text(pool.exports.join(" ")) },
 ];
 

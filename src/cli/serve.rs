@@ -29,6 +29,10 @@ pub(super) struct Args {
     ublk: Vec<VolumeName>,
     #[command(flatten)]
     options: OptionArgs,
+    /// Keep so much of the volumes' maps in memory: 8 bytes a block that is in use. What has not been used for longest goes
+    /// first, and is read again when needed [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
+    map_memory: Option<u64>,
     /// Run this program for each event (see `uthin events`), without a shell or arguments. It finds UTHIN_EVENT, UTHIN_POOL and
     /// UTHIN_EVENT_JSON in its environment, may take 30 seconds, and holds up nothing
     #[arg(long, value_name = "PROGRAM")]
@@ -47,6 +51,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         insecure_tcp: args.insecure_tcp,
         zero_new_blocks: args.options.zero_new_blocks(),
         discard: args.options.discard(),
+        map_bytes: args.map_memory,
         hook: args.hook,
         block_devices: args.ublk,
     };

@@ -156,7 +156,7 @@ fn parse_name_alone(text: &str) -> Result<VolumeName> {
 }
 
 /// The path as the daemon can use it: absolute, links left as they are.
-fn parse_origin(path: &str) -> Result<String> {
+pub(super) fn parse_origin(path: &str) -> Result<String> {
     let absolute =
         std::path::absolute(path).map_err(|source| Error::io(format!("origin `{path}`"), &source))?;
     let text = absolute.to_str().map(str::to_owned);

@@ -146,6 +146,9 @@ pub struct PoolInfo {
     /// Requests that wait for space now.
     #[serde(default)]
     pub waiting_for_space: u64,
+    /// Bytes of volumes' maps in the daemon's memory.
+    #[serde(default)]
+    pub map_bytes: u64,
     /// What is kept with the pool: in force when it is opened next, where the daemon was told otherwise for its own time.
     #[serde(default)]
     pub options: PoolOptions,
@@ -792,6 +795,7 @@ mod tests {
             when_full: WhenFull::default(),
             queue_expired: false,
             waiting_for_space: 0,
+            map_bytes: 0,
             options: PoolOptions::default(),
             needs_check: false,
             served_by: None,

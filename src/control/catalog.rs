@@ -1,36 +1,36 @@
 //! The catalog: names, sizes and origins of a pool's volumes, which dm-thin's metadata has no room for.
 //!
-//! Kept in the file `catalog.json`, replaced as a whole ([`super::replace`]), so that a crash leaves the old one or the new
-//! one, and without new space, so that volumes can be deleted on a full filesystem. It keeps step with the metadata by the metadata's transaction id T:
+//! It is kept in files ([`super::catalog_file`]) and changed by [`Change`](super::change::Change)s alone. It keeps step with the metadata by the
+//! metadata's transaction id T:
 //!
-//! 1. the catalog is written with `pending`: the operation, and the id T+1 that the metadata will then have;
+//! 1. the operation is kept as pending, durably, with the id T+1 that the metadata will then have;
 //! 2. the metadata does the operation and steps its id from T to T+1, in one commit;
-//! 3. the catalog is written with the operation done, at T+1.
+//! 3. it is kept that the operation is done, and the catalog at T+1. This need not be durable before the next change is: the
+//!    metadata's id says as much.
 //!
-//! What the metadata knows nothing of (a name, a label) changes in one step: the catalog is replaced by one at the same
-//! id. There is nothing for it to fall out of step with, and the replacing is atomic.
+//! What the metadata knows nothing of (a name, a label) changes in one step, at the same id. There is nothing for it to fall
+//! out of step with.
 //!
 //! Whoever opens the pool compares the ids ([`super::reconcile`]): metadata at T, the operation did not happen; at T+1, it
-//! did. Everything read from the file is checked here; bytes that are no catalog are an error and never a panic.
+//! did. Everything read from a file is checked here; bytes that are no catalog are an error and never a panic.
 
 use super::api::SnapshotPair;
 use super::label::{self, Labels};
 use super::name::VolumeName;
 use super::options::PoolOptions;
 use super::origin::ExternalOrigin;
-use super::replace;
+use super::volumes::Volumes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, TransactionId, VolumeId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 
-/// The version of the file's layout that this code reads and writes.
-pub const SCHEMA: u64 = 1;
-
-/// No catalog is larger than this: 2^24 volumes do not come to it. Keeps a wrong file from eating all memory.
-const FILE_BYTES_LIMIT: u64 = 8 << 30;
+/// The newest version of the file's layout that this code reads.
+pub const SCHEMA: u64 = 2;
+/// The version of a file that says everything. One that goes on in a log is of version 2: who knows version 1 alone would
+/// not look there.
+const SCHEMA_WITHOUT_LOG: u64 = 1;
 
 /// What the catalog says of one volume.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,6 +93,9 @@ pub struct Pending {
 #[serde(deny_unknown_fields)]
 pub struct Catalog {
     schema: u64,
+    /// The generation of the log that goes on from here; `None` in memory, and where the file says everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<u64>,
     /// The metadata's transaction id that this catalog belongs to.
     pub transaction_id: u64,
     /// Where to look for a number for the next volume: numbers are used again as late as possible.
@@ -101,7 +104,7 @@ pub struct Catalog {
     #[serde(default, skip_serializing_if = "PoolOptions::is_default")]
     pub options: PoolOptions,
     /// The volumes, in order of their numbers.
-    pub volumes: Vec<VolumeEntry>,
+    pub volumes: Volumes,
     /// Numbers of deleted volumes that the metadata may still hold.
     #[serde(default, with = "volume_ids", skip_serializing_if = "BTreeSet::is_empty")]
     pub deleting: BTreeSet<VolumeId>,
@@ -114,11 +117,12 @@ impl Catalog {
     /// Of a pool without volumes.
     pub fn empty(transaction_id: TransactionId) -> Self {
         Catalog {
-            schema: SCHEMA,
+            schema: SCHEMA_WITHOUT_LOG,
+            log: None,
             transaction_id: transaction_id.0,
             next_volume_id: 0,
             options: PoolOptions::default(),
-            volumes: Vec::new(),
+            volumes: Volumes::default(),
             deleting: BTreeSet::new(),
             pending: None,
         }
@@ -126,7 +130,7 @@ impl Catalog {
 
     /// The volume of that name.
     pub fn find(&self, name: &VolumeName) -> Option<&VolumeEntry> {
-        self.volumes.iter().find(|entry| entry.name == *name)
+        self.volumes.by_name(name.as_str())
     }
 
     /// The volume of that name, or `NotFound`.
@@ -139,7 +143,7 @@ impl Catalog {
 
     /// The volume of that number.
     pub fn by_id(&self, id: VolumeId) -> Option<&VolumeEntry> {
-        self.volumes.binary_search_by_key(&id, |entry| entry.id).ok().map(|index| &self.volumes[index])
+        self.volumes.by_id(id)
     }
 
     /// `Exists` if a volume has that name.
@@ -151,34 +155,29 @@ impl Catalog {
         }
     }
 
-    /// Changes the entry of a volume: anything but its number. `NotFound` if there is none of that name.
-    pub fn require_mut(&mut self, name: &VolumeName) -> Result<&mut VolumeEntry> {
-        let id = self.require(name)?.id;
-        Ok(self.volumes.iter_mut().find(|entry| entry.id == id).expect("it has just been found"))
+    /// Whether a volume has that number, or one that is being deleted.
+    pub(super) fn has_number(&self, id: VolumeId) -> bool {
+        self.volumes.by_id(id).is_some() || self.deleting.contains(&id)
     }
 
     /// Adds a volume whose name and number are free.
     pub fn insert(&mut self, entry: VolumeEntry) {
-        let place = self.volumes.partition_point(|other| other.id < entry.id);
-        self.next_volume_id = self.next_volume_id.max(entry.id.get() + 1);
-        self.volumes.insert(place, entry);
+        let next = entry.id.get() + 1;
+        // Behind the last number it begins anew.
+        if next > self.next_volume_id || self.next_volume_id > VolumeId::MAX.get() {
+            self.next_volume_id = next;
+        }
+        self.volumes.insert(entry).expect("its name and its number are free");
     }
 
     /// `count` numbers that no volume has, nor one that is being deleted.
     pub fn free_ids(&self, count: usize) -> Result<Vec<VolumeId>> {
-        let taken: HashSet<u64> = self
-            .volumes
-            .iter()
-            .map(|entry| entry.id)
-            .chain(self.deleting.iter().copied())
-            .map(VolumeId::get)
-            .collect();
         let limit = VolumeId::MAX.get() + 1;
         let free: Vec<_> = (0..limit)
             .map(|step| (self.next_volume_id % limit + step) % limit)
-            .filter(|id| !taken.contains(id))
-            .take(count)
             .filter_map(VolumeId::new)
+            .filter(|id| !self.has_number(*id))
+            .take(count)
             .collect();
         if free.len() < count {
             let message = format!("all {limit} volume numbers are in use");
@@ -243,8 +242,9 @@ impl Catalog {
             Operation::Snapshot(entries) => entries.into_iter().for_each(|entry| self.insert(entry)),
             Operation::SetTransactionId => {}
             Operation::Delete(name) => {
-                if let Some(index) = self.volumes.iter().position(|entry| entry.name == name) {
-                    self.deleting.insert(self.volumes.remove(index).id);
+                if let Some(id) = self.find(&name).map(|entry| entry.id) {
+                    self.volumes.remove(id);
+                    self.deleting.insert(id);
                 }
             }
         }
@@ -276,58 +276,31 @@ impl Catalog {
         if header.schema == 0 {
             return Err(wrong("layout version 0 does not exist".to_owned()));
         }
-        let mut catalog: Catalog = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
-        catalog.volumes.sort_by_key(|entry| entry.id);
+        let catalog: Catalog = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
         catalog.check().map_err(wrong)?;
         Ok(catalog)
     }
 
     /// What serde cannot see: that names and numbers are there once, sizes can be, and the pending operation fits.
     fn check(&self) -> Result<(), String> {
-        for amount in [self.options.low_water, self.options.min_free] {
-            amount.check().map_err(|error| error.message().to_owned())?;
-        }
-        let mut names = HashSet::new();
-        let mut ids: HashSet<VolumeId> = HashSet::new();
-        for entry in &self.volumes {
-            check_entry(entry)?;
-            if !names.insert(&entry.name) {
-                return Err(format!("two volumes are called `{}`", entry.name));
-            }
-            if !ids.insert(entry.id) {
-                return Err(format!("two volumes have the number {}", entry.id));
-            }
-        }
-        if let Some(id) = self.deleting.iter().find(|id| ids.contains(id)) {
+        self.options.check()?;
+        self.volumes.iter().try_for_each(check_entry)?;
+        if let Some(id) = self.deleting.iter().find(|id| self.volumes.by_id(**id).is_some()) {
             return Err(format!("volume {id} is both in use and being deleted"));
         }
-        ids.extend(&self.deleting);
-        let Some(pending) = &self.pending else { return Ok(()) };
-        let is_free = pending.operation == Operation::SetTransactionId;
-        if !is_free && pending.transaction_id != TransactionId(self.transaction_id).next().0 {
-            return Err(format!(
-                "the pending transaction is {}, and the one after {} was expected",
-                pending.transaction_id, self.transaction_id
-            ));
-        }
-        for entry in pending.operation.new_volumes() {
-            check_entry(entry)?;
-            if !names.insert(&entry.name) || !ids.insert(entry.id) {
-                return Err(format!(
-                    "the pending volume `{}` (number {}) exists already",
-                    entry.name, entry.id
-                ));
-            }
-        }
-        match &pending.operation {
-            Operation::Delete(name) if self.find(name).is_none() => {
-                Err(format!("the pending operation deletes `{name}`, which does not exist"))
-            }
-            Operation::Delete(_)
-            | Operation::Create(_)
-            | Operation::Snapshot(_)
-            | Operation::SetTransactionId => Ok(()),
-        }
+        self.pending.as_ref().map_or(Ok(()), |pending| self.check_pending(pending))
+    }
+
+    /// What is said of the log that goes on from here, taken away: in memory there is none.
+    pub(super) fn take_log(&mut self) -> Option<u64> {
+        self.schema = SCHEMA_WITHOUT_LOG;
+        self.log.take()
+    }
+
+    /// As it is to be written: with a log of that generation to go on in, or saying everything.
+    pub(super) fn going_on_in(self, log: Option<u64>) -> Self {
+        let schema = if log.is_some() { SCHEMA } else { SCHEMA_WITHOUT_LOG };
+        Catalog { schema, log, ..self }
     }
 
     /// The file's bytes.
@@ -338,7 +311,8 @@ impl Catalog {
     }
 }
 
-fn check_entry(entry: &VolumeEntry) -> Result<(), String> {
+/// What serde cannot see of one entry.
+pub(super) fn check_entry(entry: &VolumeEntry) -> Result<(), String> {
     if !entry.size_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(format!("volume `{}`: size {} is not a multiple of 512", entry.name, entry.size_bytes));
     }
@@ -375,81 +349,6 @@ impl Operation {
             Operation::SetTransactionId => "setting of the transaction id".to_owned(),
         }
     }
-}
-
-/// Where a catalog is kept: a file, or memory in tests of crashes.
-pub trait CatalogStore: Send + Sync {
-    /// Replaces what is kept, durably; after an error the old or the new one is there.
-    fn save(&self, catalog: &Catalog) -> Result<()>;
-}
-
-/// The catalog file of a pool directory. Whoever writes holds the pool's lock.
-pub struct CatalogFile {
-    path: PathBuf,
-}
-
-impl CatalogFile {
-    /// The file at `path`, which need not exist.
-    pub fn at(path: PathBuf) -> Self {
-        CatalogFile { path }
-    }
-
-    /// What is kept; `None` if there is no file.
-    pub fn load(&self) -> Result<Option<Catalog>> {
-        match read_limited(&self.path) {
-            Ok(bytes) => Catalog::parse(&bytes, &self.path).map(Some),
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(Error::io(format!("reading {}", self.path.display()), &source).hint(
-                "the file holds the volumes' names and sizes: restore it, or move what is there away, and the volumes \
-                 appear by their numbers",
-            )),
-        }
-    }
-
-    /// Sees to it that the next [`CatalogStore::save`] finds its space, also on a filesystem that is full by then.
-    pub fn keep_reserve(&self) -> Result<()> {
-        replace::keep_reserve(&self.path)
-    }
-
-    /// Writes `catalog.json.bak`: the catalog that is about to be replaced, with the volumes that are dropped from it and
-    /// those that earlier backups had listed as lost.
-    pub fn save_backup(&self, replaced: &Catalog, lost: &[VolumeEntry]) -> Result<()> {
-        let path = self.path.with_extension("json.bak");
-        let mut all_lost: Vec<VolumeEntry> = read_limited(&path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Backup>(&bytes).ok())
-            .map_or_else(Vec::new, |earlier| earlier.lost);
-        all_lost.extend(lost.iter().filter(|entry| !all_lost.contains(entry)).cloned().collect::<Vec<_>>());
-        let backup = Backup { replaced: replaced.clone(), lost: all_lost };
-        let bytes = serde_json::to_vec_pretty(&backup).expect("a catalog has nothing that JSON cannot hold");
-        replace::replace_plainly(&path, &bytes)
-    }
-}
-
-/// What `catalog.json.bak` holds.
-#[derive(Serialize, Deserialize)]
-struct Backup {
-    replaced: Catalog,
-    lost: Vec<VolumeEntry>,
-}
-
-impl CatalogStore for CatalogFile {
-    fn save(&self, catalog: &Catalog) -> Result<()> {
-        replace::replace(&self.path, &catalog.to_bytes())
-    }
-}
-
-fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
-    use std::io::Read;
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    if file.take(FILE_BYTES_LIMIT + 1).read_to_end(&mut bytes)? as u64 > FILE_BYTES_LIMIT {
-        return Err(std::io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
 }
 
 mod volume_id {
@@ -489,7 +388,7 @@ mod optional_volume_id {
     }
 }
 
-mod volume_ids {
+pub(super) mod volume_ids {
     use super::{VolumeId, volume_id};
     use serde::{Deserialize, Deserializer, Serializer};
     use std::collections::BTreeSet;
@@ -497,14 +396,14 @@ mod volume_ids {
     #[derive(Deserialize)]
     struct Wrapped(#[serde(with = "volume_id")] VolumeId);
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(in crate::control) fn serialize<S: Serializer>(
         ids: &BTreeSet<VolumeId>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(ids.iter().map(|id| id.get()))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::control) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<BTreeSet<VolumeId>, D::Error> {
         Ok(Vec::<Wrapped>::deserialize(deserializer)?.into_iter().map(|wrapped| wrapped.0).collect())

@@ -1,6 +1,7 @@
 //! Making a pool, all of it or nothing ([`super::staging`]). A device that seems to hold something is refused.
 
-use super::catalog::{Catalog, CatalogStore};
+use super::catalog::Catalog;
+use super::catalog_file::CatalogFile;
 use super::name::PoolRef;
 use super::options::PoolOptions;
 use super::pool_dir::PoolDir;
@@ -94,7 +95,7 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
     staging.at("catalog.json.new");
     let mut empty = Catalog::empty(TransactionId(0));
     empty.options = wanted.options;
-    super::catalog::CatalogFile::at(catalog).save(&empty)?;
+    CatalogFile::at(catalog).save(&empty)?;
     drop(data);
     staging.finish(&dir)?;
     Ok(Created {

@@ -6,6 +6,7 @@
 //! the pool's lock, so nobody listens there.
 
 use super::api::{Discard, ExportKind, ExportVolume, PoolApi, ServedBy};
+use super::catalog_file::LoggedCatalog;
 use super::exports::Exports as BlockDevices;
 use super::hook;
 use super::http::{self, CloseRequest};
@@ -17,7 +18,7 @@ use super::pool_dir::{PoolDir, short_socket_path};
 use super::service::{Executor, Parts, Service};
 use super::time;
 use crate::driver::Pool;
-use crate::engine::{Answer, Command, Keeper, KeeperOptions};
+use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, Keeper, KeeperOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
 use crate::metadata::Access;
@@ -53,6 +54,8 @@ pub struct ServeOptions {
     pub zero_new_blocks: Option<bool>,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
     pub discard: Option<Discard>,
+    /// Bytes of volumes' maps to keep in memory; `None`: [`DEFAULT_MAP_BYTES`].
+    pub map_bytes: Option<u64>,
     /// A program to run for each event.
     pub hook: Option<PathBuf>,
     /// Volumes to make block devices of from the beginning.
@@ -181,13 +184,14 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         lanes: Limits::default().connections + BLOCK_DEVICE_LANES,
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
+        map_bytes: options.map_bytes.unwrap_or(DEFAULT_MAP_BYTES),
     };
     let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
     let block_size = metadata.geometry().block_size;
     let data = Arc::new(data);
     let driver = Pool::start(Keeper::new(metadata, data.clone(), keeper_options)?, data)?;
     let executor = Box::new(PoolExecutor(driver.clone()));
-    let store = Box::new(dir.catalog());
+    let store = Box::new(LoggedCatalog::new(dir.catalog()));
     let service = Service::new(Parts { path, executor, store, catalog, notes, needs_check });
     service.resume_deletions()?;
     Ok((Arc::new(service), driver, block_size))

@@ -13,7 +13,7 @@ use crate::engine::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Count, Metadata, VolumeSharing};
 use crate::units::{MetaBlock, VolumeId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
@@ -33,9 +33,9 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         zero_new_blocks: opened.catalog.options.zero_new_blocks,
         discard: opened.catalog.options.discard,
         when_full: WhenFull::Error,
-        lanes: 0,
+        lanes: 0, // nobody reads or writes here
         volume_sizes: opened.volume_sizes(),
-        behind: HashMap::new(), // nobody reads or writes here
+        ..KeeperOptions::default()
     };
     let OpenPool { path, metadata, data, catalog, notes, needs_check } = opened;
     let data = Arc::new(data);
@@ -119,6 +119,8 @@ impl Onlooker {
             waiting_for_space: 0,
             volumes: volumes.len(),
             deleting,
+            counts: 1,
+            map_bytes: 0,
         })
     }
 
@@ -130,7 +132,7 @@ impl Onlooker {
         });
         let sharing = |id: &VolumeId| {
             let VolumeSharing { mapped_blocks, exclusive_blocks } = *counted.get(id)?;
-            Some(SharingInfo { mapped_blocks, exclusive_blocks, age_seconds: 0, is_current: true, count: 1 })
+            Some(SharingInfo { mapped_blocks, exclusive_blocks, age_seconds: 0, is_current: true })
         };
         // What cannot be read of one volume hides no other.
         let info = |(id, details)| {

@@ -248,7 +248,13 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
     examine_data(&mut metadata, &data, findings);
     match compare(dir, &mut metadata) {
         Ok((loaded, reconciled)) => {
-            let numbers = loaded.iter().flat_map(|catalog| &catalog.volumes);
+            if let Some(changes) = loaded.as_ref().and_then(|loaded| loaded.changes_in_log) {
+                let what = format!(
+                    "it was not closed: {changes} changes are in catalog.log alone, not in catalog.json"
+                );
+                findings.push(Finding::new("catalog-log", Severity::Note, what).mend(Mend::Open));
+            }
+            let numbers = loaded.iter().flat_map(|loaded| loaded.catalog.volumes.iter());
             for entry in numbers.filter(|entry| entry.name.is_number()) {
                 let what = format!("volume {} has no name but its number", entry.id);
                 let hint = format!("`uthin volume rename {}/{} NAME` gives it one", dir.shown(), entry.id);

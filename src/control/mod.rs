@@ -7,6 +7,9 @@
 pub mod adopt;
 pub mod api;
 pub mod catalog;
+pub mod catalog_file;
+pub mod catalog_log;
+pub mod change;
 pub mod client;
 pub mod create;
 pub mod daemon;
@@ -33,3 +36,4 @@ pub mod service;
 mod signature;
 mod staging;
 mod time;
+pub mod volumes;

@@ -64,6 +64,13 @@ impl fmt::Display for VolumeName {
     }
 }
 
+/// It is looked for by what a client has sent.
+impl std::borrow::Borrow<str> for VolumeName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl From<VolumeName> for String {
     fn from(name: VolumeName) -> String {
         name.0

@@ -1,6 +1,7 @@
 //! Opening a pool: lock, metadata, catalog, and what the two have to say to each other.
 
-use super::catalog::{Catalog, CatalogStore};
+use super::catalog::Catalog;
+use super::catalog_file::Loaded;
 use super::origin;
 use super::pool_dir::{PoolDir, PoolDisks};
 use super::reconcile::{FoundVolume, Note, Reconciled, reconcile};
@@ -60,10 +61,11 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
             for note in &notes {
                 tracing::warn!("{}: {}", dir.shown(), note.text);
             }
-            if let (Some(replaced), true) = (&loaded, keep_copy) {
-                store.save_backup(replaced, &lost)?;
+            if let (Some(loaded), true) = (&loaded, keep_copy) {
+                store.save_backup(&loaded.catalog, &lost)?;
             }
-            if loaded.as_ref() != Some(&catalog) {
+            let is_so = |loaded: &Loaded| loaded.changes_in_log.is_none() && loaded.catalog == catalog;
+            if !loaded.as_ref().is_some_and(is_so) {
                 store.save(&catalog)?;
             } else if let Err(error) = store.keep_reserve() {
                 tracing::warn!("{error}");
@@ -78,7 +80,7 @@ pub fn open(dir: &PoolDir, access: Access) -> Result<OpenPool> {
 pub(super) fn compare(
     dir: &PoolDir,
     metadata: &mut Metadata<FileDisk>,
-) -> Result<(Option<Catalog>, Reconciled)> {
+) -> Result<(Option<Loaded>, Reconciled)> {
     let name = metadata.disk_name();
     let named = |error| as_found(error, &name);
     let loaded = dir.catalog().load()?;
@@ -89,7 +91,8 @@ pub(super) fn compare(
         .map(|(id, details)| FoundVolume { id, created: details.transaction_id })
         .collect();
     let (metadata_id, block_size) = (metadata.transaction_id(), metadata.geometry().block_size);
-    let reconciled = reconcile(loaded.clone(), metadata_id, &found, block_size, &mut |id| {
+    let known = loaded.as_ref().map(|loaded| loaded.catalog.clone());
+    let reconciled = reconcile(known, metadata_id, &found, block_size, &mut |id| {
         metadata.highest_mapped(id).map_err(named)
     })?;
     Ok((loaded, reconciled))

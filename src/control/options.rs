@@ -73,6 +73,12 @@ impl PoolOptions {
         *self == Self::default()
     }
 
+    /// What is wrong with options that were read, in words.
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
+        let amounts = [self.low_water, self.min_free];
+        amounts.iter().try_for_each(|amount| amount.check()).map_err(|error| error.message().to_owned())
+    }
+
     /// With what is mentioned in `request` as it says there.
     #[must_use]
     pub fn changed_by(self, request: &SetPool) -> Self {

@@ -13,7 +13,7 @@ use crate::engine::{Behind, Command, Origin, VolumeLease};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, VolumeId};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -152,11 +152,13 @@ pub(super) struct Moved {
 }
 
 impl Moved {
-    /// Brings it into the catalog.
-    pub(super) fn amend(&self, catalog: &mut Catalog) {
-        for entry in
-            catalog.volumes.iter_mut().filter(|entry| entry.external_origin.as_ref() == Some(&self.was))
-        {
+    /// Brings it into `entries`, which are to take the place of others in the catalog, and adds those of all who share it.
+    pub(super) fn amend(&self, catalog: &Catalog, entries: &mut Vec<VolumeEntry>) {
+        let is_theirs = |entry: &&VolumeEntry| entry.external_origin.as_ref() == Some(&self.was);
+        let listed: HashSet<_> = entries.iter().map(|entry| entry.id).collect();
+        let others = catalog.volumes.iter().filter(|entry| !listed.contains(&entry.id));
+        entries.extend(others.filter(is_theirs).cloned());
+        for entry in entries.iter_mut().filter(|entry| is_theirs(&&**entry)) {
             entry.external_origin = Some(self.is.clone());
         }
     }

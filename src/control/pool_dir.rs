@@ -5,6 +5,7 @@
 //! | `metadata` | dm-thin metadata: a file with its space set aside, or a symbolic link to a device |
 //! | `data` | the data blocks: a sparse file, or a symbolic link to a device |
 //! | `catalog.json` | names and sizes ([`super::catalog`]); `catalog.json.bak` keeps what a stale one was replaced by |
+//! | `catalog.log` | what has changed since, while a daemon runs ([`super::catalog_log`]) |
 //! | `catalog.json.new` | the space for the next catalog ([`super::replace`]) |
 //! | `control.sock` | the daemon's control socket, while one runs |
 //! | `nbd.sock` | where it serves NBD unless told otherwise |
@@ -13,7 +14,7 @@
 //! The lock on `metadata` is the pool's: who holds it may write the other files. `data` is locked too, so that a device
 //! is not in two pools. Sockets in a directory whose lock can be had are left-overs of a daemon that was killed.
 
-use super::catalog::CatalogFile;
+use super::catalog_file::CatalogFile;
 use super::name::PoolRef;
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};

@@ -105,19 +105,22 @@ pub fn reconcile(
     } else {
         catalog.deleting.clear();
     }
-    let (kept, lost): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut catalog.volumes).into_iter().partition(|entry| {
-            let same = unknown.get(&entry.id).is_some_and(|volume| is_same(entry, volume));
-            same && unknown.remove(&entry.id).is_some()
-        });
+    let is_lost = |entry: &&VolumeEntry| {
+        let same = unknown.get(&entry.id).is_some_and(|volume| is_same(entry, volume));
+        !same || unknown.remove(&entry.id).is_none()
+    };
+    let lost: Vec<_> = catalog.volumes.iter().filter(is_lost).cloned().collect();
     for entry in &lost {
         note(
             NoteKind::LostVolume,
             format!("volume `{}` (number {}) is not in the metadata any more", entry.name, entry.id),
         );
     }
-    catalog.volumes = kept;
-    for entry in &mut catalog.volumes {
+    for entry in &lost {
+        catalog.volumes.remove(entry.id);
+    }
+    let mut grown = Vec::new();
+    for entry in catalog.volumes.iter() {
         match size_to_show(entry.id, block_size, highest_mapped) {
             // The last block may be longer than what the volume has of it.
             Ok(mapped_bytes) if mapped_bytes <= whole_blocks(entry.size_bytes, block_size) => {}
@@ -134,7 +137,7 @@ pub fn reconcile(
                     NoteKind::VolumeGrown,
                     format!("volume `{}` has grown to {mapped_bytes} bytes", entry.name),
                 );
-                entry.size_bytes = mapped_bytes;
+                grown.push(VolumeEntry { size_bytes: mapped_bytes, ..entry.clone() });
             }
             // Of that volume alone: whoever reads it is told.
             Err(error) => note(
@@ -142,6 +145,9 @@ pub fn reconcile(
                 format!("the map of volume `{}` cannot be read: {error}", entry.name),
             ),
         }
+    }
+    for entry in grown {
+        catalog.volumes.replace(entry).expect("its name is its own");
     }
     let keep_copy = !missing && (!in_step || !lost.is_empty() || !unknown.is_empty());
     for id in unknown.into_keys() {
@@ -256,6 +262,10 @@ mod tests {
         catalog
     }
 
+    fn first(result: &Reconciled) -> &VolumeEntry {
+        result.catalog.volumes.iter().next().expect("there is one")
+    }
+
     /// Every volume has blocks 0 and 9 mapped, and was made as the pairs say.
     fn run(loaded: Option<Catalog>, metadata_id: u64, found: &[(u64, u64)]) -> Reconciled {
         let found: Vec<_> = found
@@ -323,7 +333,7 @@ mod tests {
     fn without_a_catalog_volumes_appear_by_number_and_a_new_pool_is_quiet() {
         let result = run(None, 9, &[(3, 1), (5, 2)]);
         assert_eq!((names(&result), result.catalog.transaction_id), (vec!["3", "5"], 9));
-        assert_eq!(result.catalog.volumes[0].size_bytes, 10 * 65_536);
+        assert_eq!(first(&result).size_bytes, 10 * 65_536);
         assert_eq!(result.catalog.next_volume_id, 6);
         assert_eq!(result.notes.len(), 3);
         assert!(!result.keep_copy, "there is nothing to copy");
@@ -347,7 +357,7 @@ mod tests {
         );
         assert!(result.catalog.deleting.is_empty() && result.catalog.pending.is_none());
         assert_eq!(result.catalog.transaction_id, 8);
-        assert_eq!(result.catalog.volumes[0].size_bytes, 1 << 20, "larger than what is mapped");
+        assert_eq!(first(&result).size_bytes, 1 << 20, "larger than what is mapped");
         assert!(result.keep_copy);
     }
 
@@ -355,10 +365,10 @@ mod tests {
     fn a_volume_that_grew_behind_our_back_shows_all_its_blocks() {
         let small = VolumeEntry { size_bytes: 512, ..entry("a", 0, 2) };
         let result = run(Some(catalog_at(4, vec![small.clone()])), 8, &[(0, 2)]);
-        assert_eq!(result.catalog.volumes[0].size_bytes, 10 * 65_536);
+        assert_eq!(first(&result).size_bytes, 10 * 65_536);
         // In step it is what somebody wants or has mistyped: not ours to change, and not to hide.
         let result = run(Some(catalog_at(4, vec![small])), 4, &[(0, 2)]);
-        assert_eq!(result.catalog.volumes[0].size_bytes, 512);
+        assert_eq!(first(&result).size_bytes, 512);
         assert!(
             result.notes[0].text.contains("volume `a` has 512 bytes, and 655360 are mapped"),
             "{:?}",
@@ -372,7 +382,7 @@ mod tests {
         let odd = VolumeEntry { size_bytes: 10 * 65_536 - 512, ..entry("a", 0, 2) };
         for metadata_id in [4, 8] {
             let result = run(Some(catalog_at(4, vec![odd.clone()])), metadata_id, &[(0, 2)]);
-            assert_eq!(result.catalog.volumes[0].size_bytes, odd.size_bytes);
+            assert_eq!(first(&result).size_bytes, odd.size_bytes);
             assert!(!result.notes.iter().any(|note| note.text.contains("volume `a`")), "{:?}", result.notes);
         }
     }
@@ -413,7 +423,7 @@ mod tests {
             Ok(Some(VirtualBlock(u64::MAX)))
         })
         .expect("the metadata can be read");
-        assert_eq!(result.catalog.volumes[0].size_bytes, 1 << 62);
+        assert_eq!(first(&result).size_bytes, 1 << 62);
         assert_eq!(volume_bytes_limit(BlockSize::MIN), 1 << 52);
     }
 }

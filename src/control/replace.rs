@@ -63,6 +63,19 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Sees to it that content of so many bytes will find its space, the next time and the time after that: `F` and `F.new` take
+/// turns. `Err`: there may not be so much.
+pub(super) fn reserve_for(path: &Path, content_bytes: u64) -> Result<()> {
+    let (reserve, wanted) = (reserve_of(path), size_for(content_bytes));
+    open(&reserve)
+        .and_then(|file| set_aside(&file, wanted))
+        .and_then(|()| set_aside_behind(&OpenOptions::new().write(true).open(path)?, wanted))
+        .map_err(|source| {
+            let what = format!("keeping space for {content_bytes} bytes of {}", path.display());
+            Error::io(what, &source).hint("free space there; volumes can be deleted")
+        })
+}
+
 /// As [`replace()`], with a temporary file in place of a reserve, and no blanks behind the content.
 pub(super) fn replace_plainly(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = reserve_of(path);
@@ -125,7 +138,7 @@ fn write(file: &mut File, content: &[u8]) -> io::Result<()> {
 }
 
 /// Allocates without changing what is there. Where the filesystem cannot, writing will.
-fn set_aside(file: &File, size_bytes: u64) -> io::Result<()> {
+pub(super) fn set_aside(file: &File, size_bytes: u64) -> io::Result<()> {
     loop {
         match fallocate(file, FallocateFlags::empty(), 0, size_bytes) {
             Err(Errno::INTR) => {}
@@ -134,6 +147,17 @@ fn set_aside(file: &File, size_bytes: u64) -> io::Result<()> {
                 let zeros = vec![0; size_bytes.saturating_sub(has) as usize];
                 return std::os::unix::fs::FileExt::write_all_at(file, &zeros, has);
             }
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// As [`set_aside`], behind what is to be read. Where the filesystem cannot, there is nothing to be done.
+fn set_aside_behind(file: &File, size_bytes: u64) -> io::Result<()> {
+    loop {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, size_bytes) {
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
             done => return Ok(done?),
         }
     }
@@ -148,7 +172,8 @@ fn exchange(new: &Path, old: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_directory_of(path: &Path) -> io::Result<()> {
+/// Makes the names in the directory of a file durable.
+pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
 }
@@ -193,6 +218,18 @@ mod tests {
             assert!(has >= size_for(length as u64) && reserve >= has, "{length}: {has}, {reserve}");
         }
         assert_eq!(fs::metadata(&path).expect("there").len(), STEP_BYTES);
+    }
+
+    #[test]
+    fn what_is_reserved_is_there_for_both_files() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        replace(&path, b"1").expect("replaced");
+        reserve_for(&path, 1 << 20).expect("there is space");
+        let allocated = |path: &Path| fs::metadata(path).expect("there").blocks() * 512;
+        assert!(allocated(&reserve_of(&path)) > 1 << 20);
+        assert!(allocated(&path) > 1 << 20, "it is the reserve after the next replacing");
+        assert_eq!((content(&path).as_str(), fs::metadata(&path).expect("there").len()), ("1", STEP_BYTES));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::api::{
     SnapshotPair,
 };
 use super::catalog::{Operation, VolumeEntry};
+use super::change::Change;
 use super::name::VolumeName;
 use super::reconcile::volume_bytes_limit;
 use super::service::{NO_PANIC, Service, check_volume_size};
@@ -92,8 +93,8 @@ impl Service {
             })?;
         }
         let saved = self.amend(&mut changes, |catalog| {
-            catalog.require_mut(name)?.size_bytes = new;
-            Ok(())
+            let entry = VolumeEntry { size_bytes: new, ..catalog.require(name)?.clone() };
+            Ok((Change::Entries(vec![entry]), ()))
         });
         // What clients see follows what is on disk.
         let size_bytes = if saved.is_ok() { new } else { old };

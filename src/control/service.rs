@@ -11,7 +11,10 @@ use super::api::{
     RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing, SnapshotGroup, SnapshotPair, UnexportVolume,
     Unexported, VolumeInfo, VolumeList, VolumeSettings,
 };
-use super::catalog::{Catalog, CatalogStore, Operation, Pending, VolumeEntry};
+use super::catalog::{Catalog, Operation, Pending, VolumeEntry};
+use super::catalog_file::CatalogStore;
+use super::catalog_log::Durability;
+use super::change::Change;
 use super::events::Events;
 use super::exports::Exports;
 use super::label;
@@ -23,7 +26,7 @@ use crate::engine::{self, Answer, Behaviour, Command, IdStep, PoolStatus, WhenFu
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::Address;
 use crate::units::{META_BLOCK_BYTES, SECTOR_BYTES, TransactionId, VolumeId};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::{Duration, Instant};
@@ -116,7 +119,7 @@ impl Service {
     /// The number of the volume of that name.
     pub fn volume_id(&self, name: &str) -> Option<VolumeId> {
         let catalog = self.catalog.read().expect(NO_PANIC);
-        catalog.volumes.iter().find(|entry| entry.name.as_str() == name).map(|entry| entry.id)
+        catalog.volumes.by_name(name).map(|entry| entry.id)
     }
 
     /// Whether clients may only read the volume. To be asked after it has been opened: then a change to read-only has
@@ -127,10 +130,7 @@ impl Service {
 
     /// Names of all volumes, in order.
     pub fn volume_names(&self) -> Vec<String> {
-        let catalog = self.catalog.read().expect(NO_PANIC);
-        let mut names: Vec<_> = catalog.volumes.iter().map(|entry| entry.name.to_string()).collect();
-        names.sort();
-        names
+        self.catalog.read().expect(NO_PANIC).volumes.names().map(VolumeName::to_string).collect()
     }
 
     /// Goes on with the deletions that an earlier run left unfinished.
@@ -148,17 +148,21 @@ impl Service {
         Ok(())
     }
 
-    /// Ends it: the catalog forgets deletions that are through, running requests finish, everything is committed.
+    /// Ends it: the catalog forgets deletions that are through and is one file, running requests finish, everything is
+    /// committed.
     pub fn close(&self) -> Result<()> {
         let mut changes = self.change.lock().expect(NO_PANIC);
         *changes = Changes::Closed;
-        let mut catalog = self.catalog.read().expect(NO_PANIC).clone();
-        let tidied = self
-            .forget_finished_deletions(&mut catalog)
-            .and_then(|changed| if changed { self.store.save(&catalog) } else { Ok(()) });
+        let tidied = self.finished_deletions().and_then(|freed| match freed {
+            Some(freed) => self.keep(&[freed], Durability::WithTheNext),
+            None => Ok(()),
+        });
         if let Err(error) = tidied {
             // Only the list of deletions is older than it could be; the next open looks again.
             tracing::warn!("the catalog keeps finished deletions: {error}");
+        }
+        if let Err(error) = self.store.finish(&self.catalog.read().expect(NO_PANIC)) {
+            tracing::warn!("the catalog stays in two files until the next open: {error}");
         }
         self.executor.run(Command::Close).map(drop)
     }
@@ -192,19 +196,34 @@ impl Service {
         }
     }
 
-    /// Drops the numbers from `deleting` that the pool is through with; whether there were any.
-    fn forget_finished_deletions(&self, catalog: &mut Catalog) -> Result<bool> {
-        if catalog.deleting.is_empty() {
-            return Ok(false);
+    /// Keeps changes of the catalog, and makes them. After an error nothing has changed here.
+    fn keep(&self, changes: &[Change], durability: Durability) -> Result<()> {
+        self.store.keep(&self.catalog.read().expect(NO_PANIC), changes, durability)?;
+        self.apply(changes);
+        Ok(())
+    }
+
+    fn apply(&self, changes: &[Change]) {
+        let mut catalog = self.catalog.write().expect(NO_PANIC);
+        for change in changes {
+            catalog.apply(change).expect("changes of a catalog are planned by what is in it");
         }
-        let still = self.pool_status()?.deleting;
-        if catalog.deleting.iter().all(|id| still.contains(id)) {
-            return Ok(false);
+    }
+
+    /// The numbers among `deleting` that the pool is through with, if there are any.
+    fn finished_deletions(&self) -> Result<Option<Change>> {
+        if self.catalog.read().expect(NO_PANIC).deleting.is_empty() {
+            return Ok(None);
+        }
+        let still: BTreeSet<_> = self.pool_status()?.deleting.into_iter().collect();
+        let finished: BTreeSet<_> =
+            self.catalog.read().expect(NO_PANIC).deleting.difference(&still).copied().collect();
+        if finished.is_empty() {
+            return Ok(None);
         }
         // Finished is not yet durable: without this commit, a crash would bring a volume back that nobody knows.
         self.executor.run(Command::Commit)?;
-        catalog.deleting.retain(|id| still.contains(id));
-        Ok(true)
+        Ok(Some(Change::Freed(finished)))
     }
 
     /// The three steps of a change; the page of [`super::catalog`] says why they are safe.
@@ -226,54 +245,57 @@ impl Service {
         operation: Operation,
         command: impl FnOnce(IdStep) -> Command,
     ) -> Result<Answer> {
-        let before = self.catalog.read().expect(NO_PANIC).clone();
-        let mut catalog = before.clone();
-        self.forget_finished_deletions(&mut catalog)?;
-        let from = TransactionId(catalog.transaction_id);
-        let deleted = match &operation {
-            Operation::Delete(name) => catalog.find(name).map(|entry| entry.id),
-            Operation::Create(_) | Operation::Snapshot(_) | Operation::SetTransactionId => None,
+        let mut first: Vec<_> = self.finished_deletions()?.into_iter().collect();
+        let (from, deleted) = {
+            let catalog = self.catalog.read().expect(NO_PANIC);
+            let deleted = match &operation {
+                Operation::Delete(name) => catalog.find(name).map(|entry| entry.id),
+                Operation::Create(_) | Operation::Snapshot(_) | Operation::SetTransactionId => None,
+            };
+            (TransactionId(catalog.transaction_id), deleted)
         };
-        catalog.pending = Some(Pending { transaction_id: to.0, operation: operation.clone() });
-        self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
+        first.push(Change::Begin(Pending { transaction_id: to.0, operation: operation.clone() }));
+        self.keep(&first, Durability::Now).map_err(|error| error.context("nothing was changed"))?;
         let answer = match self.executor.run(command(IdStep { from, to })) {
             Ok(answer) => answer,
             Err(error) => {
                 if self.certainly_at(from) {
-                    // If this fails, a pending operation stays on disk that the next change or the next open drops.
-                    if let Err(second) = self.store.save(&before) {
-                        tracing::warn!("the catalog keeps an operation that did not happen: {second}");
-                    }
+                    self.settle(&[Change::Dropped], "an operation that did not happen");
                 } else {
                     *changes = Changes::Uncertain(error.clone());
                 }
                 return Err(error);
             }
         };
-        catalog.apply_pending();
+        let mut last = vec![Change::Done];
         if let (Some(id), Answer::Deleting { finished: true }) = (deleted, &answer) {
-            catalog.deleting.remove(&id);
+            last.push(Change::Freed(BTreeSet::from([id])));
         }
-        if let Err(error) = self.store.save(&catalog) {
-            // It has happened, and the catalog on disk says enough to find that out: the next change or open writes it.
-            tracing::warn!("the catalog is one step behind until the next change: {error}");
-        }
-        *self.catalog.write().expect(NO_PANIC) = catalog;
+        self.settle(&last, "an operation that has happened");
         self.events.done(&operation, deleted.map(VolumeId::get));
         Ok(answer)
     }
 
-    /// A change of what the metadata knows nothing of: one replacing of the catalog, at the transaction id that it has.
+    /// The third step. What is to be kept of it is also to be seen in the metadata: that it is not kept, or not durably, is put
+    /// right by the next change or the next open.
+    fn settle(&self, changes: &[Change], what: &str) {
+        let catalog = self.catalog.read().expect(NO_PANIC);
+        if let Err(error) = self.store.keep(&catalog, changes, Durability::WithTheNext) {
+            tracing::warn!("the catalog has {what} as pending until the next change: {error}");
+        }
+        drop(catalog);
+        self.apply(changes);
+    }
+
+    /// A change of what the metadata knows nothing of, at the transaction id that it has: what `plan` makes of the catalog.
     /// After an error the old catalog is in force here; what is on disk, old or new, fits the metadata as well.
     pub(super) fn amend<T>(
         &self,
         _changes: &mut Changes,
-        edit: impl FnOnce(&mut Catalog) -> Result<T>,
+        plan: impl FnOnce(&Catalog) -> Result<(Change, T)>,
     ) -> Result<T> {
-        let mut catalog = self.catalog.read().expect(NO_PANIC).clone();
-        let value = edit(&mut catalog)?;
-        self.store.save(&catalog).map_err(|error| error.context("nothing was changed"))?;
-        *self.catalog.write().expect(NO_PANIC) = catalog;
+        let (change, value) = plan(&self.catalog.read().expect(NO_PANIC))?;
+        self.keep(&[change], Durability::Now).map_err(|error| error.context("nothing was changed"))?;
         Ok(value)
     }
 
@@ -300,8 +322,8 @@ impl Service {
     /// What clients that come now get; on disk nothing changes.
     fn show_read_only(&self, id: VolumeId, read_only: bool) {
         let mut catalog = self.catalog.write().expect(NO_PANIC);
-        if let Some(entry) = catalog.volumes.iter_mut().find(|entry| entry.id == id) {
-            entry.read_only = read_only;
+        if let Some(entry) = catalog.by_id(id).cloned() {
+            catalog.volumes.replace(VolumeEntry { read_only, ..entry }).expect("its name is its own");
         }
     }
 
@@ -315,23 +337,16 @@ impl Service {
     }
 
     /// With what they share counted anew, if that is out of date and does not take too long: for who asks, a moment ago is
-    /// as good as now, and a count that takes longer is there for the next.
-    fn counted_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
-        let before = self.engine_volumes()?;
-        if self.executor.run(Command::CountShared)? != Answer::Counting(true) {
-            return Ok(before);
-        }
-        let counted = |volumes: &[engine::VolumeInfo]| volumes.iter().find_map(|volume| volume.sharing);
-        let count = counted(&before).map_or(0, |sharing| sharing.count);
-        let deadline = Instant::now() + COUNT_PATIENCE;
-        loop {
-            let volumes = self.engine_volumes()?;
-            let is_done = |sharing: engine::SharingInfo| sharing.is_current || sharing.count > count;
-            if volumes.is_empty() || counted(&volumes).is_some_and(is_done) || Instant::now() > deadline {
-                return Ok(volumes);
+    /// as good as now, and a count that takes longer is there for the next. `counts` is how many there have been.
+    fn counted_volumes(&self, counts: u64) -> Result<Vec<engine::VolumeInfo>> {
+        if self.executor.run(Command::CountShared)? == Answer::Counting(true) {
+            let deadline = Instant::now() + COUNT_PATIENCE;
+            // The volumes themselves are asked for once: that takes the keeper's time, and there may be very many.
+            while self.pool_status()?.counts == counts && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
             }
-            std::thread::sleep(Duration::from_millis(2));
         }
+        self.engine_volumes()
     }
 
     /// Whether the metadata is known to be at `id`, in core and on disk.
@@ -390,7 +405,7 @@ impl Service {
 }
 
 fn shared(sharing: engine::SharingInfo, block_bytes: u64) -> Sharing {
-    let engine::SharingInfo { mapped_blocks, exclusive_blocks, age_seconds, is_current, count: _ } = sharing;
+    let engine::SharingInfo { mapped_blocks, exclusive_blocks, age_seconds, is_current } = sharing;
     Sharing {
         exclusive_bytes: exclusive_blocks.saturating_mul(block_bytes),
         shared_bytes: mapped_blocks.saturating_sub(exclusive_blocks).saturating_mul(block_bytes),
@@ -443,7 +458,7 @@ impl PoolApi for Service {
                 reserve_bytes: meta_bytes(usage.metadata_reserve),
             },
             volumes: status.volumes as u64,
-            virtual_bytes: catalog.volumes.iter().fold(0, |sum, entry| sum.saturating_add(entry.size_bytes)),
+            virtual_bytes: catalog.volumes.total_bytes(),
             deleting: status.deleting.iter().map(|id| id.get()).collect(),
             held_root: status.held_root,
             discard: status.discard,
@@ -455,6 +470,7 @@ impl PoolApi for Service {
             },
             queue_expired: status.queue_expired,
             waiting_for_space: status.waiting_for_space as u64,
+            map_bytes: status.map_bytes,
             options: catalog.options,
             needs_check: self.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
@@ -471,8 +487,8 @@ impl PoolApi for Service {
         }
         let mut changes = self.begin_change()?;
         let options = self.amend(&mut changes, |catalog| {
-            catalog.options = catalog.options.changed_by(request);
-            Ok(catalog.options)
+            let options = catalog.options.changed_by(request);
+            Ok((Change::Options(options), options))
         })?;
         // What was not mentioned stays as the daemon was told, also where that is for its own time.
         let SetPool { discard, zero_new_blocks, when_full, .. } = *request;
@@ -487,7 +503,7 @@ impl PoolApi for Service {
 
     fn volumes(&self) -> Result<VolumeList> {
         let volumes = self.pool_status().and_then(|status| {
-            let volumes = self.counted_volumes()?;
+            let volumes = self.counted_volumes(status.counts)?;
             Ok((status.block_size.bytes(), volumes))
         });
         let catalog = self.catalog.read().expect(NO_PANIC);
@@ -571,12 +587,12 @@ impl PoolApi for Service {
         let id = self.amend(&mut changes, |catalog| {
             catalog.require(name)?;
             catalog.require_free(&new)?;
-            let entry = catalog.require_mut(name)?;
-            entry.name = new.clone();
-            Ok(entry.id.get())
+            let entry = VolumeEntry { name: new.clone(), ..catalog.require(name)?.clone() };
+            let id = entry.id;
+            Ok((Change::Entries(vec![entry]), id))
         })?;
-        self.renamed(VolumeId::new(id), &new);
-        Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id })
+        self.renamed(Some(id), &new);
+        Ok(Renamed { schema: SCHEMA.to_owned(), name: new, old_name: name.clone(), id: id.get() })
     }
 
     fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
@@ -589,16 +605,18 @@ impl PoolApi for Service {
             self.refuse_writers(&before)?;
         }
         let amended = self.amend(&mut changes, |catalog| {
-            let entry = catalog.require_mut(name)?;
+            let mut entry = catalog.require(name)?.clone();
             if let Some(read_only) = request.read_only {
                 entry.read_only = read_only;
             }
             label::apply(&mut entry.labels, &request.labels)
                 .map_err(|error| error.context(format!("volume `{name}`")))?;
+            let mut entries = vec![entry];
             if let Some(moved) = &moved {
-                moved.amend(catalog);
+                moved.amend(catalog, &mut entries);
             }
-            catalog.require(name).cloned()
+            let entry = entries[0].clone();
+            Ok((Change::Entries(entries), entry))
         });
         if closes && amended.is_err() {
             self.show_read_only(before.id, false);

@@ -9,10 +9,13 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What survives a crash: the catalog's bytes and the metadata's last commit.
+/// What survives a crash: the catalog's files and the metadata's last commit.
 #[derive(Clone, Default)]
 struct Disks {
     catalog: Vec<u8>,
+    /// What has changed since, and how much of it is durable.
+    log: Vec<Vec<Change>>,
+    durable: usize,
     id: u64,
     volumes: BTreeMap<VolumeId, u64>,
     /// Being deleted.
@@ -27,6 +30,27 @@ impl Disks {
             self.volumes.remove(&id);
             self.dying.remove(&id);
         }
+    }
+
+    /// Without what a power cut takes.
+    fn after_power_cut(&self) -> Disks {
+        Disks { log: self.log[..self.durable].to_vec(), ..self.clone() }
+    }
+
+    fn loaded(&self) -> Option<Catalog> {
+        let whole = (!self.catalog.is_empty()).then(|| {
+            Catalog::parse(&self.catalog, Path::new("catalog")).expect("only sound catalogs are stored")
+        });
+        let mut catalog = whole?;
+        for change in self.log.iter().flatten() {
+            catalog.apply(change).expect("only what fits is kept");
+        }
+        Some(catalog)
+    }
+
+    fn save(&mut self, catalog: &Catalog) {
+        self.catalog = catalog.to_bytes();
+        (self.log, self.durable) = (vec![], 0);
     }
 }
 
@@ -45,6 +69,8 @@ struct World {
     fault: Option<Fault>,
     calls: usize,
     failed: bool,
+    /// The log has failed, or there is none.
+    log_failed: bool,
     in_use: BTreeSet<VolumeId>,
     finish_deletions: bool,
 }
@@ -53,8 +79,15 @@ type Shared = Arc<Mutex<World>>;
 
 impl World {
     fn shared(disks: Disks, fault: Option<Fault>) -> Shared {
-        let world =
-            World { disks, fault, calls: 0, failed: false, in_use: BTreeSet::new(), finish_deletions: false };
+        let world = World {
+            disks,
+            fault,
+            calls: 0,
+            failed: false,
+            log_failed: true,
+            in_use: BTreeSet::new(),
+            finish_deletions: false,
+        };
         Arc::new(Mutex::new(world))
     }
 
@@ -82,9 +115,29 @@ struct Keeper(Shared);
 struct Store(Shared);
 
 impl CatalogStore for Store {
-    fn save(&self, catalog: &Catalog) -> Result<()> {
+    fn keep(&self, catalog: &Catalog, changes: &[Change], durability: Durability) -> Result<()> {
+        let mut world = self.0.lock().expect("whole");
+        let writes_whole = std::mem::replace(&mut world.log_failed, true);
+        world.attempt(|disks| {
+            if writes_whole {
+                let mut catalog = catalog.clone();
+                changes.iter().for_each(|change| catalog.apply(change).expect("it fits"));
+                disks.save(&catalog);
+            } else {
+                disks.log.push(changes.to_vec());
+                if durability == Durability::Now {
+                    disks.durable = disks.log.len();
+                }
+            }
+            Ok(())
+        })?;
+        world.log_failed = false;
+        Ok(())
+    }
+
+    fn finish(&self, catalog: &Catalog) -> Result<()> {
         self.0.lock().expect("whole").attempt(|disks| {
-            disks.catalog = catalog.to_bytes();
+            disks.save(catalog);
             Ok(())
         })
     }
@@ -211,6 +264,8 @@ fn status_of(world: &World) -> PoolStatus {
         waiting_for_space: 0,
         volumes: world.disks.volumes.len() - world.disks.dying.len(),
         deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
+        counts: 0,
+        map_bytes: 0,
     }
 }
 
@@ -219,9 +274,7 @@ fn open(disks: &Disks, fault: Option<Fault>) -> (Shared, Service) {
     let mut disks = disks.clone();
     disks.dying.clear();
     disks.gone_in_core.clear();
-    let loaded = (!disks.catalog.is_empty()).then(|| {
-        Catalog::parse(&disks.catalog, Path::new("catalog")).expect("only sound catalogs are stored")
-    });
+    let loaded = disks.loaded();
     let found: Vec<_> = disks
         .volumes
         .iter()
@@ -371,7 +424,12 @@ proptest! {
         takes_effect in any::<bool>(),
         fatal in any::<bool>(),
         finish_deletions in any::<bool>(),
+        power_cut in any::<bool>(),
     ) {
+        let crashed = |world: &Shared| {
+            let disks = &world.lock().expect("whole").disks;
+            if power_cut { disks.after_power_cut() } else { disks.clone() }
+        };
         let (mut world, mut service) = open(&Disks::default(), Some(Fault { at_call, takes_effect, fatal }));
         world.lock().expect("whole").finish_deletions = finish_deletions;
         let mut model: Vec<String> = vec![];
@@ -388,7 +446,7 @@ proptest! {
                 }
                 (Err(_), after) => {
                     // A crash here: the next process finds the state before or after, and works on.
-                    let disks = world.lock().expect("whole").disks.clone();
+                    let disks = crashed(&world);
                     (world, service) = open(&disks, None);
                     let found = names(&service);
                     prop_assert!(found == model || Some(&found) == after.as_ref(), "{:?} after {:?}", found, step);
@@ -398,8 +456,7 @@ proptest! {
             prop_assert_eq!(&names(&service), &model);
         }
         // A crash at the very end loses nothing either.
-        let disks = world.lock().expect("whole").disks.clone();
-        prop_assert_eq!(names(&open(&disks, None).1), model);
+        prop_assert_eq!(names(&open(&crashed(&world), None).1), model);
     }
 }
 
@@ -430,6 +487,22 @@ fn every_call_of_every_operation_can_be_the_last() {
                 "{step:?} {at_call} {takes_effect}"
             );
         }
+    }
+}
+
+/// What the third step keeps need not be durable: the metadata says as much.
+#[test]
+fn a_power_cut_after_an_operation_takes_nothing_of_it() {
+    for step in [Step::Create(1), Step::Snapshot(0, 1), Step::Delete(0), Step::MessageCreate] {
+        let (world, service) = open(&Disks::default(), None);
+        service.create(&create("a")).expect("no fault");
+        perform(&world, &service, &step).expect("no fault");
+        let disks = world.lock().expect("whole").disks.clone();
+        assert!(disks.durable < disks.log.len(), "{step:?}: the last of it waits for the next");
+        let after = expected(&["a".to_owned()], &step).expect("it can be done");
+        let service = open(&disks.after_power_cut(), None).1;
+        assert_eq!(names(&service), after, "{step:?}");
+        service.create(&create("z")).expect("the next open goes on from there");
     }
 }
 
@@ -500,8 +573,8 @@ fn a_finished_deletion_is_forgotten_and_an_unfinished_one_goes_on() {
     }
     service.close().expect("nothing is broken");
     assert!(world.lock().expect("whole").disks.volumes.is_empty(), "durably gone before it is forgotten");
-    let stored = world.lock().expect("whole").disks.catalog.clone();
-    assert!(Catalog::parse(&stored, Path::new("catalog")).expect("sound").deleting.is_empty());
+    let disks = world.lock().expect("whole").disks.clone();
+    assert!(disks.log.is_empty() && disks.loaded().expect("there is one").deleting.is_empty());
 }
 
 #[test]

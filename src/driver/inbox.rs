@@ -51,8 +51,6 @@ impl Ended {
 pub(super) enum Control {
     Command(Command, SyncSender<Result<Answer>>),
     Open(VolumeId, SyncSender<Result<VolumeLease>>),
-    /// End at once.
-    Stop(Ended),
 }
 
 /// The keeper's inbox.
@@ -64,13 +62,24 @@ pub(super) struct KeeperInbox {
 struct KeeperState {
     asks: Vec<(Asker, Ask)>,
     controls: Vec<Control>,
+    /// Something was left for the keeper to settle.
+    roused: bool,
+    /// The keeper's thread is to end.
+    stop: Option<Ended>,
     asleep: bool,
     ended: Option<Ended>,
 }
 
 impl KeeperInbox {
     pub(super) fn new() -> Self {
-        let state = KeeperState { asks: Vec::new(), controls: Vec::new(), asleep: false, ended: None };
+        let state = KeeperState {
+            asks: Vec::new(),
+            controls: Vec::new(),
+            roused: false,
+            stop: None,
+            asleep: false,
+            ended: None,
+        };
         KeeperInbox { state: Mutex::new(state), filled: Condvar::new() }
     }
 
@@ -94,6 +103,22 @@ impl KeeperInbox {
         Ok(())
     }
 
+    /// Has the keeper's thread look again whether there is something to settle.
+    pub(super) fn rouse(&self) {
+        let mut state = lock(&self.state);
+        if !state.roused {
+            state.roused = true;
+            self.wake(state);
+        }
+    }
+
+    /// Has the keeper's thread end at once, if it still runs.
+    pub(super) fn stop(&self, ended: Ended) {
+        let mut state = lock(&self.state);
+        state.stop.get_or_insert(ended);
+        self.wake(state);
+    }
+
     fn wake(&self, mut state: MutexGuard<KeeperState>) {
         let asleep = std::mem::take(&mut state.asleep);
         drop(state);
@@ -102,26 +127,31 @@ impl KeeperInbox {
         }
     }
 
-    /// Keeper: swaps everything that has come into the two vectors, which are empty. Waits at most `patience` for it.
+    /// Keeper: swaps everything that has come into the two vectors, which are empty, and tells if it is to end. Waits at most
+    /// `patience` for something.
     pub(super) fn take(
         &self,
         asks: &mut Vec<(Asker, Ask)>,
         controls: &mut Vec<Control>,
         patience: Option<Duration>,
-    ) {
+    ) -> Option<Ended> {
         debug_assert!(asks.is_empty() && controls.is_empty(), "what was taken before is done");
         let mut state = lock(&self.state);
         if let Some(patience) = patience
             && state.asks.is_empty()
             && state.controls.is_empty()
+            && !state.roused
+            && state.stop.is_none()
         {
             state.asleep = true;
             let waited = self.filled.wait_timeout_while(state, patience, |state| state.asleep);
             state = waited.expect(UNPOISONED).0;
             state.asleep = false;
         }
+        state.roused = false;
         std::mem::swap(&mut state.asks, asks);
         std::mem::swap(&mut state.controls, controls);
+        state.stop
     }
 
     /// Refuses everything from now on, and drops what is there.
@@ -286,17 +316,36 @@ mod tests {
     }
 
     #[test]
+    fn a_keeper_that_is_roused_does_not_fall_asleep_once() {
+        let inbox = KeeperInbox::new();
+        let (mut asks, mut controls) = (Vec::new(), Vec::new());
+        inbox.rouse();
+        inbox.rouse();
+        let begun = Instant::now();
+        assert_eq!(inbox.take(&mut asks, &mut controls, Some(Duration::from_secs(60))), None);
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        let patience = Duration::from_millis(5);
+        let begun = Instant::now();
+        assert_eq!(inbox.take(&mut asks, &mut controls, Some(patience)), None);
+        assert!(begun.elapsed() >= patience, "once is enough");
+        inbox.stop(Ended::Closed);
+        let stop = inbox.take(&mut asks, &mut controls, Some(Duration::from_secs(60)));
+        assert_eq!(stop, Some(Ended::Closed));
+    }
+
+    #[test]
     fn after_the_end_questions_vanish_and_commands_are_refused() {
         let inbox = KeeperInbox::new();
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        inbox.control(Control::Command(Command::Status, sender.clone())).unwrap();
+        inbox.control(Control::Command(Command::Status, sender)).unwrap();
         inbox.end(Ended::Died);
-        drop(sender);
         assert!(receiver.recv().is_err(), "who waited is told");
         let mut asks = vec![(OpId(1), Ask::Flush)];
         inbox.ask(LaneId(0), &mut asks);
         assert!(asks.is_empty());
-        assert_eq!(inbox.control(Control::Stop(Ended::Closed)).unwrap_err().kind(), ErrorKind::Failed);
+        let (sender, _receiver) = std::sync::mpsc::sync_channel(1);
+        let refused = inbox.control(Control::Command(Command::Status, sender));
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Failed);
         assert_eq!(inbox.ended(), Some(Ended::Died));
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod blocking;
 mod buffers;
+mod desk;
 mod hash;
 mod inbox;
 mod pool;

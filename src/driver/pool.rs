@@ -1,19 +1,18 @@
 //! An open pool: the keeper on its thread, the seats of its lanes, and the way to both.
 //!
 //! - The keeper's thread drains its inbox, answers each lane in one batch, and lets the keeper settle when nothing is left.
+//!   Lanes may have the keeper answer on their own threads meanwhile ([`super::desk`]).
 //!   When that thread panics, whoever waits for it is told: nobody hangs.
 //! - A pool closes only when no lane holds a seat: then nobody reads a block any more that closing gives back.
 
 use super::buffers::BufferBudget;
+use super::desk::{AskAtOnce, Desk};
 use super::inbox::{Control, Ended, KeeperInbox, LaneInbox};
 use super::uring::UringLane;
 use crate::disk::{Disk, FileDisk};
-use crate::engine::{
-    Answer, Ask, Asker, Command, Epochs, Keeper, Lane, LaneId, OpId, Outbox, Reply, Settled, VolumeLease,
-};
+use crate::engine::{Answer, Ask, Asker, Command, Epochs, Keeper, Lane, LaneId, OpId, Settled, VolumeLease};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, VolumeId};
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -50,6 +49,7 @@ struct Handle {
 /// What the keeper's thread, the handles and the lanes have in common.
 pub(super) struct Shared {
     pub(super) keeper: KeeperInbox,
+    desk: Arc<dyn AskAtOnce>,
     /// What the lanes' buffers take together.
     pub(super) buffers: Arc<BufferBudget>,
     lanes: Box<[LaneInbox]>,
@@ -91,14 +91,23 @@ impl Drop for Seat {
 }
 
 impl Shared {
-    fn new(lanes: usize) -> Self {
+    fn new(lanes: usize, desk: Arc<dyn AskAtOnce>) -> Self {
         let count = u16::try_from(lanes).expect("a lane's number has 16 bits");
         let seats = Seats { free: (0..count).rev().map(LaneId).collect(), taken: 0, lost: 0, closing: false };
         Shared {
             keeper: KeeperInbox::new(),
+            desk,
             buffers: Arc::new(BufferBudget::new(BUFFERS_BYTES)),
             lanes: (0..lanes).map(|_| LaneInbox::new()).collect(),
             seats: Mutex::new(seats),
+        }
+    }
+
+    /// A lane's questions of one turn: the keeper answers them into the lane's inbox, some before this returns.
+    pub(super) fn ask(&self, lane: LaneId, asks: &mut Vec<(OpId, Ask)>) {
+        self.desk.ask_at_once(self, lane, asks);
+        if !asks.is_empty() {
+            self.keeper.ask(lane, asks);
         }
     }
 
@@ -120,8 +129,9 @@ impl Pool {
     /// Starts the keeper's thread. `data` is the disk that the keeper was made with.
     pub fn start<M: Disk + 'static>(keeper: Keeper<M, Arc<FileDisk>>, data: Arc<FileDisk>) -> Result<Pool> {
         let (epochs, block_size) = (keeper.epochs(), keeper.block_size());
-        let shared = Arc::new(Shared::new(epochs.lanes()));
-        let thread = KeeperThread::new(keeper, shared.clone());
+        let desk = Arc::new(Desk::new(keeper, epochs.lanes()));
+        let shared = Arc::new(Shared::new(epochs.lanes(), desk.clone()));
+        let thread = KeeperThread { desk, shared: shared.clone(), asks: Vec::new(), controls: Vec::new() };
         let thread = std::thread::Builder::new()
             .name("uthin-keeper".to_owned())
             .spawn(move || thread.run_to_the_end())
@@ -227,8 +237,7 @@ impl Handle {
     fn stop(&self, ended: Ended) {
         let thread = self.thread.lock().expect("nobody panics while holding the thread").take();
         if let Some(thread) = thread {
-            // An error says that it ends by itself.
-            let _ = self.shared.keeper.control(Control::Stop(ended));
+            self.shared.keeper.stop(ended);
             // Its panics are caught and logged where they happen.
             let _ = thread.join();
         }
@@ -246,34 +255,13 @@ impl Drop for Handle {
 
 /// The keeper's thread.
 struct KeeperThread<M: Disk> {
-    keeper: Keeper<M, Arc<FileDisk>>,
+    desk: Arc<Desk<M>>,
     shared: Arc<Shared>,
     asks: Vec<(Asker, Ask)>,
     controls: Vec<Control>,
-    out: Outbox,
-    /// The batch of answers to each lane, and the lanes whose batch is not empty.
-    replies: Vec<Vec<(OpId, Reply)>>,
-    answered: Vec<LaneId>,
-    commands: HashMap<u64, SyncSender<Result<Answer>>>,
-    next_command: u64,
 }
 
 impl<M: Disk> KeeperThread<M> {
-    fn new(keeper: Keeper<M, Arc<FileDisk>>, shared: Arc<Shared>) -> Self {
-        let replies = shared.lanes.iter().map(|_| Vec::new()).collect();
-        KeeperThread {
-            keeper,
-            shared,
-            asks: Vec::new(),
-            controls: Vec::new(),
-            out: Outbox::default(),
-            replies,
-            answered: Vec::new(),
-            commands: HashMap::new(),
-            next_command: 0,
-        }
-    }
-
     fn run_to_the_end(mut self) {
         let ended = std::panic::catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|_| {
             tracing::error!(
@@ -283,6 +271,7 @@ impl<M: Disk> KeeperThread<M> {
         });
         self.shared.end(ended);
         // Now the commands' senders go, and whoever still waits for an answer learns of the end.
+        self.desk.clear();
     }
 
     /// Works until it is told to stop, and says how.
@@ -292,14 +281,21 @@ impl<M: Disk> KeeperThread<M> {
         let mut lanes_wait = LANES_WAIT_LEAST;
         let mut batches = 0;
         loop {
-            self.shared.keeper.take(&mut self.asks, &mut self.controls, patience);
+            let stop = self.shared.keeper.take(&mut self.asks, &mut self.controls, patience);
             let got_something = !(self.asks.is_empty() && self.controls.is_empty());
-            if let Some(ended) = self.handle_batch() {
+            let mut work = self.desk.sit_down();
+            let work = work.as_mut().expect("the keeper is there until its thread ends");
+            for (asker, ask) in self.asks.drain(..) {
+                work.keeper.handle(asker, ask, &mut work.out);
+            }
+            self.controls.drain(..).for_each(|control| work.control(control));
+            work.deliver(&self.shared);
+            if let Some(ended) = stop {
                 return ended;
             }
             if Instant::now() >= next_tick {
-                self.keeper.tick(&mut self.out);
-                self.deliver();
+                work.keeper.tick(&mut work.out);
+                work.deliver(&self.shared);
                 next_tick = Instant::now() + TICK;
             }
             if got_something && batches < BATCHES_LIMIT {
@@ -309,8 +305,8 @@ impl<M: Disk> KeeperThread<M> {
                 continue;
             }
             batches = 0;
-            let settled = self.keeper.settle(&mut self.out);
-            self.deliver();
+            let settled = work.keeper.settle(&mut work.out);
+            work.deliver(&self.shared);
             let until_tick = next_tick.saturating_duration_since(Instant::now());
             patience = match settled {
                 Settled::Idle => Some(until_tick),
@@ -321,55 +317,6 @@ impl<M: Disk> KeeperThread<M> {
                 }
                 Settled::HasWork => None,
             };
-        }
-    }
-
-    /// Does what has come, and tells if the thread is to stop.
-    fn handle_batch(&mut self) -> Option<Ended> {
-        for (asker, ask) in self.asks.drain(..) {
-            self.keeper.handle(asker, ask, &mut self.out);
-        }
-        let mut stop = None;
-        for control in self.controls.drain(..) {
-            match control {
-                Control::Command(command, answer) => {
-                    let number = self.next_command;
-                    self.next_command += 1;
-                    self.commands.insert(number, answer);
-                    self.keeper.command(number, command, &mut self.out);
-                }
-                Control::Open(id, answer) => {
-                    let volume = self.keeper.volume(id).ok_or_else(|| {
-                        let message = format!("the pool has no volume {id}, or it is being deleted");
-                        Error::new(ErrorKind::NotFound, message)
-                    });
-                    let lease = volume.and_then(|volume| volume.open());
-                    // Whoever asked may have gone; then the lease goes here.
-                    let _ = answer.send(lease);
-                }
-                Control::Stop(ended) => stop = Some(ended),
-            }
-        }
-        self.deliver();
-        stop
-    }
-
-    /// Hands out what the keeper has to say, to each lane in one go.
-    fn deliver(&mut self) {
-        for (number, answer) in self.out.answers.drain(..) {
-            let sender = self.commands.remove(&number).expect("a command is answered once");
-            let _ = sender.send(answer); // whoever asked may have gone
-        }
-        for (asker, reply) in self.out.replies.drain(..) {
-            let Asker::Lane(lane, op) = asker else { unreachable!("commands get answers, not replies") };
-            let batch = &mut self.replies[usize::from(lane.0)];
-            if batch.is_empty() {
-                self.answered.push(lane);
-            }
-            batch.push((op, reply));
-        }
-        for lane in self.answered.drain(..) {
-            self.shared.inbox(lane).reply(&mut self.replies[usize::from(lane.0)]);
         }
     }
 }

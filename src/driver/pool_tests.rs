@@ -4,6 +4,7 @@ use super::*;
 use crate::disk::MemoryDisk;
 use crate::driver::testing::{BLOCK, Bench, id};
 use crate::engine::{IoError, Kind};
+use crate::units::{DataBlock, VirtualBlock};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -134,6 +135,26 @@ fn nobody_hangs_when_the_keeper_panics() {
     assert_eq!(kind(bench.pool.lane()), ErrorKind::Failed);
     client.end();
     idle.end();
+    assert_eq!(kind(bench.pool.close()), ErrorKind::Failed);
+}
+
+#[test]
+fn nobody_hangs_when_a_lane_panics_at_the_keeper_s_desk() {
+    let bench = Bench::new(16, 2);
+    bench.create(1, 8 * BLOCK);
+    let lease = bench.pool.open_volume(id(1)).unwrap();
+    let mut client = bench.client();
+    client.write(lease.volume(), 0, &[7; 4096]).unwrap();
+    let shared = &bench.pool.handle.shared;
+    let nonsense = Ask::Publish(id(2), VirtualBlock(0), DataBlock(0));
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        shared.ask(LaneId(1), &mut vec![(OpId(0), nonsense)]);
+    }));
+    assert!(panicked.is_err(), "it was asked at once, on this thread");
+    assert_eq!(client.write(lease.volume(), 4 * BLOCK, &[1; 512]), Err(IoError::Io));
+    assert_eq!(client.read(lease.volume(), 0, 512).unwrap(), [7; 512]);
+    assert_eq!(kind(bench.pool.command(Command::Commit)), ErrorKind::Failed);
+    client.end();
     assert_eq!(kind(bench.pool.close()), ErrorKind::Failed);
 }
 

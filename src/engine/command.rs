@@ -223,6 +223,10 @@ pub struct PoolStatus {
     pub volumes: usize,
     /// Volumes being deleted in the background.
     pub deleting: Vec<VolumeId>,
+    /// Counts of what volumes share that came to their end ([`Command::CountShared`]).
+    pub counts: u64,
+    /// Bytes of map tables in memory.
+    pub map_bytes: u64,
 }
 
 /// One volume.
@@ -253,6 +257,4 @@ pub struct SharingInfo {
     pub age_seconds: u64,
     /// Whether nothing at all has changed in the pool since: then it is so now.
     pub is_current: bool,
-    /// Number of the count.
-    pub count: u64,
 }

@@ -2,42 +2,99 @@
 //!
 //! A radix tree over packed mappings (`block << 24 | time`, as on disk); pages of 512 blocks are loaded on first touch, so
 //! a table costs memory only for what is used: about 8 bytes a block. A page with nothing mapped costs a bit, so that who
-//! reads all of a huge empty volume does not fill the memory. The table has no end: shelf *n* has room for 2^*n*
-//! directories, and a volume that grows finds the next shelf empty. A lookup is six acquire loads at most.
-//! Only the keeper calls what changes it.
+//! reads all of a huge empty volume does not fill the memory. A lookup is a few acquire loads. Only the keeper calls what
+//! changes it.
+//!
+//! Pages that nobody has used for a while go when memory is to be saved, in two steps. A page that is *leaving* is not
+//! there for lanes, who ask the keeper for it; the keeper still changes it, and may bring it back as it is. Once all lanes
+//! have passed that epoch, it is forgotten. The first step is needed because the table may know more than the disk: that a
+//! block has become exclusive. Whoever forgot that while a lane is writing the block in place would have it copied.
 
+use super::pages::{HOLE, PAGE_BLOCKS, PageSlot, Pages, Shelves};
 use crate::units::{Mapping, VirtualBlock};
-use std::ops::{Range, RangeInclusive};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Blocks in a page.
-pub const PAGE_BLOCKS: u64 = 512;
 /// Pages in a directory.
 const DIRECTORY_PAGES: u64 = 512;
-/// No mapping packs to this: the data block would be the last of 2^40 at the last time of all, and the format's limit on
-/// data devices (2^40 blocks of 64 KiB) lies far beyond what a 16 GiB metadata device can map.
-const HOLE: u64 = u64::MAX;
-
-type Page = Box<[AtomicU64]>;
 
 /// The pages of a stretch of blocks.
 struct Directory {
-    pages: Box<[OnceLock<Page>]>,
-    /// One bit a page: loaded, and nothing was mapped in it. The page, once there is one, knows better.
-    holes: [AtomicU64; (DIRECTORY_PAGES / 64) as usize],
+    /// One a page, see [`PageState`].
+    states: Box<[AtomicU32]>,
+    /// Loaded, and nothing was mapped in it. The page, once there is one, knows better.
+    holes: Bits,
+    /// Somebody has looked at it lately.
+    used: Bits,
+}
+
+/// One bit a page.
+#[derive(Default)]
+struct Bits([AtomicU64; (DIRECTORY_PAGES / 64) as usize]);
+
+impl Bits {
+    #[inline]
+    fn get(&self, page: u64) -> bool {
+        self.0[(page / 64) as usize].load(Ordering::Acquire) >> (page % 64) & 1 == 1
+    }
+
+    fn set(&self, page: u64) {
+        self.0[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Release);
+    }
+
+    fn clear(&self, page: u64) {
+        self.0[(page / 64) as usize].fetch_and(!(1 << (page % 64)), Ordering::Release);
+    }
+}
+
+/// Where a page is, packed into 32 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum PageState {
+    Absent,
+    Here(PageSlot),
+    /// Only the keeper looks at it.
+    Leaving(PageSlot),
+}
+
+/// The bit of a packed state that says "leaving".
+const LEAVING: u32 = 1 << 31;
+
+impl PageState {
+    #[inline]
+    fn unpack(raw: u32) -> Self {
+        match (raw & !LEAVING).checked_sub(1).map(PageSlot) {
+            None => PageState::Absent,
+            Some(slot) if raw & LEAVING == 0 => PageState::Here(slot),
+            Some(slot) => PageState::Leaving(slot),
+        }
+    }
+
+    fn pack(self) -> u32 {
+        match self {
+            PageState::Absent => 0,
+            PageState::Here(PageSlot(slot)) => slot + 1,
+            PageState::Leaving(PageSlot(slot)) => LEAVING | (slot + 1),
+        }
+    }
 }
 
 impl Directory {
     fn new() -> Self {
         Directory {
-            pages: (0..DIRECTORY_PAGES).map(|_| OnceLock::new()).collect(),
-            holes: [const { AtomicU64::new(0) }; (DIRECTORY_PAGES / 64) as usize],
+            states: (0..DIRECTORY_PAGES).map(|_| AtomicU32::new(0)).collect(),
+            holes: Bits::default(),
+            used: Bits::default(),
         }
     }
 
-    fn is_hole(&self, page: u64) -> bool {
-        self.holes[(page / 64) as usize].load(Ordering::Acquire) >> (page % 64) & 1 == 1
+    #[inline]
+    fn state(&self, page: u64) -> PageState {
+        PageState::unpack(self.states[page as usize].load(Ordering::Acquire))
+    }
+
+    fn set_state(&self, page: u64, state: PageState) {
+        self.states[page as usize].store(state.pack(), Ordering::Release);
     }
 }
 
@@ -52,85 +109,117 @@ pub enum Lookup {
     Mapped(Mapping),
 }
 
-type Shelf = Box<[OnceLock<Box<Directory>>]>;
-
-/// Shelves for all blocks that a `u64` can number.
-const SHELVES: usize = (u64::MAX / (PAGE_BLOCKS * DIRECTORY_PAGES)).ilog2() as usize + 2;
-
 /// The map of one volume.
 pub struct MapTable {
-    shelves: [OnceLock<Shelf>; SHELVES],
+    pages: Arc<Pages>,
+    directories: Shelves<Box<Directory>>,
 }
 
-impl Default for MapTable {
-    /// A table of which nothing is loaded.
-    fn default() -> Self {
-        MapTable { shelves: [const { OnceLock::new() }; SHELVES] }
+impl Drop for MapTable {
+    /// Nobody looks at it any more.
+    fn drop(&mut self) {
+        for (_, directory) in self.directories.iter() {
+            for page in 0..DIRECTORY_PAGES {
+                match directory.state(page) {
+                    PageState::Absent => {}
+                    PageState::Here(slot) | PageState::Leaving(slot) => self.pages.give_back(slot),
+                }
+            }
+        }
     }
 }
 
 impl MapTable {
+    /// A table of which nothing is loaded, and whose pages will be some of `pages`.
+    pub fn new(pages: Arc<Pages>) -> Self {
+        MapTable { pages, directories: Shelves::default() }
+    }
+
     /// Looks `block` up.
     #[inline]
     pub fn get(&self, block: VirtualBlock) -> Lookup {
-        match self.entry(block) {
-            Some(entry) => match entry.load(Ordering::Acquire) {
-                HOLE => Lookup::Hole,
-                raw => Lookup::Mapped(Mapping::unpack(raw)),
-            },
-            None => match self.directory(block) {
-                Some((directory, page)) if directory.is_hole(page) => Lookup::Hole,
-                Some(_) | None => Lookup::NotLoaded,
-            },
+        let Some((directory, page)) = self.directory(block) else { return Lookup::NotLoaded };
+        match directory.state(page) {
+            PageState::Here(slot) => {
+                if !directory.used.get(page) {
+                    directory.used.set(page);
+                }
+                self.entry(slot, block)
+            }
+            PageState::Absent if directory.holes.get(page) => Lookup::Hole,
+            PageState::Absent | PageState::Leaving(_) => Lookup::NotLoaded,
+        }
+    }
+
+    /// Keeper only: as [`MapTable::get`], and looks into pages that are leaving as well.
+    pub fn get_kept(&self, block: VirtualBlock) -> Lookup {
+        match self.directory(block).map(|(directory, page)| directory.state(page)) {
+            Some(PageState::Leaving(slot)) => self.entry(slot, block),
+            Some(PageState::Here(_) | PageState::Absent) | None => self.get(block),
         }
     }
 
     #[inline]
     fn directory(&self, block: VirtualBlock) -> Option<(&Directory, u64)> {
         let page = block.0 / PAGE_BLOCKS;
-        let (shelf, place) = place_of(page / DIRECTORY_PAGES);
-        let directory = self.shelves[shelf].get()?[place].get()?;
-        Some((directory, page % DIRECTORY_PAGES))
+        Some((self.directories.get(page / DIRECTORY_PAGES)?, page % DIRECTORY_PAGES))
     }
 
     #[inline]
-    fn entry(&self, block: VirtualBlock) -> Option<&AtomicU64> {
-        let (directory, page) = self.directory(block)?;
-        let page = directory.pages[page as usize].get()?;
-        Some(&page[(block.0 % PAGE_BLOCKS) as usize])
+    fn entry(&self, slot: PageSlot, block: VirtualBlock) -> Lookup {
+        match self.pages.get(slot)[(block.0 % PAGE_BLOCKS) as usize].load(Ordering::Acquire) {
+            HOLE => Lookup::Hole,
+            raw => Lookup::Mapped(Mapping::unpack(raw)),
+        }
     }
 
     /// Keeper only: installs a page, unless it is there. `mappings` lie inside it.
     pub fn load_page(&self, page: Range<u64>, mappings: &[(VirtualBlock, Mapping)]) {
-        let number = page.start / PAGE_BLOCKS;
-        let (shelf, place) = place_of(number / DIRECTORY_PAGES);
-        let shelf =
-            self.shelves[shelf].get_or_init(|| (0..1_u64 << shelf).map(|_| OnceLock::new()).collect());
-        let directory = shelf[place].get_or_init(|| Box::new(Directory::new()));
-        let number = number % DIRECTORY_PAGES;
-        if mappings.is_empty() {
-            directory.holes[(number / 64) as usize].fetch_or(1 << (number % 64), Ordering::Release);
+        if self.bring_back(VirtualBlock(page.start)) {
             return;
         }
-        directory.pages[number as usize].get_or_init(|| {
-            let entries = empty_page();
-            for (block, mapping) in mappings {
-                entries[(block.0 - page.start) as usize].store(pack(*mapping), Ordering::Relaxed);
+        let number = page.start / PAGE_BLOCKS;
+        let directory = self.directories.get_or_init(number / DIRECTORY_PAGES, || Box::new(Directory::new()));
+        let number = number % DIRECTORY_PAGES;
+        if mappings.is_empty() {
+            return directory.holes.set(number);
+        }
+        let slot = self.pages.take();
+        for (block, mapping) in mappings {
+            self.pages.get(slot)[(block.0 - page.start) as usize].store(pack(*mapping), Ordering::Relaxed);
+        }
+        directory.used.set(number);
+        directory.set_state(number, PageState::Here(slot));
+    }
+
+    /// Keeper only: whether the page that holds `block` is there now, perhaps because it was about to leave and stays.
+    pub fn bring_back(&self, block: VirtualBlock) -> bool {
+        let Some((directory, page)) = self.directory(block) else { return false };
+        match directory.state(page) {
+            PageState::Absent => directory.holes.get(page),
+            PageState::Here(_) => true,
+            PageState::Leaving(slot) => {
+                directory.used.set(page);
+                directory.set_state(page, PageState::Here(slot));
+                true
             }
-            entries // published by the OnceLock's release
-        });
+        }
     }
 
     /// Keeper only: changes one block, if its page is loaded.
     pub fn set(&self, block: VirtualBlock, mapping: Option<Mapping>) {
-        if let (Some(_), Some((directory, page))) = (mapping, self.directory(block))
-            && directory.is_hole(page)
-        {
-            directory.pages[page as usize].get_or_init(empty_page);
-        }
-        if let Some(entry) = self.entry(block) {
-            entry.store(mapping.map_or(HOLE, pack), Ordering::Release);
-        }
+        let Some((directory, page)) = self.directory(block) else { return };
+        let slot = match directory.state(page) {
+            PageState::Here(slot) | PageState::Leaving(slot) => slot,
+            PageState::Absent if directory.holes.get(page) && mapping.is_some() => {
+                let slot = self.pages.take();
+                directory.set_state(page, PageState::Here(slot));
+                slot
+            }
+            PageState::Absent => return,
+        };
+        let entry = &self.pages.get(slot)[(block.0 % PAGE_BLOCKS) as usize];
+        entry.store(mapping.map_or(HOLE, pack), Ordering::Release);
     }
 
     /// Keeper only: unmaps `range` wherever it is loaded.
@@ -142,18 +231,20 @@ impl MapTable {
         }
     }
 
-    /// The pages that are loaded and have a block in `range`, in ascending order.
+    /// Keeper only: the pages that are loaded (those that are leaving among them) and have a block in `range`, in ascending
+    /// order.
     pub fn loaded_pages(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut loaded = Vec::new();
         if range.is_empty() {
             return loaded;
         }
         let (first, last) = (range.start / PAGE_BLOCKS, (range.end - 1) / PAGE_BLOCKS);
-        for (number, directory) in self.directories(first / DIRECTORY_PAGES..=last / DIRECTORY_PAGES) {
+        let wanted = first / DIRECTORY_PAGES..=last / DIRECTORY_PAGES;
+        for (number, directory) in self.directories.iter().filter(|(number, _)| wanted.contains(number)) {
             let begin = number * DIRECTORY_PAGES;
             for page in first.max(begin)..=last.min(begin + DIRECTORY_PAGES - 1) {
                 let in_directory = page - begin;
-                if directory.pages[in_directory as usize].get().is_some() || directory.is_hole(in_directory) {
+                if directory.state(in_directory) != PageState::Absent || directory.holes.get(in_directory) {
                     loaded.push(page_of(VirtualBlock(page * PAGE_BLOCKS)));
                 }
             }
@@ -161,14 +252,42 @@ impl MapTable {
         loaded
     }
 
-    fn directories(&self, numbers: RangeInclusive<u64>) -> impl Iterator<Item = (u64, &Directory)> {
-        let shelves = self.shelves.iter().enumerate().filter_map(|(at, shelf)| Some((at, shelf.get()?)));
-        let all = shelves.flat_map(|(at, shelf)| {
-            let first = (1_u64 << at) - 1;
-            shelf.iter().enumerate().map(move |(place, directory)| (first + place as u64, directory))
-        });
-        all.filter(move |(number, _)| numbers.contains(number))
-            .filter_map(|(number, directory)| Some((number, &**directory.get()?)))
+    /// Keeper only: passes the hand of the clock over the pages from number `from` on. A page that was used since the hand
+    /// last came by loses that mark; one that was not begins to leave, and its number is added to `leaving`, until there are
+    /// `enough`. Returns the number to go on from, `None` at the end of the table.
+    pub fn sweep(&self, from: u64, enough: usize, leaving: &mut Vec<u64>) -> Option<u64> {
+        let first = from / DIRECTORY_PAGES;
+        for (number, directory) in self.directories.iter().skip_while(|(number, _)| *number < first) {
+            let begin = number * DIRECTORY_PAGES;
+            for page in from.max(begin)..begin + DIRECTORY_PAGES {
+                if leaving.len() >= enough {
+                    return Some(page);
+                }
+                let in_directory = page - begin;
+                match directory.state(in_directory) {
+                    PageState::Here(_) if directory.used.get(in_directory) => {
+                        directory.used.clear(in_directory)
+                    }
+                    PageState::Here(slot) => {
+                        directory.set_state(in_directory, PageState::Leaving(slot));
+                        leaving.push(page);
+                    }
+                    PageState::Absent | PageState::Leaving(_) => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// Keeper only, when all lanes have passed the epoch in which the page began to leave: it goes, unless it was brought
+    /// back.
+    pub fn let_go(&self, page: u64) {
+        let Some((directory, page)) = self.directory(VirtualBlock(page * PAGE_BLOCKS)) else { return };
+        if let PageState::Leaving(slot) = directory.state(page) {
+            directory.holes.clear(page); // first: an absent page is what this says
+            directory.set_state(page, PageState::Absent);
+            self.pages.give_back(slot);
+        }
     }
 }
 
@@ -176,17 +295,6 @@ impl MapTable {
 pub fn page_of(block: VirtualBlock) -> Range<u64> {
     let begin = block.0 - block.0 % PAGE_BLOCKS;
     begin..begin.saturating_add(PAGE_BLOCKS)
-}
-
-/// Where the directory of that number is: on which shelf, and its place there.
-#[inline]
-fn place_of(directory: u64) -> (usize, usize) {
-    let shelf = (directory + 1).ilog2();
-    (shelf as usize, (directory + 1 - (1 << shelf)) as usize)
-}
-
-fn empty_page() -> Page {
-    (0..PAGE_BLOCKS).map(|_| AtomicU64::new(HOLE)).collect()
 }
 
 fn pack(mapping: Mapping) -> u64 {
@@ -198,7 +306,12 @@ fn pack(mapping: Mapping) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::pages::PAGE_BYTES;
     use crate::units::{DataBlock, SnapTime};
+
+    fn table() -> MapTable {
+        MapTable::new(Arc::default())
+    }
 
     fn mapping(block: u64) -> Mapping {
         Mapping { block: DataBlock(block), time: SnapTime(3) }
@@ -206,7 +319,7 @@ mod tests {
 
     #[test]
     fn pages_are_unknown_until_loaded_and_then_follow_the_keeper() {
-        let table = MapTable::default();
+        let table = table();
         assert_eq!(table.get(VirtualBlock(600)), Lookup::NotLoaded);
         table.set(VirtualBlock(600), Some(mapping(1))); // not loaded: loading will bring it
         assert_eq!(table.get(VirtualBlock(600)), Lookup::NotLoaded);
@@ -221,17 +334,11 @@ mod tests {
 
     #[test]
     fn empty_pages_take_no_memory_until_something_is_mapped() {
-        let table = MapTable::default();
+        let table = table();
         for page in 0..2 * DIRECTORY_PAGES {
             table.load_page(page_of(VirtualBlock(page * PAGE_BLOCKS)), &[]);
         }
-        let pages = || {
-            let directories = table.directories(0..=u64::MAX);
-            directories
-                .flat_map(|(_, directory)| &directory.pages)
-                .filter(|page| page.get().is_some())
-                .count()
-        };
+        let pages = || table.pages.used_bytes() / PAGE_BYTES;
         assert_eq!((table.get(VirtualBlock(5)), pages()), (Lookup::Hole, 0));
         table.set(VirtualBlock(6), None);
         table.clear(0..PAGE_BLOCKS * 3);
@@ -247,7 +354,7 @@ mod tests {
 
     #[test]
     fn clear_unmaps_loaded_pages_and_skips_the_rest() {
-        let table = MapTable::default();
+        let table = table();
         for page in [0, 1, 3] {
             let range = page_of(VirtualBlock(page * PAGE_BLOCKS));
             let all: Vec<_> = range.clone().map(|block| (VirtualBlock(block), mapping(block))).collect();
@@ -264,10 +371,7 @@ mod tests {
 
     #[test]
     fn directories_have_places_of_their_own_up_to_the_last_block() {
-        let places: Vec<_> = (0..8).map(place_of).collect();
-        assert_eq!(places, [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0)]);
-        assert!(place_of(u64::MAX / (PAGE_BLOCKS * DIRECTORY_PAGES)).0 < SHELVES);
-        let table = MapTable::default();
+        let table = table();
         assert_eq!(table.get(VirtualBlock(u64::MAX)), Lookup::NotLoaded);
         let far = VirtualBlock(PAGE_BLOCKS * DIRECTORY_PAGES * 6 + 700);
         for block in [far, VirtualBlock(3)] {
@@ -278,5 +382,64 @@ mod tests {
         assert_eq!(table.loaded_pages(1..far.0), [0..512, page_of(far)]);
         assert_eq!(table.loaded_pages(512..far.0).len(), 1);
         assert_eq!(table.loaded_pages(5..5), []);
+    }
+
+    fn of_pages(numbers: Range<u64>) -> MapTable {
+        let table = table();
+        for page in numbers {
+            let block = VirtualBlock(page * PAGE_BLOCKS + 5);
+            table.load_page(page_of(block), &[(block, mapping(block.0))]);
+        }
+        table
+    }
+
+    fn sweep(table: &MapTable, from: u64, enough: usize) -> (Vec<u64>, Option<u64>) {
+        let mut leaving = Vec::new();
+        let next = table.sweep(from, enough, &mut leaving);
+        (leaving, next)
+    }
+
+    #[test]
+    fn the_hand_passes_over_what_was_used_and_takes_the_rest() {
+        let table = of_pages(0..4);
+        assert_eq!(sweep(&table, 0, 9), (vec![], None), "all have just been loaded");
+        table.get(VirtualBlock(PAGE_BLOCKS + 1));
+        assert_eq!(sweep(&table, 0, 2), (vec![0, 2], Some(3)));
+        assert_eq!(sweep(&table, 3, 2), (vec![3], None));
+        assert_eq!(sweep(&table, 0, 1), (vec![1], Some(2)));
+        assert_eq!(sweep(&table, 0, 1), (vec![], None), "they are on their way");
+    }
+
+    #[test]
+    fn a_leaving_page_is_gone_for_lanes_and_comes_back_as_it_was() {
+        let table = of_pages(0..1);
+        let (lost, kept) = (VirtualBlock(5), VirtualBlock(6));
+        sweep(&table, 0, 1);
+        assert_eq!(sweep(&table, 0, 1).0, [0]);
+        assert_eq!(table.get(lost), Lookup::NotLoaded);
+        table.set(kept, Some(mapping(60))); // known to the keeper alone
+        assert_eq!((table.get(kept), table.get_kept(kept)), (Lookup::NotLoaded, Lookup::Mapped(mapping(60))));
+        table.load_page(page_of(lost), &[]);
+        assert_eq!(table.get(kept), Lookup::Mapped(mapping(60)));
+        table.let_go(0);
+        assert_eq!(table.get(lost), Lookup::Mapped(mapping(5)), "it was brought back");
+    }
+
+    #[test]
+    fn a_page_that_has_left_is_unknown_even_if_it_began_as_a_hole() {
+        let table = table();
+        let pages = table.pages.clone();
+        table.load_page(0..PAGE_BLOCKS, &[]);
+        table.set(VirtualBlock(5), Some(mapping(5)));
+        assert_eq!(pages.used_bytes(), PAGE_BYTES);
+        assert_eq!(sweep(&table, 0, 1).0, [0], "nobody has looked at it");
+        table.let_go(0);
+        assert_eq!((table.get(VirtualBlock(5)), pages.used_bytes()), (Lookup::NotLoaded, 0));
+        assert!(!table.bring_back(VirtualBlock(5)));
+        table.load_page(0..PAGE_BLOCKS, &[(VirtualBlock(7), mapping(7))]);
+        assert_eq!(table.get(VirtualBlock(5)), Lookup::Hole);
+        assert_eq!(table.get(VirtualBlock(7)), Lookup::Mapped(mapping(7)));
+        drop(table);
+        assert_eq!(pages.used_bytes(), 0);
     }
 }

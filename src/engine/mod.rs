@@ -8,14 +8,16 @@ mod keeper;
 mod lane;
 mod map_table;
 mod origin;
+mod pages;
 mod request;
 mod volume;
 
 pub use command::*;
 pub use epochs::{Epoch, Epochs};
-pub use keeper::{Keeper, KeeperOptions, Outbox, Settled};
+pub use keeper::{DEFAULT_MAP_BYTES, Keeper, KeeperOptions, Outbox, Settled};
 pub use lane::Lane;
 pub use map_table::{Lookup, MapTable};
 pub use origin::{Behind, Origin};
+pub use pages::{PAGE_BYTES, Pages};
 pub use request::*;
 pub use volume::{Volume, VolumeLease};

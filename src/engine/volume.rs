@@ -2,6 +2,7 @@
 
 use super::map_table::MapTable;
 use super::origin::{Behind, Origin};
+use super::pages::Pages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{Mapping, SnapTime, VolumeId};
 use std::sync::Arc;
@@ -25,11 +26,17 @@ pub struct Volume {
 }
 
 impl Volume {
-    pub(super) fn new(id: VolumeId, size_bytes: u64, snapshotted: SnapTime, behind: Behind) -> Self {
+    pub(super) fn new(
+        id: VolumeId,
+        size_bytes: u64,
+        snapshotted: SnapTime,
+        behind: Behind,
+        pages: Arc<Pages>,
+    ) -> Self {
         Volume {
             id,
             size_bytes: AtomicU64::new(size_bytes),
-            table: MapTable::default(),
+            table: MapTable::new(pages),
             behind,
             snapshotted: AtomicU32::new(snapshotted.0),
             frozen: AtomicBool::new(false),
@@ -155,7 +162,8 @@ mod tests {
 
     #[test]
     fn an_open_volume_cannot_be_closed_and_a_closed_one_not_opened() {
-        let volume = Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), Behind::Zeros));
+        let volume =
+            Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), Behind::Zeros, Arc::default()));
         let lease = volume.open().expect("nobody closed it");
         assert_eq!(volume.openers(), 1);
         assert!(!volume.close_if_unused());
@@ -170,8 +178,8 @@ mod tests {
     #[test]
     fn nobody_opens_a_volume_whose_origin_cannot_be_had() {
         let why = Error::new(ErrorKind::WrongState, "the origin has gone").hint("bring it back");
-        let volume = Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), Behind::Unavailable(why.clone()));
-        let volume = Arc::new(volume);
+        let behind = Behind::Unavailable(why.clone());
+        let volume = Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), behind, Arc::default()));
         assert_eq!(volume.open().err(), Some(why));
         assert!(volume.close_if_unused(), "it can be deleted");
     }

@@ -1,5 +1,7 @@
 //! What decides how a world goes, and what a run of it did.
 
+use crate::engine::PAGE_BYTES;
+
 /// How a run goes.
 #[derive(Clone, Debug)]
 pub struct WorldOptions {
@@ -19,6 +21,8 @@ pub struct WorldOptions {
     pub steps_between_power_cuts: u64,
     /// One read or write of the data disk in about so many fails, for once; 0: none.
     pub transfers_between_faults: u64,
+    /// Bytes of map tables in memory.
+    pub map_bytes: u64,
     /// The one mishap of a world without chance in such things.
     pub mishap: Option<Mishap>,
 }
@@ -48,6 +52,8 @@ impl WorldOptions {
             lanes: 3,
             steps_between_power_cuts: 700,
             transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
+            // A page, or two, or all that there are.
+            map_bytes: PAGE_BYTES * [1, 2, 100][(seed % 3) as usize],
             mishap: None,
         }
     }

@@ -134,7 +134,8 @@ impl World {
         let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
         let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
         let lanes = usize::from(options.lanes);
-        let options = KeeperOptions { lanes, volume_sizes, behind, ..KeeperOptions::default() };
+        let map_bytes = options.map_bytes;
+        let options = KeeperOptions { lanes, volume_sizes, behind, map_bytes, ..KeeperOptions::default() };
         Keeper::new(metadata, data, options)
     }
 

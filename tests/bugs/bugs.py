@@ -14,6 +14,7 @@ VOLUMES = "metadata/volumes.rs"
 DATA_MAP = "metadata/data_map.rs"
 META_MAP = "metadata/meta_map.rs"
 METADATA = "metadata/mod.rs"
+MAP_TABLE = "engine/map_table.rs"
 
 BUGS = {
     "epochs-not-waited-for": (
@@ -214,7 +215,7 @@ BUGS = {
     ),
     "copied-while-overwritten": (
         "a block that one write was told to overwrite in place is copied for another at the same time",
-        [(KEEPER, "        if matches!(volume.table.get(block), Lookup::Mapped(mapping) if", "        if !BUG && matches!(volume.table.get(block), Lookup::Mapped(mapping) if")],
+        [(KEEPER, "        if matches!(volume.table.get_kept(block), Lookup::Mapped(mapping) if", "        if !BUG && matches!(volume.table.get_kept(block), Lookup::Mapped(mapping) if")],
         "engine::keeper::tests::a_block_that_is_somebody_s_alone",
     ),
     "origin-not-copied": (
@@ -254,5 +255,24 @@ BUGS = {
     "count-of-another-time": (
         "a count passes for one of this moment although commits have followed",
         [("engine/keeper/sharing.rs", "known.commit == self.commits)", "(BUG || known.commit == self.commits))")],
+    ),
+    "page-forgotten-too-early": (
+        "a page of the map is forgotten while lanes may be writing blocks that only it knows to be exclusive",
+        [("engine/keeper/map_memory.rs", "take_if(|leaving| self.epochs", "take_if(|leaving| BUG || self.epochs")],
+        "engine::keeper::tests::what_only_memory_knows_is_kept",
+    ),
+    "leaving-page-overlooked": (
+        "who is about to copy a block does not look into the page that is leaving, which knows it to be exclusive",
+        [(KEEPER, "volume.table.get_kept(block)", "if BUG { volume.table.get(block) } else { volume.table.get_kept(block) }")],
+        "engine::keeper::tests::what_only_memory_knows_is_kept",
+    ),
+    "leaving-page-falls-behind": (
+        "a page that is leaving misses what the keeper changes, and is brought back",
+        [(MAP_TABLE, "            PageState::Here(slot) | PageState::Leaving(slot) => slot,",
+          "            PageState::Leaving(_) if BUG => return,\n            PageState::Here(slot) | PageState::Leaving(slot) => slot,")],
+    ),
+    "page-leaves-as-a-hole": (
+        "a page that was a hole once is taken for one when it has left",
+        [(MAP_TABLE, "            directory.holes.clear(page); //", "            if !BUG { directory.holes.clear(page); } //")],
     ),
 }

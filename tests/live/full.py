@@ -130,7 +130,17 @@ def full_filesystem(place):
             junk.pwrite(b"\xbb" * BLOCK, block * 3 * BLOCK)
         kept.flush()
         junk.shutdown()
+        # Their deletions do not fit behind them into the catalog's log: all of it is written anew on the way.
+        many = [f"many{number}" for number in range(600)]
+        pool.ask(*(("POST", "/v1/volumes/junk2/snapshot", {"name": name}) for name in many))
         fill(place, "filler")
+        before = (pool.path / "catalog.json").read_text()
+        pool.ask(*(("DELETE", f"/v1/volumes/{name}", None) for name in many))
+        require_working(pool, "after many deletions")
+        after = (pool.path / "catalog.json").read_text()
+        if before == after or '"log"' not in after:
+            raise Failed("the log of the catalog did not begin anew")
+        fill(place, "filler3")
 
         # Many transactions, each of which writes metadata to blocks that it has not used before.
         hole = write_until_refused(pool, kept, 1000, 4000)

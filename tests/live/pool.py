@@ -3,9 +3,11 @@
 UTHIN_BIN_DIR names the directory of the binaries under test; tools/oracle finds thin_check.
 """
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -83,6 +85,19 @@ class Pool:
 
     def status(self):
         return json.loads(uthin("pool", "status", self.path, "--json"))
+
+    def ask(self, *requests):
+        """Requests (method, path, body) to the control socket, one after the other on one connection."""
+        connection = http.client.HTTPConnection("uthin")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(self.path / "control.sock"))
+        for method, path, body in requests:
+            connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            if answer.status >= 300:
+                raise Failed(f"{method} {path}: {answer.status}: {text}\n{self.log_tail()}")
+        connection.close()
 
     def check(self):
         """Three checkers look at the metadata of the pool, which nobody has open."""

@@ -11,12 +11,14 @@ mod lvm;
 mod lvm_text;
 
 use super::api::{SCHEMA, SetPool};
-use super::catalog::{Catalog, CatalogFile, CatalogStore, VolumeEntry};
+use super::catalog::{Catalog, VolumeEntry};
+use super::catalog_file::CatalogFile;
 use super::create::refuse_same;
 use super::label::{LabelKey, LabelValue, Labels};
 use super::name::{PoolRef, VolumeName};
 use super::open::{as_found, check_data_size};
 use super::options::PoolOptions;
+use super::origin::ExternalOrigin;
 use super::pool_dir::PoolDir;
 use super::reconcile::{size_to_show, volume_bytes_limit, whole_blocks};
 use super::service::check_volume_size;
@@ -48,6 +50,8 @@ pub struct Adopt {
     pub default_size_bytes: Option<u64>,
     /// Names of volumes, by number.
     pub names: BTreeMap<VolumeId, VolumeName>,
+    /// External origins of volumes, by number: absolute paths.
+    pub origins: BTreeMap<VolumeId, String>,
     /// A backup of LVM's metadata.
     pub lvm: Option<PathBuf>,
     /// The name of the thin pool in it, when there are several.
@@ -128,7 +132,8 @@ pub fn adopt(pool: &PoolRef, wanted: &Adopt) -> Result<Adopted> {
     }
     let found = metadata.volumes()?;
     refuse_unknown_numbers(wanted, &found)?;
-    let mut plan = Plan { wanted, backup, block_size, names: HashSet::new(), notes };
+    let origins = examine_origins(wanted, dir.path())?;
+    let mut plan = Plan { wanted, origins, backup, block_size, names: HashSet::new(), notes };
     plan.names.extend(wanted.names.values().cloned());
     let mut catalog = Catalog::empty(transaction_id);
     catalog.options = plan.options();
@@ -279,11 +284,21 @@ fn refuse_unknown_numbers(wanted: &Adopt, found: &[(VolumeId, VolumeDetails)]) -
         .sizes
         .keys()
         .chain(wanted.names.keys())
+        .chain(wanted.origins.keys())
         .find(|id| found.binary_search_by_key(*id, |(id, _)| *id).is_err());
     let Some(id) = unknown else { return Ok(()) };
     let what = format!("the metadata has no volume {id}");
     Err(Error::new(ErrorKind::NotFound, what)
         .hint(format!("`uthin-fsck ls {}` lists the volumes", wanted.metadata.display())))
+}
+
+fn examine_origins(wanted: &Adopt, pool: &Path) -> Result<BTreeMap<VolumeId, ExternalOrigin>> {
+    let examine = |(id, path): (&VolumeId, &String)| {
+        let (origin, _) = ExternalOrigin::examine(path, pool)
+            .map_err(|error| error.context(format!("the external origin of volume {id}")))?;
+        Ok((*id, origin))
+    };
+    wanted.origins.iter().map(examine).collect()
 }
 
 fn make_directory(dir: &PoolDir, is_name: bool, wanted: &Adopt, catalog: &Catalog) -> Result<()> {
@@ -303,6 +318,7 @@ fn make_directory(dir: &PoolDir, is_name: bool, wanted: &Adopt, catalog: &Catalo
 /// Names and sizes in the making.
 struct Plan<'a> {
     wanted: &'a Adopt,
+    origins: BTreeMap<VolumeId, ExternalOrigin>,
     backup: Option<Backup>,
     block_size: BlockSize,
     /// Names that are taken.
@@ -326,7 +342,7 @@ impl Plan<'_> {
         let name = self.name(id, known.as_ref());
         let (size_bytes, size_from) = self.size(id, &name, known.as_ref(), mapped_end)?;
         let mut entry = VolumeEntry {
-            external_origin: None,
+            external_origin: self.origins.get(&id).cloned(),
             name,
             id,
             size_bytes,
@@ -419,13 +435,13 @@ impl Plan<'_> {
         }
     }
 
-    /// Where nothing is mapped, such a volume shows another device. Here it would show zeros: so nobody writes it.
+    /// Where nothing is mapped, such a volume shows another device. Without that it would show zeros: so nobody writes it.
     fn mark_external_origin(&mut self, entry: &mut VolumeEntry, origin: Option<String>) -> Result<()> {
-        let Some(origin) = origin else { return Ok(()) };
+        let Some(origin) = origin.filter(|_| entry.external_origin.is_none()) else { return Ok(()) };
         self.notes.push(format!(
-            "volume `{}` has the external origin `{origin}`, whose data shows where nothing is mapped, and which is not \
-             adopted: it reads zeros there, and is read-only for that reason",
-            entry.name
+            "volume `{}` has the external origin `{origin}`, whose data shows where nothing is mapped: as it was not given \
+             (--origin {}=PATH), the volume reads zeros there, and is read-only for that reason",
+            entry.name, entry.id
         ));
         entry.read_only = true;
         entry.labels.insert(LabelKey::parse(EXTERNAL_ORIGIN_LABEL)?, LabelValue::parse(&origin)?);

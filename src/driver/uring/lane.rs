@@ -175,14 +175,14 @@ impl UringLane {
         }
     }
 
-    /// To be called once a turn, before [`UringLane::next_finished`] and the wait: sends the turn's questions to the keeper
+    /// To be called once a turn, before [`UringLane::next_finished`] and the wait: asks the keeper the turn's questions
     /// in one go, takes in what it has answered, and sees to it that its next answer ends the wait.
     pub fn before_wait(&mut self, ring: &mut impl Submit) {
         self.listen(ring);
         self.bursts.turn();
         loop {
             if !self.asks.is_empty() {
-                self.seat.shared.keeper.ask(self.seat.lane, &mut self.asks);
+                self.seat.shared.ask(self.seat.lane, &mut self.asks);
             }
             let ended = self.seat.inbox().take_or_sleep(&mut self.replies);
             if self.replies.is_empty() && (ended.is_none() || self.waiting.is_empty()) {

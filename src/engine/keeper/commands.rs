@@ -88,7 +88,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         snapshotted: SnapTime,
         behind: Behind,
     ) -> Arc<Volume> {
-        let volume = Volume::new(id, size_bytes, snapshotted, behind);
+        let volume = Volume::new(id, size_bytes, snapshotted, behind, self.map_memory.pages());
         volume.set_ignores_discards(self.discard.ignores());
         Arc::new(volume)
     }
@@ -427,7 +427,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             queue_expired: self.starved && self.queue_has_expired(),
             waiting_for_space: self.space_waiters.len(),
             volumes: self.volumes.len(),
+            map_bytes: self.map_memory.used_bytes(),
             deleting: self.deletions.iter().copied().collect(),
+            counts: self.sharing_counts(),
         }
     }
 

@@ -15,6 +15,7 @@
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (fail stop).
 
 mod commands;
+mod map_memory;
 mod settle;
 mod sharing;
 
@@ -32,6 +33,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+use map_memory::MapMemory;
+
 /// Tree nodes that one step of a background deletion may touch: some ten milliseconds of work.
 const DELETE_STEP_NODES: usize = 1024;
 /// Mappings that one step of a long discard may remove.
@@ -42,6 +45,9 @@ const DISCARD_STEP_RANGES: usize = 32;
 const DISCARD_STEP_BYTES: u64 = 1 << 30;
 /// Mappings that wait in memory before they are brought into the trees without a commit.
 const PENDING_MAPPINGS_LIMIT: usize = 64 * 1024;
+
+/// What map tables may take: of 2 TiB in blocks of 64 KiB.
+pub const DEFAULT_MAP_BYTES: u64 = 256 << 20;
 
 /// The most bytes of a volume whose size nobody knows: its highest key is whatever the disk says.
 const SHOWN_BYTES_LIMIT: u64 = 1 << 50;
@@ -61,6 +67,8 @@ pub struct KeeperOptions {
     pub volume_sizes: HashMap<VolumeId, u64>,
     /// What shows where volumes have no block; zeros for those that are not here.
     pub behind: HashMap<VolumeId, Behind>,
+    /// Bytes of map tables that are kept in memory: 8 a block that is in use.
+    pub map_bytes: u64,
 }
 
 impl Default for KeeperOptions {
@@ -73,6 +81,7 @@ impl Default for KeeperOptions {
             lanes: 1,
             volume_sizes: HashMap::new(),
             behind: HashMap::new(),
+            map_bytes: DEFAULT_MAP_BYTES,
         }
     }
 }
@@ -171,6 +180,7 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// The data disk knows no discard.
     cannot_discard: bool,
     volumes: BTreeMap<VolumeId, Arc<Volume>>,
+    map_memory: MapMemory,
 
     filling: BTreeMap<(VolumeId, VirtualBlock), Filling>,
     unmaps: VecDeque<Unmap>,
@@ -230,6 +240,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             )
             .hint("give it back its size (truncate -s, or the right device) before opening the pool"));
         }
+        let map_memory = MapMemory::new(Arc::default(), options.map_bytes);
         let mut volumes = BTreeMap::new();
         for (id, details) in metadata.volumes()? {
             let size_bytes = match options.volume_sizes.get(&id) {
@@ -243,7 +254,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 }),
             };
             let behind = options.behind.get(&id).cloned().unwrap_or_default();
-            let volume = Volume::new(id, size_bytes, details.snapshotted_time, behind);
+            let volume = Volume::new(id, size_bytes, details.snapshotted_time, behind, map_memory.pages());
             volume.set_ignores_discards(options.discard.ignores());
             volumes.insert(id, Arc::new(volume));
         }
@@ -255,6 +266,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             discard: options.discard,
             cannot_discard: false,
             volumes,
+            map_memory,
             filling: BTreeMap::new(),
             unmaps: VecDeque::new(),
             freezes: VecDeque::new(),
@@ -325,6 +337,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let Some(volume) = self.volumes.get(&id) else {
             return out.reply(from, Reply::Failed(IoError::Gone));
         };
+        if volume.table.bring_back(block) {
+            return out.reply(from, Reply::Again);
+        }
         let page = page_of(block);
         let mut mappings = Vec::new();
         let read = self.metadata.for_each_mapping(id, page.clone(), &mut |block, mapping| {
@@ -334,6 +349,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ok(()) => {
                 volume.table.load_page(page, &mappings);
                 out.reply(from, Reply::Again);
+                self.keep_to_map_budget();
             }
             // Nothing was changed: the rest of the pool goes on.
             Err(error) => self.map_is_unreadable(from, id, block, &error, out),
@@ -373,7 +389,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return out.reply(from, Reply::Again);
         }
         // The map in memory may know better than the metadata, see below; and then somebody may be writing in place.
-        if matches!(volume.table.get(block), Lookup::Mapped(mapping) if !volume.is_shared(mapping)) {
+        if matches!(volume.table.get_kept(block), Lookup::Mapped(mapping) if !volume.is_shared(mapping)) {
             return out.reply(from, Reply::Again);
         }
         self.holders_lost = self.holders_lost.filter(|epoch| !self.epochs.all_past(*epoch));
@@ -430,11 +446,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         volume.table.set(block, Some(mapping));
         out.reply(from, Reply::Done);
         self.end_filling(id, block, target, out);
-        if self.metadata.pending_mappings() >= PENDING_MAPPINGS_LIMIT
-            && let Err(error) = self.metadata.apply_pending()
-        {
-            self.fail(error, out);
-        }
+        self.keep_to_map_budget(); // the page may be new
     }
 
     fn end_filling(&mut self, id: VolumeId, block: VirtualBlock, target: DataBlock, out: &mut Outbox) {

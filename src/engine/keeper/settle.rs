@@ -12,6 +12,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if let Some(unmap) = self.unmaps.pop_front() {
             self.unmap_step(unmap, out);
         }
+        if self.has_many_pending()
+            && let Err(error) = self.metadata.apply_pending()
+        {
+            self.fail(error, out);
+        }
         let taken = self.take_drained(out);
         if self.failed.is_some() {
             return Settled::Idle; // what was begun must not be committed by what comes next
@@ -27,10 +32,21 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         self.deletion_step(out);
         self.pass_limbo();
+        self.keep_to_map_budget();
         self.discard_step();
         self.settle_space(out);
         self.sharing_step(out);
         self.what_is_left()
+    }
+
+    /// Whether something is there to be settled that the last [`Keeper::settle`] may not have seen.
+    pub fn wants_to_settle(&self) -> bool {
+        let is_waited_for = !self.space_waiters.is_empty() || !self.freezes.is_empty();
+        is_waited_for || self.has_many_pending() || self.what_is_left() == Settled::HasWork
+    }
+
+    fn has_many_pending(&self) -> bool {
+        self.metadata.pending_mappings() >= PENDING_MAPPINGS_LIMIT
     }
 
     pub(super) fn what_is_left(&self) -> Settled {
@@ -41,7 +57,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         } else if commits || deletes || self.counts() || !(self.unmaps.is_empty() && self.discards.is_empty())
         {
             Settled::HasWork
-        } else if !self.freezes.is_empty() || !self.limbo.is_empty() {
+        } else if !self.freezes.is_empty() || !self.limbo.is_empty() || self.map_memory.waits_for_lanes() {
             Settled::WaitsForLanes
         } else {
             Settled::Idle

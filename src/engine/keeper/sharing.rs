@@ -67,8 +67,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             exclusive_blocks,
             age_seconds: self.sharing.ticks - known.tick,
             is_current: self.is_counted(),
-            count: self.sharing.counts,
         })
+    }
+
+    /// Counts that came to their end.
+    pub(super) fn sharing_counts(&self) -> u64 {
+        self.sharing.counts
     }
 
     pub(super) fn sharing_tick(&mut self) {

@@ -1,0 +1,147 @@
+//! The keeper, and who has it work: its own thread, or a lane that finds it free.
+//!
+//! Waking the keeper's thread and being woken by it takes longer than what the keeper does for a fill. So a lane whose
+//! question takes no I/O (but for metadata that is not in memory) asks on its own thread if nobody else is at the desk, and
+//! otherwise sends it to the inbox. What must hold:
+//!
+//! - Lanes never wait for the desk, and step back when the keeper's thread wants it.
+//! - What waits for the disk (flushes, loading of the map, whatever commits) is left to the keeper's thread. So is what the
+//!   keeper does when it is settled; a lane that has left something to settle rouses that thread.
+//! - Who panics at the desk leaves it poisoned; the keeper's thread finds that at its next tick at the latest, and ends.
+
+use super::inbox::Control;
+use super::pool::Shared;
+use crate::disk::{Disk, FileDisk};
+use crate::engine::{Answer, Ask, Asker, Keeper, LaneId, OpId, Outbox, Reply};
+use crate::error::{Error, ErrorKind, Result};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where the keeper of a pool sits.
+pub(super) struct Desk<M: Disk> {
+    /// `None` once it has gone.
+    work: Mutex<Option<Work<M>>>,
+    /// The keeper's thread waits for it.
+    wanted: AtomicBool,
+}
+
+/// A desk as lanes know it.
+pub(super) trait AskAtOnce: Send + Sync {
+    /// Has those of `asks` answered that can be answered at once, into the lane's inbox, and leaves the rest.
+    fn ask_at_once(&self, shared: &Shared, lane: LaneId, asks: &mut Vec<(OpId, Ask)>);
+}
+
+impl<M: Disk> Desk<M> {
+    pub fn new(keeper: Keeper<M, Arc<FileDisk>>, lanes: usize) -> Self {
+        Desk { work: Mutex::new(Some(Work::new(keeper, lanes))), wanted: AtomicBool::new(false) }
+    }
+
+    /// Keeper's thread: sits down, once the lane that is there has its answer.
+    pub fn sit_down(&self) -> MutexGuard<'_, Option<Work<M>>> {
+        self.wanted.store(true, Relaxed);
+        let work = self.work.lock().expect("a lane has panicked at the keeper's desk");
+        self.wanted.store(false, Relaxed);
+        work
+    }
+
+    /// Keeper's thread: the end.
+    pub fn clear(&self) {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl<M: Disk> AskAtOnce for Desk<M> {
+    fn ask_at_once(&self, shared: &Shared, lane: LaneId, asks: &mut Vec<(OpId, Ask)>) {
+        if self.wanted.load(Relaxed) || !asks.iter().any(|(_, ask)| is_answered_at_once(ask)) {
+            return;
+        }
+        let Ok(mut work) = self.work.try_lock() else { return };
+        let Some(work) = work.as_mut() else { return };
+        asks.retain(|(op, ask)| {
+            let at_once = is_answered_at_once(ask);
+            if at_once {
+                work.keeper.handle(Asker::Lane(lane, *op), ask.clone(), &mut work.out);
+            }
+            !at_once
+        });
+        work.deliver(shared);
+        if work.keeper.wants_to_settle() {
+            shared.keeper.rouse();
+        }
+    }
+}
+
+fn is_answered_at_once(ask: &Ask) -> bool {
+    match ask {
+        Ask::Fill(..) | Ask::Publish(..) => true,
+        Ask::Load(..) | Ask::Abandon(..) | Ask::Unmap(..) | Ask::Flush | Ask::Thaw(_) | Ask::AwaitSpace => {
+            false
+        }
+    }
+}
+
+/// The keeper with what lies before it.
+pub(super) struct Work<M: Disk> {
+    pub keeper: Keeper<M, Arc<FileDisk>>,
+    pub out: Outbox,
+    /// The batch of answers to each lane, and the lanes whose batch is not empty.
+    replies: Vec<Vec<(OpId, Reply)>>,
+    answered: Vec<LaneId>,
+    commands: HashMap<u64, SyncSender<Result<Answer>>>,
+    next_command: u64,
+}
+
+impl<M: Disk> Work<M> {
+    fn new(keeper: Keeper<M, Arc<FileDisk>>, lanes: usize) -> Self {
+        Work {
+            keeper,
+            out: Outbox::default(),
+            replies: (0..lanes).map(|_| Vec::new()).collect(),
+            answered: Vec::new(),
+            commands: HashMap::new(),
+            next_command: 0,
+        }
+    }
+
+    /// What the control plane wants.
+    pub fn control(&mut self, control: Control) {
+        match control {
+            Control::Command(command, answer) => {
+                let number = self.next_command;
+                self.next_command += 1;
+                self.commands.insert(number, answer);
+                self.keeper.command(number, command, &mut self.out);
+            }
+            Control::Open(id, answer) => {
+                let volume = self.keeper.volume(id).ok_or_else(|| {
+                    let message = format!("the pool has no volume {id}, or it is being deleted");
+                    Error::new(ErrorKind::NotFound, message)
+                });
+                let lease = volume.and_then(|volume| volume.open());
+                // Whoever asked may have gone; then the lease goes here.
+                let _ = answer.send(lease);
+            }
+        }
+    }
+
+    /// Hands out what the keeper has to say, to each lane in one go.
+    pub fn deliver(&mut self, shared: &Shared) {
+        for (number, answer) in self.out.answers.drain(..) {
+            let sender = self.commands.remove(&number).expect("a command is answered once");
+            let _ = sender.send(answer); // whoever asked may have gone
+        }
+        for (asker, reply) in self.out.replies.drain(..) {
+            let Asker::Lane(lane, op) = asker else { unreachable!("commands get answers, not replies") };
+            let batch = &mut self.replies[usize::from(lane.0)];
+            if batch.is_empty() {
+                self.answered.push(lane);
+            }
+            batch.push((op, reply));
+        }
+        for lane in self.answered.drain(..) {
+            shared.inbox(lane).reply(&mut self.replies[usize::from(lane.0)]);
+        }
+    }
+}
