@@ -1,7 +1,10 @@
 //! Bytes as a client of the control socket, and as a catalog.
 
 use crate::control::api::ServedBy;
-use crate::control::catalog::{Catalog, CatalogStore};
+use crate::control::catalog::Catalog;
+use crate::control::catalog_file::CatalogStore;
+use crate::control::catalog_log::Durability;
+use crate::control::change::Change;
 use crate::control::http::{self, CloseRequest};
 use crate::control::listen::{Limits, connect};
 use crate::control::service::{Executor, Parts, Service};
@@ -29,7 +32,10 @@ impl Executor for Refuses {
 struct Nowhere;
 
 impl CatalogStore for Nowhere {
-    fn save(&self, _: &Catalog) -> Result<()> {
+    fn keep(&self, _: &Catalog, _: &[Change], _: Durability) -> Result<()> {
+        Ok(())
+    }
+    fn finish(&self, _: &Catalog) -> Result<()> {
         Ok(())
     }
 }
