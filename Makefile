@@ -6,7 +6,7 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit nbd-client openssl zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build install lint test loom simulate fuzz-fsck vmtest vmbench demo bench bench-fsck snapshots clean
+.PHONY: help build install lint test loom simulate torture fuzz-fsck vmtest vmbench demo bench bench-fsck snapshots clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
@@ -16,6 +16,7 @@ help:
 	@echo 'make loom    the lock-free parts in every order of their steps: seconds, once it is built'
 	@echo 'make simulate SEEDS=1..10001   power cuts in a simulated world'
 	@echo 'make fuzz-fsck IMAGES=1000000   mutated metadata through check, dump and repair, and every bit of a small pool flipped'
+	@echo 'make torture ROUNDS=1000 SEED=1   the real daemon under several clients, killed with SIGKILL: about five seconds a round'
 	@echo 'make vmtest KERNEL=stable   pools between us and the kernel'"'"'s own dm-thin, and block devices, in a virtual machine: half an hour'
 	@echo 'make vmbench block devices beside the kernel'"'"'s dm-thin in the virtual machine; the table lands in bench/results/'
 	@echo 'make bench   uthin beside its peers on this machine; the table lands in bench/results/'
@@ -60,6 +61,14 @@ IMAGES ?= 1000000
 fuzz-fsck:
 	@tools/need $(RUST_NEEDS)
 	UTHIN_FSCK_FUZZ=$(IMAGES) UTHIN_FSCK_FLIPS=all cargo test --locked --release --lib check::tests:: -- --nocapture
+
+# The same seed does the same things to the daemon; the pool of a round that failed is kept in target/torture.
+ROUNDS ?= 1000
+SEED   ?=
+torture: build
+	@tools/need python3 python3-libnbd
+	@tools/oracle >/dev/null
+	UTHIN_KEEP=target/torture /usr/bin/python3 tests/live/torture.py $(ROUNDS) $(SEED)
 
 # stable or newest: which of Debian's kernels. See tests/vm/lab.
 KERNEL ?= stable

@@ -24,6 +24,8 @@ pub mod engine;
 pub mod error;
 pub mod format;
 pub mod frontend;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod manual;
 pub mod metadata;
 #[cfg(any(test, feature = "sim"))]

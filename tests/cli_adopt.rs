@@ -347,8 +347,8 @@ fn an_external_origin_of_lvms_shows_again_when_it_is_given() {
     let volumes = lvm_thin("root", 0, 0, READ_WRITE, &[1024], "external_origin = \"golden\"")
         + &lvm_thin("root.snap", 1, 0, READ_WRITE, &[1024], "external_origin = \"golden\"");
     fs::write(place.path("b"), lvm_backup(&lvm_pool("pool", 128, 7, ""), &volumes)).expect("written");
-    refused(&place, &["--lvm", "b", "--origin", "0=nowhere"], 1, "the external origin of volume 0");
-    refused(&place, &["--lvm", "b", "--origin", "9=golden"], 3, "no volume 9");
+    refused(&place, &["--lvm", "b", "--origin", "0=nowhere"], 5, "the external origin of volume 0");
+    refused(&place, &["--lvm", "b", "--origin", "9=golden"], 5, "no volume 9");
     refused(&place, &["--lvm", "b", "--origin", "0=golden", "--origin", "0=golden"], 2, "given twice");
     refused(&place, &["--lvm", "b", "--origin", "golden"], 2, "gives no volume an origin");
     refused(&place, &["--lvm", "b", "--origin", "0=disk"], 6, "disk");

@@ -3,7 +3,7 @@
 mod cli_common;
 
 use cli_common::nbd::NO_SPACE;
-use cli_common::{POOL, Place};
+use cli_common::{POOL, Place, eventually};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -12,14 +12,6 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const BLOCK: u64 = 65_536;
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// `uthin events --json`, line by line.
 struct Listener {

@@ -2,7 +2,8 @@
 
 mod cli_common;
 
-use cli_common::{POOL, Place, nbd};
+use cli_common::control::{ask, http};
+use cli_common::{POOL, Place, eventually, nbd};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -14,15 +15,6 @@ fn place_with_volume(size: &str) -> Place {
     let place = Place::with_pool(size);
     place.ok(&["volume", "create", "./p/v", "--size", "64M"]);
     place
-}
-
-/// Waits for something that the daemon does in its own time.
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: it does not happen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -304,26 +296,6 @@ fn listeners_are_where_they_were_asked_for() {
     assert!(!other.path("p/control.sock").exists(), "a daemon that cannot start leaves nothing");
     other.ok(&["volume", "create", "./p/v", "--size", "1M"]);
     busy.kill();
-}
-
-/// One exchange on the control socket, by hand.
-fn http(place: &Place, request: &str) -> (u16, String) {
-    let mut stream = UnixStream::connect(place.path("p/control.sock")).expect("a daemon listens");
-    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
-    stream.write_all(request.as_bytes()).expect("written");
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
-    let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-    (status, answer.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned()))
-}
-
-fn ask(place: &Place, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
-    let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-    );
-    let (status, body) = http(place, &request);
-    (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
 }
 
 #[test]

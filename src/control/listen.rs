@@ -65,7 +65,13 @@ pub async fn serve(listener: UnixListener, router: Router, limits: Limits, mut s
     while connections.join_next().await.is_some() {}
 }
 
-async fn connect(stream: UnixStream, router: Router, limits: Limits, mut stopped: watch::Receiver<()>) {
+/// One connection, to its end.
+pub(crate) async fn connect(
+    stream: UnixStream,
+    router: Router,
+    limits: Limits,
+    mut stopped: watch::Receiver<()>,
+) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header)

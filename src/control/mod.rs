@@ -21,7 +21,7 @@ pub mod exports;
 pub mod hook;
 pub mod http;
 pub mod label;
-mod listen;
+pub(crate) mod listen;
 mod message;
 mod min_free;
 pub mod name;

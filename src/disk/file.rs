@@ -69,7 +69,8 @@ impl FileDisk {
             // Who has it open exclusively may be one of us: then the lock knows its name.
             Err(error) if error.kind() == ErrorKind::Busy => {
                 lock(&open_file(path, OFlags::RDONLY)?, path, Patience::None, true)?;
-                return Err(error);
+                // It had been a dead process's, perhaps, that the lock has waited for.
+                open_file(path, access | exclusive).map_err(|_| error)?
             }
             opened => opened?,
         };

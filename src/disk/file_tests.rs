@@ -247,6 +247,20 @@ fn a_lock_dies_with_its_process() {
     FileDisk::open(&path, OpenMode::ReadOnly).unwrap();
 }
 
+/// The file is still open after the process that locked it has ended, as with an io_uring that has something under way.
+#[test]
+fn a_lock_that_a_dead_process_left_is_waited_for() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("disk");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let script = r#"exec 9<>"$1"; flock -n 9 || exit 1; sleep 1 >&- 2>&- &"#;
+    let status = Command::new("sh").args(["-c", script, "sh"]).arg(&path).status().unwrap();
+    assert!(status.success(), "flock is in the package util-linux");
+    let begin = std::time::Instant::now();
+    FileDisk::open(&path, OpenMode::ReadWrite).unwrap();
+    assert!(begin.elapsed().as_millis() > 300, "the lock was there");
+}
+
 /// A loop device, where this process may make one.
 struct LoopDevice {
     path: PathBuf,

@@ -10,33 +10,49 @@ use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Patience {
-    /// Once.
+    /// Not for somebody who is there.
     None,
     /// For a second: udev locks a block device while it looks at it, which it does whenever a writer has closed it.
     ForUdev,
 }
 
-/// Locks `file` for as long as it is open, against other writers or (`exclusive`) against everybody. `Busy`.
+impl Patience {
+    /// How long to wait for a lock that `owners` have, as far as that can be seen.
+    fn with(self, owners: &[Owner]) -> Duration {
+        match self {
+            // Whoever took it has died. An io_uring keeps its files open for a while after its process is gone, and the next daemon
+            // may be started at once.
+            Patience::None | Patience::ForUdev if owners.is_empty() => Duration::from_secs(5),
+            Patience::None => Duration::ZERO,
+            Patience::ForUdev => Duration::from_secs(1),
+        }
+    }
+}
+
+/// Locks `file` for as long as it is open, against other writers or (`exclusive`) against everybody. `Busy`, at once if the process
+/// that has it is alive.
 pub(super) fn lock(file: &File, path: &Path, patience: Patience, exclusive: bool) -> Result<()> {
     let operation = match exclusive {
         true => FlockOperation::NonBlockingLockExclusive,
         false => FlockOperation::NonBlockingLockShared,
     };
-    let mut tries_left = match patience {
-        Patience::None => 0,
-        Patience::ForUdev => 50,
-    };
+    let begin = Instant::now();
     loop {
         match retry(|| flock(file, operation)) {
             Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) if tries_left == 0 => return Err(busy(file, path)),
             Err(Errno::WOULDBLOCK) => {
-                tries_left -= 1;
+                let owners = file
+                    .metadata()
+                    .map(|metadata| owners(metadata.dev(), metadata.ino()))
+                    .unwrap_or_default();
+                if begin.elapsed() >= patience.with(&owners) {
+                    return Err(busy(&owners, path));
+                }
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(error) => return Err(Error::io(format_args!("{}: locking", path.display()), &error.into())),
@@ -54,8 +70,7 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rusti
     }
 }
 
-fn busy(file: &File, path: &Path) -> Error {
-    let owners = file.metadata().map(|metadata| owners(metadata.dev(), metadata.ino())).unwrap_or_default();
+fn busy(owners: &[Owner], path: &Path) -> Error {
     let (by, hint) = match owners.first() {
         Some(owner) if owner.pid == std::process::id() => (
             "by this process itself".to_owned(),

@@ -5,7 +5,7 @@ use crate::checksum::BlockKind;
 use crate::units::{DataBlock, Mapping, MetaBlock, SnapTime, TransactionId};
 
 /// The blocks of a fixture, a metadata device written by the kernel.
-fn fixture(name: &str) -> Vec<Block> {
+pub(crate) fn fixture(name: &str) -> Vec<Block> {
     let path = format!("{}/tests/fixtures/{name}.bin.zst", env!("CARGO_MANIFEST_DIR"));
     let file = std::fs::File::open(path).unwrap();
     let mut bytes = Vec::new();

@@ -31,4 +31,4 @@ pub use superblock::{
 };
 
 #[cfg(test)]
-mod golden_tests;
+pub(crate) mod golden_tests;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
+pub mod control;
 pub mod nbd;
 
 use std::io::{BufRead, BufReader};
@@ -9,6 +10,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+/// Waits for something that a daemon does in its own time.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: it does not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
 
 /// A directory for the files of one test.
 pub struct Place {
@@ -28,6 +38,15 @@ impl Place {
             None => builder.tempdir(),
         };
         Place { directory: directory.expect("there is a place for temporary files") }
+    }
+
+    /// An empty place in memory, where the system has one: for tests of large numbers, in which the disk's time is all there is.
+    pub fn in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        match tempfile::Builder::new().prefix("uthin-cli.").tempdir_in(memory) {
+            Ok(directory) => Place { directory },
+            Err(_) => Self::empty(),
+        }
     }
 
     /// A place with a pool of that size at `./p`.
@@ -105,6 +124,28 @@ impl Place {
     /// What opening had to put right, according to the status.
     pub fn notes(&self) -> String {
         self.json(&["pool", "status", POOL])["notes"].to_string()
+    }
+
+    /// Bytes of data blocks that the pool has in use.
+    pub fn used_bytes(&self) -> u64 {
+        self.json(&["pool", "status", POOL])["data"]["used_bytes"].as_u64().expect("a number")
+    }
+
+    /// Bytes of the blocks that a volume maps.
+    pub fn mapped_bytes(&self, volume: &str) -> u64 {
+        let status = self.json(&["volume", "status", &format!("{POOL}/{volume}")]);
+        status["mapped_bytes"].as_u64().expect("a number")
+    }
+
+    /// The pool's mode.
+    pub fn mode(&self) -> String {
+        self.json(&["pool", "status", POOL])["mode"].as_str().expect("a word").to_owned()
+    }
+
+    /// Deletes a volume as soon as the last client's hold on it has ended.
+    pub fn delete(&self, volume: &str) {
+        let name = format!("{POOL}/{volume}");
+        eventually("the clients' hold ends", || self.run(&["volume", "delete", &name]).code == 0);
     }
 
     /// Names of the files in a directory, in order.

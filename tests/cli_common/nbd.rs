@@ -52,8 +52,19 @@ impl Client {
     }
 
     fn request(&mut self, kind: u16, offset_bytes: u64, length_bytes: u32, payload: &[u8]) -> Result<u32> {
+        self.request_with(0, kind, offset_bytes, length_bytes, payload)
+    }
+
+    fn request_with(
+        &mut self,
+        flags: u16,
+        kind: u16,
+        offset_bytes: u64,
+        length_bytes: u32,
+        payload: &[u8],
+    ) -> Result<u32> {
         let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
-        request.extend(0_u16.to_be_bytes());
+        request.extend(flags.to_be_bytes());
         request.extend(kind.to_be_bytes());
         request.extend(7_u64.to_be_bytes());
         request.extend(offset_bytes.to_be_bytes());
@@ -82,6 +93,14 @@ impl Client {
     /// Writes.
     pub fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> std::result::Result<(), u32> {
         self.simple(1, offset_bytes, bytes.len(), bytes)
+    }
+
+    /// Writes, and what is written is durable when this returns.
+    pub fn write_fua(&mut self, offset_bytes: u64, bytes: &[u8]) -> std::result::Result<(), u32> {
+        match self.request_with(1, 1, offset_bytes, bytes.len() as u32, bytes).expect("the server answers") {
+            0 => Ok(()),
+            error => Err(error),
+        }
     }
 
     /// Flushes.

@@ -48,14 +48,17 @@ class Pool:
         if self.daemon:
             self.kill()
 
+    def start(self, *options):
+        """Starts the daemon."""
+        with open(self.path.parent / "daemon.log", "a") as log:
+            self.daemon = subprocess.Popen([BIN / "uthin", "serve", self.path, *options], stdout=subprocess.PIPE, stderr=log, text=True)
+
     def serve(self, *options):
-        """Starts the daemon and waits until it says that it is ready. Returns the seconds that took."""
-        begin = time.monotonic()
-        self.log = open(self.path.parent / "daemon.log", "a")
-        self.daemon = subprocess.Popen([BIN / "uthin", "serve", self.path, *options], stdout=subprocess.PIPE, stderr=self.log, text=True)
+        """Starts the daemon and waits until it says that it is ready."""
+        self.start(*options)
         for line in self.daemon.stdout:
             if line.strip() == "ready":
-                return time.monotonic() - begin
+                return
         status = self.daemon.wait()
         self.daemon = None
         raise Failed(f"the daemon ended with status {status} before it was ready:\n{self.log_tail()}")
@@ -109,9 +112,13 @@ def main(story):
     """Runs `story(folder, arguments)` in a temporary directory; exit status 1 and a reason if the product fails it."""
     import tempfile
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no daemon outlives its story
     with tempfile.TemporaryDirectory(prefix="uthin-live.", dir=os.environ.get("UTHIN_TEST_DIR"), ignore_cleanup_errors=True) as folder:
         try:
             story(folder, sys.argv[1:])
         except Failed as wrong:
+            if kept := os.environ.get("UTHIN_KEEP"):
+                Path(kept).mkdir(parents=True, exist_ok=True)
+                run("cp", "--recursive", "--sparse=always", folder, kept)
             print(f"FAILED: {wrong}", file=sys.stderr)
             sys.exit(1)

@@ -15,7 +15,7 @@ import time
 
 from pool import Failed, Pool, main, run, uthin
 from stamps import Model, compare_snapshot
-from torture import SECTORS, VOLUME_BYTES, WRITERS, read_all, write_forever
+from torture import SECTORS, VOLUME_BYTES, WRITERS, Ending, read_all, write_forever
 
 KEPT = 6
 
@@ -34,9 +34,10 @@ def story(folder, arguments):
         uthin("volume", "create", pool.path / "v1", "--size", str(4 * 48 << 20))
         uthin("volume", "create", pool.path / "v2", "--size", str(VOLUME_BYTES))
         pool.serve()
-        model, stop, wrong, snapshots = Model(SECTORS), threading.Event(), [], {}
+        model, ending, wrong, snapshots = Model(SECTORS), Ending(), [], {}
         writers = [
-            threading.Thread(target=_stamp, args=(pool, model, number, stop, wrong)) for number in range(WRITERS)
+            threading.Thread(target=write_forever, args=(pool, model, number, random.random(), ending, wrong, "v2"))
+            for number in range(WRITERS)
         ]
         job = fio(pool, seconds)
         for writer in writers:
@@ -44,7 +45,7 @@ def story(folder, arguments):
         try:
             taken = _snapshot_every_second(pool, model, job, snapshots, wrong)
         finally:
-            stop.set()
+            ending.stopped.set()
             for writer in writers:
                 writer.join(timeout=30)
             output, _ = job.communicate(timeout=120)
@@ -56,20 +57,6 @@ def story(folder, arguments):
         pool.close()
         pool.check()
         print(f"{taken} snapshots of each volume in {seconds} s of load, {model.next_stamp} stamped writes, all as they should be")
-
-
-def _stamp(pool, model, number, stop, wrong):
-    write_forever(_V2(pool), model, number, random.random(), stop, wrong)
-
-
-class _V2:
-    """The pool as writers see it, with v2 in the place of v1."""
-
-    def __init__(self, pool):
-        self.pool = pool
-
-    def uri(self, _):
-        return self.pool.uri("v2")
 
 
 def _snapshot_every_second(pool, model, job, snapshots, wrong):

@@ -7,6 +7,7 @@ that is known to cover it; after a crash it may hold any of that, or what was in
 import threading
 
 SECTOR = 512
+ZEROS = 0  # the stamp of a sector that nobody wrote, or that was discarded
 
 
 def sectors_of(stamp, count):
@@ -30,14 +31,16 @@ class Model:
         self.lock = threading.Lock()
         self.clock = 0
         self.next_stamp = 1
-        self.history = [[(0, 0)] for _ in range(sectors)]
+        self.history = [[(0, ZEROS)] for _ in range(sectors)]
         self.in_flight = {}
         self.taking = []  # snapshots under way: each a dict of sector -> set of stamps written meanwhile
 
-    def write_begins(self, first, count):
+    def write_begins(self, first, count, stamp=None):
+        """Returns the stamp to write; zeroes and discards bring their own, ZEROS."""
         with self.lock:
-            stamp = self.next_stamp
-            self.next_stamp += 1
+            if stamp is None:
+                stamp = self.next_stamp
+                self.next_stamp += 1
             for sector in range(first, first + count):
                 self.in_flight[sector] = stamp
                 for taking in self.taking:
@@ -77,12 +80,23 @@ class Model:
             self.taking = [taking for taking in self.taking if taking is not begun[1]]
             return begun
 
+    def _allowed(self, sector):
+        """What a crash may have left."""
+        allowed = {stamp for _, stamp in self.history[sector]}
+        if sector in self.in_flight:
+            allowed.add(self.in_flight[sector])
+        return allowed
+
+    def or_after_crash(self, begun):
+        """The contents of a snapshot that was begun before a crash, and of which nobody knows whether it was taken after it."""
+        before, meanwhile = begun
+        both = {sector: meanwhile.get(sector, set()) | self._allowed(sector) for sector in range(len(before))}
+        return before, both
+
     def after_crash(self, found):
         """Returns a complaint, or None; takes what was found as what is there now."""
         for sector, stamp in enumerate(found):
-            allowed = {stamp for _, stamp in self.history[sector]}
-            if sector in self.in_flight:
-                allowed.add(self.in_flight[sector])
+            allowed = self._allowed(sector)
             if stamp not in allowed:
                 return f"sector {sector} holds {stamp}, may hold {sorted(allowed)}"
         self.history = [[(self.clock, stamp)] for stamp in found]

@@ -519,6 +519,10 @@ pub fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "handshake_bench.rs"]
+pub(super) mod bench;
+
 #[cfg(test)]
 #[path = "handshake_tests.rs"]
 pub(super) mod tests;

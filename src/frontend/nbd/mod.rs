@@ -12,8 +12,8 @@
 mod address;
 mod connection;
 mod contexts;
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handshake;
 mod headers;
 mod listen;

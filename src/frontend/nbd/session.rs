@@ -191,7 +191,7 @@ impl Session {
     }
 
     /// What its requests are reckoned to hold, unsent replies included.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
@@ -634,7 +634,7 @@ fn describe(error: IoError) -> (Errno, &'static str) {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 #[path = "session_bench.rs"]
 pub(super) mod bench;
 

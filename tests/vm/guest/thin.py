@@ -136,19 +136,38 @@ class KernelPool:
 
 
 class Cut:
-    """A linear target on a device, which can be cut off as a power cut does: what is under way fails, nothing more arrives."""
+    """A linear target on a device, which can be cut off as a power cut does: what is under way fails, nothing more arrives. Or made to fail
+    otherwise, and restored."""
 
     def __init__(self, device):
         with Device(device) as opened:
             self.sectors = opened.size_bytes // SECTOR
+        self.device = device
         self.name = f"cut-{Path(device).name}"
         self.path = Path("/dev/mapper") / self.name
-        run("dmsetup", "create", self.name, "--table", f"0 {self.sectors} linear {device} 0")
+        run("dmsetup", "create", self.name, "--table", self._table("linear", device, 0))
+
+    def _table(self, *words):
+        return " ".join(str(word) for word in (0, self.sectors, *words))
+
+    def _becomes(self, *words):
+        run("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
+        run("dmsetup", "load", self.name, "--table", self._table(*words))
+        run("dmsetup", "resume", self.name)
 
     def cut(self):
-        run("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
-        run("dmsetup", "load", self.name, "--table", f"0 {self.sectors} error")
-        run("dmsetup", "resume", self.name)
+        self._becomes("error")
+
+    def refuse_writes(self):
+        """What is there can be read; writes fail."""
+        self._becomes("flakey", self.device, 0, 0, 3600, 1, "error_writes")
+
+    def come_and_go(self):
+        """Everything fails for a second, works for a second, and so on."""
+        self._becomes("flakey", self.device, 0, 1, 1)
+
+    def restore(self):
+        self._becomes("linear", self.device, 0)
 
     def remove(self):
         run("dmsetup", "remove", "--retry", self.name)

@@ -7,27 +7,20 @@ import random
 
 from contents import Contents, load
 from devices import ram_disks
-from stamps import Model, compare_snapshot, stamps_in
+from stamps import stamps_in
 from thin import Failed, KernelPool, UthinPool, check, main, say
-from torture import SECTORS, VOLUME_BYTES
-from torture import compare as compare_ours
-from torture import load as load_and_kill
+from torture import VOLUME_BYTES, Torture
 
 BLOCK = 64 << 10
 ROUNDS = 2
 SECONDS = 6
 
 
-def compare_in_kernel(pool, kernel, model, snapshots, when):
-    volumes = pool.volumes()
-    for name in ["v1", *snapshots]:
-        thin = kernel.thin(volumes[name]["id"], VOLUME_BYTES)
-        found = stamps_in(thin.pread(VOLUME_BYTES, 0))
-        complaint = model.after_crash(found) if name == "v1" else compare_snapshot(snapshots[name], found)
-        if complaint:
-            raise Failed(f"{when}: the kernel's thin {name}: {complaint}")
-        if name != "v1":
-            snapshots[name] = (found, {})  # from now on it is what it is
+def compare_in_kernel(torture, kernel, numbers, when):
+    def read(volume):
+        return stamps_in(kernel.thin(numbers[volume]["id"], VOLUME_BYTES).pread(VOLUME_BYTES, 0))
+
+    torture.compare(f"{when}: in the kernel", read)
 
 
 def story(folder, _):
@@ -37,32 +30,35 @@ def story(folder, _):
         pool.create("v1", VOLUME_BYTES)
         pool.create("quiet", 8 << 20)
         quiet = Contents(8 << 20)
-        model, snapshots = Model(SECTORS), {}
+        torture = Torture(pool, chance, others=["quiet"])
         for number in range(ROUNDS):
             pool.serve()
             opened = pool.open("quiet")
             load(opened, quiet, chance, 40, BLOCK)
-            load_and_kill(pool, model, chance, snapshots, SECONDS, number)
-            say(f"killed after {model.next_stamp} writes, snapshots: {sorted(snapshots)}")
+            torture.load(SECONDS)
+            say(f"killed after {torture.model.next_stamp} writes, snapshots: {sorted(torture.snapshots)}")
             check(metadata)
+            torture.settle(f"round {number}")
+            numbers = pool.volumes()
             with KernelPool(metadata, data, BLOCK) as kernel:
                 kernel.same_as(pool.handed_over())
-                compare_in_kernel(pool, kernel, model, snapshots, f"round {number}")
-                thin = kernel.thin(pool.volumes()["quiet"]["id"], 8 << 20)
+                compare_in_kernel(torture, kernel, numbers, f"round {number}")
+                thin = kernel.thin(numbers["quiet"]["id"], 8 << 20)
                 quiet.compare(thin, f"round {number}: the kernel's thin of the volume at rest")
                 load(thin, quiet, chance, 40, BLOCK)
             check(metadata)
             say("the kernel found every flushed write, and wrote")
         pool.serve()
-        compare_ours(pool, model, snapshots, "back")
+        torture.compare_served("back")
         opened = pool.open("quiet")
         quiet.compare(opened, "back: the volume at rest")
         opened.shutdown()
         pool.close()
         check(metadata, thorough=True)
-    if model.next_stamp < 200 or not snapshots:
-        raise Failed(f"only {model.next_stamp} writes and {len(snapshots)} snapshots: this shows nothing")
-    print(f"killed {ROUNDS} times, {model.next_stamp} writes, {len(snapshots)} snapshots: nothing flushed was lost")
+    writes, commands = torture.model.next_stamp, torture.operations
+    if writes < 200 or not commands:
+        raise Failed(f"only {writes} writes and {commands} commands: this shows nothing")
+    print(f"killed {ROUNDS} times, {writes} writes, {commands} commands: nothing flushed was lost")
 
 
 if __name__ == "__main__":
