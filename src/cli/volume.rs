@@ -402,9 +402,12 @@ fn set(volume: &VolumeRef, request: &SetVolume, json: bool) -> Result<()> {
     }
     let labels = if settings.labels.is_empty() { "none".to_owned() } else { shown(&settings.labels) };
     let on = settings.external_origin.map_or_else(String::new, |origin| format!(", on {}", origin.path));
-    let when_full = when_full_of(settings.when_full);
+    let when_full = match settings.when_full.is_some() || request.when_full.is_some() {
+        true => format!(", when full {}", when_full_of(settings.when_full)),
+        false => String::new(),
+    };
     let access = access(settings.read_only);
-    print(&format!("volume {}: {access}, labels {labels}{on}, when full {when_full}\n", settings.name))
+    print(&format!("volume {}: {access}, labels {labels}{on}{when_full}\n", settings.name))
 }
 
 fn shared(volume: &VolumeInfo, bytes: impl Fn(&Sharing) -> u64) -> Cell {
