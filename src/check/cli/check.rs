@@ -5,7 +5,7 @@ use super::names::Names;
 use super::progress::Watched;
 use super::{CLEAN, DAMAGE, FAILED, LEAKS, Terminal, require_metadata, to_json};
 use crate::check::dump::State;
-use crate::check::report::{Report, Severity, Verdict};
+use crate::check::report::{Report, Severity, Space, Verdict};
 use crate::check::{CheckOptions, MendOptions, Mended, Scope, check, check_and_mend};
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::Result;
@@ -158,8 +158,8 @@ fn report_text(path: &Path, report: &Report, names: &Names) -> String {
         ("file", path.display().to_string()),
         ("pool", format!("transaction {}, time {}", summary.transaction_id, summary.time)),
         ("volumes", format!("{}, with {mapped} mappings", report.volumes.len())),
-        ("data", format!("{} of {} blocks of {kib} KiB", report.data.allocated, report.data.blocks)),
-        ("metadata", format!("{} of {} blocks of 4 KiB", report.metadata.allocated, report.metadata.blocks)),
+        ("data", in_use(report.data, kib)),
+        ("metadata", in_use(report.metadata, 4)),
     ];
     for (title, value) in lines {
         text += &format!("{title:<10}{value}\n");
@@ -184,6 +184,13 @@ fn report_text(path: &Path, report: &Report, names: &Names) -> String {
     text += "\n";
     text += &verdict_text(report);
     text
+}
+
+fn in_use(space: Space, kib: u64) -> String {
+    match space.blocks {
+        0 => "not counted".to_owned(),
+        blocks => format!("{} of {blocks} blocks of {kib} KiB", space.allocated),
+    }
 }
 
 /// Where a virtual block begins. Numbers from a damaged device may be anything.

@@ -31,13 +31,12 @@ use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Metadata, Progress};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
+use map_memory::MapMemory;
 use space::SpaceWaiters;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use stop::{Failure, Stop, Uncommitted};
-
-use map_memory::MapMemory;
 
 /// Tree nodes that one step of a background deletion may touch: some ten milliseconds of work.
 const DELETE_STEP_NODES: usize = 1024;
