@@ -118,6 +118,12 @@ impl Lane {
         Lane { presence: Presence::new(id, epochs), block_size, requests: Slab::new(), ops: Slab::new() }
     }
 
+    /// Gone with its requests, as when the process dies.
+    #[cfg(test)]
+    pub fn die(mut self) {
+        self.requests = Slab::new();
+    }
+
     /// Whether no request is running.
     pub fn is_idle(&self) -> bool {
         self.requests.is_empty()

@@ -764,7 +764,7 @@ impl World {
 
     pub(super) fn forget_lanes(&mut self) {
         // Dead with their requests: the process is gone.
-        self.lanes.drain(..).for_each(std::mem::forget);
+        self.lanes.drain(..).for_each(Lane::die);
     }
 }
 
