@@ -10,6 +10,7 @@ mod map_table;
 mod origin;
 mod pages;
 mod request;
+mod sizes;
 mod sync;
 mod volume;
 
