@@ -87,6 +87,16 @@ pub struct MetadataSpace {
     pub free_bytes: u64,
     /// Kept back so that deletions and commits always go through.
     pub reserve_bytes: u64,
+    /// Something was refused for lack of it, and there has not been more since; some may be free, but not enough.
+    #[serde(default)]
+    pub is_full: bool,
+}
+
+impl MetadataSpace {
+    /// Whether what needs some is refused.
+    pub(super) fn has_none(&self) -> bool {
+        self.is_full || self.free_bytes == 0
+    }
 }
 
 /// The daemon that serves a pool.
@@ -171,7 +181,7 @@ impl PoolInfo {
             Mode::Ro | Mode::OutOfDataSpace | Mode::Fail => false,
         };
         // A pool that nobody serves has no mode that says so.
-        if !works || self.data.free_bytes == 0 || self.metadata.free_bytes == 0 {
+        if !works || self.data.free_bytes == 0 || self.metadata.has_none() {
             return Health::Critical;
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
@@ -800,6 +810,7 @@ mod tests {
                 used_bytes: 70 * 4096,
                 free_bytes: 852 * 4096,
                 reserve_bytes: 102 * 4096,
+                is_full: false,
             },
             volumes: 0,
             virtual_bytes: 0,

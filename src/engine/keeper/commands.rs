@@ -485,6 +485,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             time: self.metadata.time(),
             block_size: self.block_size(),
             usage: self.metadata.usage(),
+            out_of_metadata_space: self.is_out_of_metadata_space(),
             held_root: self.metadata.held_root().map(|MetaBlock(block)| block),
             discard: match self.discard {
                 Discard::Passdown if self.cannot_discard => Discard::NoPassdown,

@@ -207,6 +207,8 @@ pub struct Keeper<M: Disk, D: Disk> {
     volumes_when_full: HashMap<VolumeId, WhenFull>,
     /// The last fill found no free data block.
     out_of_data_space: bool,
+    /// Something was refused for lack of metadata space, when so many blocks were free.
+    lacking_metadata: Option<u64>,
 
     /// What commits freed, and the epoch that lanes must have passed.
     limbo: VecDeque<(Epoch, Vec<Range<u64>>)>,
@@ -287,6 +289,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             when_full: options.when_full,
             volumes_when_full: options.volumes_when_full,
             out_of_data_space: false,
+            lacking_metadata: None,
             limbo: VecDeque::new(),
             holders_lost: None,
             discards: VecDeque::new(),
@@ -425,6 +428,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Err(error) if is_no_space(&error) => {
                 self.starved = true;
                 self.out_of_data_space = error.kind() == ErrorKind::NoDataSpace;
+                self.note_lack(&error);
                 return out.reply(from, Reply::NoSpaceNow);
             }
             Err(error) => {
@@ -433,6 +437,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
         };
         self.out_of_data_space = false;
+        self.lacking_metadata = None;
         self.space_waiters.begin_anew();
         let filling = Filling { target, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
@@ -529,6 +534,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         result.map_err(|error| {
             if is_refusal(&error) {
+                self.note_lack(&error);
                 return error;
             }
             self.stop(Failure::Metadata, error, out);
