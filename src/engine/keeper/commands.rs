@@ -457,7 +457,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         self.commit(out)?;
         // Nobody reads any more. What the data disk is not told now, it is told never: holes of a sparse file.
-        self.discards.extend(self.limbo.drain(..).flat_map(|(_, freed)| freed));
+        let freed = self.limbo.drain(..).flat_map(|(_, freed)| freed);
+        freed.for_each(|range| self.discards.add(range));
         while !self.discards.is_empty() {
             self.discard_step();
         }

@@ -15,6 +15,7 @@
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (`stop`).
 
 mod commands;
+mod freed;
 mod map_memory;
 mod settle;
 mod sharing;
@@ -31,6 +32,7 @@ use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Metadata, Progress};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
+use freed::FreedRanges;
 use map_memory::MapMemory;
 use space::SpaceWaiters;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -216,7 +218,7 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// block for a volume that has it no more.
     holders_lost: Option<Epoch>,
     /// Out of everybody's reach; the data disk has not been told yet.
-    discards: VecDeque<Range<u64>>,
+    discards: FreedRanges,
 
     /// Commits so far that changed something.
     commits: u64,
@@ -292,7 +294,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             lacking_metadata: None,
             limbo: VecDeque::new(),
             holders_lost: None,
-            discards: VecDeque::new(),
+            discards: FreedRanges::default(),
             commits: 0,
             sharing: sharing::Sharing::default(),
             unreadable: 0,
