@@ -81,7 +81,8 @@ fn is_answered_at_once(ask: &Ask) -> bool {
         | Ask::Unmap(..)
         | Ask::Flush
         | Ask::Thaw(_)
-        | Ask::AwaitSpace(_) => false,
+        | Ask::AwaitSpace(_)
+        | Ask::GiveUp => false,
     }
 }
 

@@ -161,6 +161,11 @@ pub enum Action {
         /// What.
         ask: Ask,
     },
+    /// Tell the keeper [`Ask::GiveUp`], which is no question of its own.
+    GiveUp {
+        /// Whose question is taken back.
+        op: OpId,
+    },
     /// The answer to [`Kind::Extents`]; comes right before its `Complete`.
     Extents {
         /// Whose.
@@ -202,6 +207,9 @@ pub enum ExtentState {
 /// What a lane asks of the keeper.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ask {
+    /// Nobody waits for this op any more: if it waits for space, or for its volume to be thawed, answer it with `Failed`. Has no
+    /// answer of its own.
+    GiveUp,
     /// Load the map page that holds this block. Answer: `Again`.
     Load(VolumeId, VirtualBlock),
     /// A data block to put this block's next contents in. Answer: `Fill`, `Again` if somebody else did it meanwhile, or

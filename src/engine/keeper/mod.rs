@@ -22,7 +22,9 @@ mod sharing;
 mod space;
 mod stop;
 
-use super::command::{Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull};
+use super::command::{
+    Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, TimesFull, VolumeInfo, WhenFull,
+};
 use super::epochs::{Epoch, Epochs};
 use super::map_table::{Lookup, page_of};
 use super::origin::Behind;
@@ -211,6 +213,8 @@ pub struct Keeper<M: Disk, D: Disk> {
     out_of_data_space: bool,
     /// Something was refused for lack of metadata space, when so many blocks were free.
     lacking_metadata: Option<u64>,
+    /// How often these two began.
+    times_full: TimesFull,
 
     /// What commits freed, and the epoch that lanes must have passed.
     limbo: VecDeque<(Epoch, Vec<Range<u64>>)>,
@@ -292,6 +296,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             volumes_when_full: options.volumes_when_full,
             out_of_data_space: false,
             lacking_metadata: None,
+            times_full: TimesFull::default(),
             limbo: VecDeque::new(),
             holders_lost: None,
             discards: FreedRanges::default(),
@@ -345,6 +350,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 None => out.reply(from, Reply::Failed(IoError::Gone)),
             },
             Ask::AwaitSpace(volume) => self.space_waiters.add(volume, from),
+            Ask::GiveUp => self.give_up(from, out),
         }
     }
 
@@ -429,7 +435,6 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ok(target) => target,
             Err(error) if is_no_space(&error) => {
                 self.starved = true;
-                self.out_of_data_space = error.kind() == ErrorKind::NoDataSpace;
                 self.note_lack(&error);
                 return out.reply(from, Reply::NoSpaceNow);
             }
