@@ -98,6 +98,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             );
             let why = Error::new(why.kind(), why.message()).hint(hint);
             self.volumes.values().for_each(|volume| volume.refuse_changes());
+            self.partial.settler.refuse_changes();
             self.stopped = Some(Stop::OpenedReadOnly(why));
         }
     }
@@ -115,6 +116,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 Ask::Load(..)
                 | Ask::Fill(..)
                 | Ask::Publish(..)
+                | Ask::PublishPart(..)
+                | Ask::AwaitUnits(..)
+                | Ask::Settle
                 | Ask::Abandon(..)
                 | Ask::Unmap(..)
                 | Ask::Flush
@@ -137,6 +141,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         };
         // With those that are back.
         self.volumes.values().for_each(|volume| volume.refuse_changes());
+        self.partial.settler.refuse_changes();
         self.stopped = Some(match fallen_back {
             Ok(()) => {
                 tracing::error!("the pool is read-only from now on: {error}");
@@ -191,6 +196,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let mut tell = |asker: Asker| out.fail(asker, IoError::Io, &stopped);
         self.flushes.drain(..).for_each(&mut tell);
         self.space_waiters.take_all().for_each(&mut tell);
+        self.partial.take_waiting().for_each(&mut tell);
         self.thaws.drain(..).for_each(|(_, asker)| tell(asker));
         self.unmaps.drain(..).for_each(|unmap| tell(unmap.asker));
         for filling in std::mem::take(&mut self.filling).into_values() {
