@@ -71,7 +71,7 @@ pub(super) enum Verb {
     },
     /// Make whole blocks of partial ones (see --small-writes), in use or not
     ///
-    /// A settled and closed pool is one that dm-thin knows. Exits with 1 when blocks are left at the end of the time.
+    /// A settled and closed pool is one that dm-thin knows. It is an error when blocks are left at the end of the time.
     Settle {
         /// The pool
         #[arg(value_parser = PoolRef::parse)]
@@ -226,16 +226,13 @@ fn grow(pool: &PoolRef, request: &GrowPool, json: bool) -> Result<()> {
 
 fn settle(pool: &PoolRef, seconds: u64, json: bool) -> Result<()> {
     let settled = change(pool, |pool| pool.settle(&SettlePool { seconds }))?;
-    if json {
-        print_json(&settled)?;
-    } else {
-        let done = settled.before.saturating_sub(settled.left);
-        print(&format!("{done} partial blocks made whole, {} left\n", settled.left))?;
-    }
     match settled.left {
-        0 => Ok(()),
-        left => Err(Error::new(ErrorKind::Busy, format!("{left} partial blocks are left"))
-            .hint("give it more time (--seconds)")),
+        0 if json => print_json(&settled),
+        0 => print(&format!("{} partial blocks made whole, 0 left\n", settled.before)),
+        left => {
+            let message = format!("{left} partial blocks are left of {}", settled.before);
+            Err(Error::new(ErrorKind::Busy, message).hint("give it more time (--seconds)"))
+        }
     }
 }
 
@@ -426,13 +423,13 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
         "; what holds the data cannot discard: freed blocks keep their space"
     };
     print(&format!(
-        "pool {}: discard {}, zero new blocks {zero}, small writes {}, low water {}, when full {}, min free {}{rest}\n",
+        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}, min free {}, small writes {}{rest}\n",
         pool.text(),
         discard_word(discard),
-        small_writes_word(small_writes),
         free_space_shown(low_water),
         when_full_shown(when_full),
-        free_space_shown(min_free)
+        free_space_shown(min_free),
+        small_writes_word(small_writes)
     ))
 }
 
