@@ -381,6 +381,60 @@ mod tests {
         assert_eq!(partials.take_dirty(), [], "it is gone");
     }
 
+    /// Writers of the same units at once: each unit has one writer until it is there, and what has been acknowledged when the
+    /// list is taken is in what the list says, or was before.
+    #[test]
+    fn threads_write_each_unit_once_and_the_list_forgets_none() {
+        for round in 0..200 {
+            let partials = Partials::new(ALL);
+            let block = DataBlock(9);
+            partials.add(block, partial(0b1));
+            let writers: Vec<AtomicU64> = (0..16).map(|_| AtomicU64::new(0)).collect();
+            let (acknowledged, seen) = (AtomicU64::new(0b1), AtomicU64::new(0b1));
+            std::thread::scope(|scope| {
+                for thread in 0..3_u64 {
+                    let (partials, writers, acknowledged) = (&partials, &writers, &acknowledged);
+                    scope.spawn(move || {
+                        let mut random = (round * 3 + thread).wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+                        while acknowledged.load(Acquire) != ALL {
+                            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                            let wanted = 0b111 << ((random >> 40) % 14) & ALL;
+                            let Claim::Won(units) = partials.claim(block, wanted) else { continue };
+                            for unit in (0..16).filter(|unit| units >> unit & 1 == 1) {
+                                assert_eq!(
+                                    writers[unit].fetch_add(1, AcqRel),
+                                    0,
+                                    "unit {unit} is written twice"
+                                );
+                            }
+                            if random >> 60 == 0 {
+                                units_are_free_again(units, writers);
+                                partials.give_back(block, units);
+                                continue;
+                            }
+                            if units != 0 {
+                                partials.put(block, units);
+                            }
+                            acknowledged.fetch_or(units, AcqRel);
+                        }
+                    });
+                }
+                while seen.load(Relaxed) != ALL {
+                    let expected = acknowledged.load(Acquire);
+                    for (_, units) in partials.take_dirty() {
+                        seen.fetch_or(units, Relaxed);
+                    }
+                    assert_eq!(expected & !seen.load(Relaxed), 0, "acknowledged, and not on the list");
+                }
+            });
+            assert!(partials.get(block).is_none() && !partials.is_dirty());
+        }
+    }
+
+    fn units_are_free_again(units: u64, writers: &[AtomicU64]) {
+        (0..16).filter(|unit| units >> unit & 1 == 1).for_each(|unit| writers[unit].store(0, Release));
+    }
+
     #[test]
     fn the_settler_goes_round() {
         let partials = Partials::new(ALL);
