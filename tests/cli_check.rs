@@ -2,8 +2,10 @@
 
 mod cli_common;
 
-use cli_common::{POOL, Place};
+use cli_common::{POOL, Place, eventually};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::process::Stdio;
 
 fn pool() -> Place {
     let place = Place::with_pool("256M");
@@ -57,4 +59,35 @@ fn a_pool_too_damaged_to_be_opened_can_be_checked() {
     let outcome = place.run(&["pool", "check", POOL]);
     assert_eq!(outcome.code, 4, "{outcome:?}");
     assert!(outcome.stdout.contains("bad checksum") && outcome.stdout.contains("DAMAGED"), "{outcome:?}");
+}
+
+/// Nobody reads what it prints, so that it is still at it when the signal comes.
+#[test]
+fn an_interrupted_check_lets_the_metadata_snapshot_go() {
+    let place = pool();
+    for number in 0..60 {
+        place.ok(&["volume", "create", &format!("./p/volume-{number}"), "--size", "64M"]);
+    }
+    let _daemon = place.serve(&[]);
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a small one");
+    let mut command = place.command(&["pool", "check", POOL, "--online", "--json"]);
+    let mut checker = command.stdout(writer).stderr(Stdio::piped()).spawn().expect("uthin starts");
+    drop(command); // and with it the pipe's end
+    let held = || !place.json(&["pool", "status", POOL])["held_root"].is_null();
+    eventually("the metadata snapshot is held", held);
+    eventually("the check prints", || rustix::io::ioctl_fionread(&reader).expect("bytes in the pipe") > 0);
+
+    let pid = rustix::process::Pid::from_child(&checker);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    eventually("it is let go", || !held());
+    let mut exit = None;
+    eventually("it ends", || {
+        exit = checker.try_wait().expect("a child");
+        exit.is_some()
+    });
+    assert_eq!(exit.and_then(|status| status.code()), Some(1));
+    let mut said = String::new();
+    checker.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+    assert!(said.contains("interrupted; the metadata snapshot made for the check is released"), "{said}");
 }

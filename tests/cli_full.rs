@@ -4,7 +4,7 @@
 mod cli_common;
 mod common;
 
-use cli_common::{POOL, Place};
+use cli_common::{POOL, Place, eventually};
 use common::oracle;
 use serde_json::Value;
 use std::fs;
@@ -110,12 +110,72 @@ fn a_pool_that_runs_full_is_told_of_and_helped_without_an_error() {
     let status = place.json(&["pool", "status", POOL]);
     assert_eq!((&status["mode"], &status["waiting_for_space"]), (&"rw".into(), &0.into()));
     place.ok(&["volume", "snapshot", "./p/v", "s"]);
-    let told = events(&place);
-    assert_eq!(told.last().map(String::as_str), Some("volume-created"), "{told:?}");
-    assert!(
-        told.iter().any(|event| event == "data-ok") && told.iter().any(|event| event == "mode rw"),
-        "{told:?}"
+    // The daemon looks at the pool once a second, and tells at once what it is asked to do.
+    let after = ["volume-deleted", "mode rw", "data-ok", "volume-created"];
+    eventually("all of it is told", || {
+        let told = events(&place);
+        after.iter().all(|word| told.iter().any(|event| event == word))
+    });
+    daemon.signal(rustix::process::Signal::TERM);
+    oracle::accepts(&fs::read(place.path("p/metadata")).expect("there"));
+}
+
+#[test]
+fn metadata_that_runs_full_is_told_of_and_helped_without_an_error() {
+    let place = Place::empty();
+    let options = ["--when-full", "queue:0", "--metadata-size", "2M", "--no-zero"];
+    place.ok(&[&["pool", "create", POOL, "--size", "4G"][..], &options].concat());
+    place.ok(&["volume", "create", "./p/v", "--size", "1G"]);
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    // Many leaves, so that few writes after a snapshot need many blocks of metadata.
+    for block in (0..1 << 14).step_by(4) {
+        client.write(block * BLOCK + 8192, &[9; 512]).expect("there is space");
+    }
+    client.flush().expect("durable");
+    drop(client);
+
+    let mut fio = fio(&place, "v", "rw=randwrite\nbs=4k\nsize=1g\nio_size=12m\nrate_iops=600");
+    let free = |status: &Value| status["metadata"]["free_bytes"].as_u64().expect("a number");
+    let mut snapshots = 0;
+    let mut snapshot = || {
+        let done = place.run(&["volume", "snapshot", "./p/v", &format!("s{snapshots}")]);
+        snapshots += i32::from(done.code == 0);
+        done
+    };
+    // Snapshots, until there is metadata neither for another one nor for writes.
+    let status = loop {
+        let done = snapshot();
+        assert!(matches!(done.code, 0 | 7), "{done:?}");
+        assert!(done.code == 0 || done.stderr.contains("metadata"), "{done:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        let status = place.json(&["pool", "status", POOL]);
+        if done.code == 7 && waits(&status) {
+            break status;
+        }
+        assert!(fio.try_wait().expect("it is ours").is_none(), "fio has ended before: {status}");
+    };
+    assert_eq!((&status["mode"], &status["needs_check"]), (&"rw".into(), &false.into()), "{status}");
+    assert_eq!(
+        (&status["health"], &status["metadata"]["is_full"]),
+        (&"critical".into(), &true.into()),
+        "{status}"
     );
+    assert!(status["data"]["free_bytes"].as_u64() > Some(1 << 30), "it is not the data: {status}");
+    eventually("it is told", || events(&place).iter().any(|event| event == "metadata-full"));
+
+    // Deletions let it go on, and growing for good.
+    let mut oldest = (0..snapshots).map(|number| format!("./p/s{number}"));
+    while waits(&place.json(&["pool", "status", POOL])) {
+        place.ok(&["volume", "delete", &oldest.next().expect("enough to delete")]);
+    }
+    let before = free(&place.json(&["pool", "status", POOL]));
+    place.ok(&["pool", "grow", POOL, "--metadata-size", "8M"]);
+    ends_well(&place, "v", fio);
+    let status = place.json(&["pool", "status", POOL]);
+    assert!(free(&status) > before && !waits(&status), "{status}");
+    place.ok(&["volume", "snapshot", "./p/v", "after"]);
+    eventually("it is told", || events(&place).iter().any(|event| event == "metadata-ok"));
     daemon.signal(rustix::process::Signal::TERM);
     oracle::accepts(&fs::read(place.path("p/metadata")).expect("there"));
 }

@@ -88,5 +88,6 @@ fn check(metadata: &Path, of_snapshot: bool, json: bool) -> ExitCode {
     words.extend(of_snapshot.then(|| "--metadata-snap".into()));
     words.extend(json.then(|| "--json".into()));
     words.push(metadata.into());
-    ExitCode::from(fsck::run(words, &mut io::stdout().lock(), &mut io::stderr().lock()))
+    // Not locked: who is interrupted says so while this is still under way.
+    ExitCode::from(fsck::run(words, &mut io::stdout(), &mut io::stderr()))
 }

@@ -4,6 +4,7 @@
 //! fields are added, never changed or removed, so readers must not mind fields that they do not know.
 
 use super::label::{LabelChanges, Labels};
+pub use super::message::{MessageDone, MessageRequest};
 use super::name::VolumeName;
 use super::options::{FreeSpace, PoolOptions, VolumeWhenFull};
 use super::settle::{PoolSettled, SettlePool};
@@ -88,6 +89,16 @@ pub struct MetadataSpace {
     pub free_bytes: u64,
     /// Kept back so that deletions and commits always go through.
     pub reserve_bytes: u64,
+    /// Something was refused for lack of it, and there has not been more since; some may be free, but not enough.
+    #[serde(default)]
+    pub is_full: bool,
+}
+
+impl MetadataSpace {
+    /// Whether what needs some is refused.
+    pub(super) fn has_none(&self) -> bool {
+        self.is_full || self.free_bytes == 0
+    }
 }
 
 /// The daemon that serves a pool.
@@ -178,7 +189,7 @@ impl PoolInfo {
             Mode::Ro | Mode::OutOfDataSpace | Mode::Fail => false,
         };
         // A pool that nobody serves has no mode that says so.
-        if !works || self.data.free_bytes == 0 || self.metadata.free_bytes == 0 {
+        if !works || self.data.free_bytes == 0 || self.metadata.has_none() {
             return Health::Critical;
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
@@ -695,30 +706,6 @@ pub struct MetadataSnapshot {
     pub held_root: Option<u64>,
 }
 
-/// The body of `POST /v1/pool/message`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MessageRequest {
-    /// One of dm-thin's messages.
-    pub message: String,
-    /// The size of the volume that `create_thin` makes, which dm-thin's metadata does not have; 0 without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size_bytes: Option<u64>,
-}
-
-/// The answer to `POST /v1/pool/message`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct MessageDone {
-    /// [`SCHEMA`].
-    pub schema: String,
-    /// The metadata's transaction id now.
-    pub transaction_id: u64,
-    /// The volume that was made: its name is its number.
-    pub volume: Option<VolumeName>,
-    /// Its size.
-    pub size_bytes: Option<u64>,
-}
-
 /// The answer to `DELETE /v1/volumes/{name}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
@@ -812,6 +799,7 @@ mod tests {
                 used_bytes: 70 * 4096,
                 free_bytes: 852 * 4096,
                 reserve_bytes: 102 * 4096,
+                is_full: false,
             },
             volumes: 0,
             virtual_bytes: 0,

@@ -137,6 +137,7 @@ impl Onlooker {
             time: metadata.time(),
             block_size: metadata.geometry().block_size,
             usage: metadata.usage(),
+            out_of_metadata_space: false,
             held_root: metadata.held_root().map(|MetaBlock(block)| block),
             // As a daemon does it unless told otherwise.
             discard: self.options.discard,

@@ -128,15 +128,17 @@ enum Level {
 }
 
 impl Level {
-    fn of(self, free_bytes: u64, mark_bytes: u64) -> Level {
+    fn of(self, free_bytes: u64, has_none: bool, mark_bytes: u64) -> Level {
         let enough_bytes = match self {
             Level::Ok => mark_bytes,
             Level::Low | Level::Full => mark_bytes.saturating_add(mark_bytes / 16),
         };
-        match free_bytes {
-            0 => Level::Full,
-            free if free < enough_bytes => Level::Low,
-            _ => Level::Ok,
+        if has_none {
+            Level::Full
+        } else if free_bytes < enough_bytes {
+            Level::Low
+        } else {
+            Level::Ok
         }
     }
 }
@@ -218,7 +220,7 @@ impl Events {
             ..Event::new(kind)
         };
         let (free, total) = (info.data.free_bytes, info.data.total_bytes);
-        let level = ring.seen.data.of(free, info.options.low_water.bytes_of(total));
+        let level = ring.seen.data.of(free, free == 0, info.options.low_water.bytes_of(total));
         if level != ring.seen.data {
             ring.seen.data = level;
             let kind = match level {
@@ -229,7 +231,7 @@ impl Events {
             self.emit(&mut ring, space(kind, free, total));
         }
         let (free, total) = (info.metadata.free_bytes, info.metadata.total_bytes);
-        let level = ring.seen.metadata.of(free, info.metadata_low_water_bytes());
+        let level = ring.seen.metadata.of(free, info.metadata.has_none(), info.metadata_low_water_bytes());
         if level != ring.seen.metadata {
             ring.seen.metadata = level;
             let kind = match level {
@@ -328,6 +330,8 @@ mod tests {
         let mut info = sample_pool();
         info.mode = Mode::OutOfDataSpace;
         info.metadata.free_bytes = 4096;
+        events.observe(&info);
+        info.metadata.is_full = true;
         events.observe(&info);
         info.metadata.free_bytes = 0;
         events.observe(&info);

@@ -23,7 +23,7 @@ pub struct Limits {
     pub connections: usize,
     /// From the connection, or from the last answer on it, to the end of a request's header.
     pub header: Duration,
-    /// A connection's whole life. The longest operations take less.
+    /// So old a connection takes no more requests. One under way may take as long again: the longest operations take less.
     pub life: Duration,
 }
 
@@ -79,14 +79,14 @@ pub(crate) async fn connect(
     let mut connection = std::pin::pin!(connection);
     let served = async {
         tokio::select! {
-            served = connection.as_mut() => served,
-            _ = stopped.changed() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+            served = connection.as_mut() => return served,
+            _ = stopped.changed() => {}
+            () = tokio::time::sleep(limits.life) => {}
         }
+        connection.as_mut().graceful_shutdown();
+        connection.await
     };
-    match tokio::time::timeout(limits.life, served).await {
+    match tokio::time::timeout(limits.life * 2, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!("a connection of the control socket has ended: {error}"),
         Err(_) => tracing::warn!("hung up on a client of the control socket: it takes too long"),
@@ -101,9 +101,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     const LIMITS: Limits =
-        Limits { connections: 2, header: Duration::from_millis(300), life: Duration::from_millis(1500) };
+        Limits { connections: 2, header: Duration::from_millis(300), life: Duration::from_millis(1000) };
 
-    /// Runs a test against a server that says `here` at `/` at once, and at `/late` never.
+    /// Runs a test against a server that says `here` at `/` at once, at `/soon` before it is too old, and at `/late` never.
     fn with_server<F: Future<Output = ()>>(
         test: impl FnOnce(std::path::PathBuf, watch::Sender<()>, tokio::task::JoinHandle<()>) -> F,
     ) {
@@ -114,6 +114,7 @@ mod tests {
             let listener = UnixListener::bind(&path).expect("bound");
             let router = Router::new()
                 .route("/", get(async || "here"))
+                .route("/soon", get(async || tokio::time::sleep(LIMITS.life * 7 / 10).await))
                 .route("/late", get(async || std::future::pending::<&str>().await));
             let (stop, stopped) = watch::channel(());
             let server = tokio::spawn(serve(listener, router, LIMITS, stopped));
@@ -161,7 +162,28 @@ mod tests {
             let mut waits = UnixStream::connect(&path).await.expect("connected");
             waits.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
             let life = end_of(waits).await;
-            assert!(life > LIMITS.header * 2 && life < LIMITS.life * 2, "{life:?}");
+            assert!(life > LIMITS.life && life < LIMITS.life * 3, "{life:?}");
+        });
+    }
+
+    #[test]
+    fn an_old_connection_ends_between_two_requests() {
+        with_server(async |path, _stop, _server| {
+            let mut stream = UnixStream::connect(&path).await.expect("connected");
+            let mut answers = String::new();
+            for _ in 0..2 {
+                stream.write_all(b"GET /soon HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+                let mut answer = vec![0; 1000];
+                let length = stream.read(&mut answer).await.expect("answered");
+                answers.push_str(std::str::from_utf8(&answer[..length]).expect("text"));
+            }
+            assert_eq!(
+                answers.matches("200 OK").count(),
+                2,
+                "the second came of age while it was served: {answers}"
+            );
+            assert!(answers.contains("connection: close"), "{answers}");
+            assert!(end_of(stream).await < LIMITS.header);
         });
     }
 

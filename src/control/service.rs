@@ -478,6 +478,7 @@ impl PoolApi for Service {
                     usage.metadata_total.saturating_sub(usage.metadata_allocated + usage.metadata_reserve),
                 ),
                 reserve_bytes: meta_bytes(usage.metadata_reserve),
+                is_full: status.out_of_metadata_space,
             },
             volumes: status.volumes as u64,
             virtual_bytes: catalog.volumes.total_bytes(),

@@ -262,6 +262,7 @@ fn status_of(world: &World) -> PoolStatus {
             data_total: 1000,
             data_allocated: 10,
         },
+        out_of_metadata_space: false,
         held_root: None,
         discard: engine::Discard::Passdown,
         zero_new_blocks: true,

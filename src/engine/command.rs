@@ -237,6 +237,9 @@ pub struct PoolStatus {
     pub block_size: BlockSize,
     /// How full it is.
     pub usage: Usage,
+    /// Whether something was refused for lack of metadata space, and there has not been more since. Some may be free: what
+    /// is refused is what might need more than that.
+    pub out_of_metadata_space: bool,
     /// The metadata snapshot's block, if one is held.
     pub held_root: Option<u64>,
     /// What becomes of discards and freed blocks.

@@ -10,14 +10,12 @@
 //! have passed that epoch, it is forgotten. The first step is needed because the table may know more than the disk: that a
 //! block has become exclusive. Whoever forgot that while a lane is writing the block in place would have it copied.
 
-use super::pages::{HOLE, PAGE_BLOCKS, PageSlot, Pages, Shelves};
+use super::pages::{HOLE, PageSlot, Pages, Shelves};
+use super::sizes::{DIRECTORY_PAGES, PAGE_BLOCKS};
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::units::{Mapping, VirtualBlock};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-/// Pages in a directory.
-const DIRECTORY_PAGES: u64 = 512;
 
 /// The pages of a stretch of blocks.
 struct Directory {
@@ -30,10 +28,13 @@ struct Directory {
 }
 
 /// One bit a page.
-#[derive(Default)]
-struct Bits([AtomicU64; (DIRECTORY_PAGES / 64) as usize]);
+struct Bits([AtomicU64; DIRECTORY_PAGES.div_ceil(64) as usize]);
 
 impl Bits {
+    fn none() -> Self {
+        Bits(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+
     #[inline]
     fn get(&self, page: u64) -> bool {
         self.0[(page / 64) as usize].load(Ordering::Acquire) >> (page % 64) & 1 == 1
@@ -83,8 +84,8 @@ impl Directory {
     fn new() -> Self {
         Directory {
             states: (0..DIRECTORY_PAGES).map(|_| AtomicU32::new(0)).collect(),
-            holes: Bits::default(),
-            used: Bits::default(),
+            holes: Bits::none(),
+            used: Bits::none(),
         }
     }
 

@@ -11,6 +11,7 @@ mod origin;
 mod pages;
 mod partials;
 mod request;
+mod sizes;
 mod sync;
 mod volume;
 

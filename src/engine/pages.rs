@@ -4,15 +4,12 @@
 //! never out of bounds. So nothing here is unsafe; that no lane follows such a number is the keeper's business, who gives
 //! a page back only when all lanes have passed the epoch in which it was taken out of its table.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::sizes::{CHUNK_PAGES, PAGE_BLOCKS};
+use super::sync::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-/// Blocks in a page.
-pub const PAGE_BLOCKS: u64 = 512;
 /// Bytes in a page.
 pub const PAGE_BYTES: u64 = PAGE_BLOCKS * 8;
-/// Pages that are allocated together.
-const CHUNK_PAGES: u64 = 64;
 /// No mapping packs to this: the data block would be the last of 2^40 at the last time of all, and the format's limit on
 /// data devices (2^40 blocks of 64 KiB) lies far beyond what a 16 GiB metadata device can map.
 pub(super) const HOLE: u64 = u64::MAX;

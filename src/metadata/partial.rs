@@ -180,7 +180,10 @@ impl<D: Disk> Metadata<D> {
             let mut inserter = Inserter::<D, PartialRecord>::new(&mut this.space, root);
             for (block, units) in changed.iter().filter(|(_, units)| *units != all) {
                 let Some(record) = inserter.prepare(block.0)? else { return Err(lost_entry(root, *block)) };
-                assert_eq!(record.mask.get() & !units, 0, "a unit of {block:?} has gone");
+                if record.mask.get() & !units != 0 {
+                    let what = format!("found more units of data block {} than it had", block.0);
+                    return Err(Error::corrupt(root, what));
+                }
                 inserter.insert(block.0, PartialRecord { base: record.base, mask: (*units).into() })?;
             }
             this.partials.root = Some(inserter.root());
@@ -255,7 +258,7 @@ impl<D: Disk> Metadata<D> {
     pub(super) fn load_partials(&mut self) -> Result<()> {
         let Some(root) = self.superblock.partial_tree() else { return Ok(()) };
         let mut partials = Partials { root: Some(root), ..Partials::default() };
-        let (mut wrong, mut bases) = (None, Vec::new());
+        let (mut wrong, mut blocks, mut bases) = (None, Vec::new(), Vec::new());
         let data_blocks = self.data.total();
         let all = self.geometry().block_size.all_units();
         let _ = self.space.visit_leaves::<PartialRecord>(root, Span::ALL, &mut |entries| {
@@ -266,10 +269,18 @@ impl<D: Disk> Metadata<D> {
                     return ControlFlow::Break(());
                 }
                 partials.blocks.insert(block);
+                blocks.push(DataBlock(block));
                 bases.extend(record.base());
             }
             ControlFlow::Continue(())
         })?;
+        for block in bases.iter().copied().chain(blocks) {
+            require_data_block(block, data_blocks, root)?;
+            if self.data.count(&mut self.space, block)? == 0 {
+                let what = format!("found data block {} as partial or as a base, and free", block.0);
+                return Err(Error::corrupt(root, what));
+            }
+        }
         if let Some((block, units)) = wrong {
             let what =
                 format!("found data block {block} of {data_blocks} as partial with the units {units:#x}");
@@ -279,7 +290,6 @@ impl<D: Disk> Metadata<D> {
             return Err(Error::corrupt(root, "found an empty tree of partial blocks, expected none"));
         }
         for base in bases {
-            require_data_block(base, data_blocks, root)?;
             if partials.blocks.contains(base.0) {
                 let what = format!("found data block {} as a base, and as a partial block itself", base.0);
                 return Err(Error::corrupt(root, what));

@@ -33,10 +33,12 @@ struct Inner {
     until_fault: Option<u64>,
     /// The same for a second one, counted from the first.
     until_second_fault: Option<u64>,
-    /// The next fault is none: a bit is wrong in what is read, or nothing at all.
-    fault_is_a_flip: bool,
-    /// This read's.
-    flips: bool,
+    /// What the next fault will be.
+    fault: Fault,
+    /// What is wrong with this operation.
+    wrong_now: Option<Fault>,
+    /// Where a write should have gone that went to another place.
+    strayed_from: Option<u64>,
     has_failed: bool,
     /// Operations that failed since the power came.
     faults: u64,
@@ -45,6 +47,18 @@ struct Inner {
     /// Writes and flushes so far, and with the reads.
     operations: u64,
     operations_and_reads: u64,
+}
+
+/// How an operation goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Fault {
+    /// It fails without having done anything.
+    #[default]
+    Error,
+    /// It reads a wrong bit.
+    Flip,
+    /// It writes to the block beside.
+    Stray,
 }
 
 impl SimDisk {
@@ -58,8 +72,9 @@ impl SimDisk {
             operations_left: None,
             until_fault: None,
             until_second_fault: None,
-            fault_is_a_flip: false,
-            flips: false,
+            fault: Fault::Error,
+            wrong_now: None,
+            strayed_from: None,
             has_failed: false,
             faults: 0,
             bad: BTreeSet::new(),
@@ -93,7 +108,19 @@ impl SimDisk {
     /// After this many more reads, writes and flushes, what one reads has a wrong bit. (Nothing, if it is no read.)
     pub fn flip_after(&self, operations: u64) {
         let mut inner = self.lock();
-        (inner.until_fault, inner.fault_is_a_flip) = (Some(operations), true);
+        (inner.until_fault, inner.fault) = (Some(operations), Fault::Flip);
+    }
+
+    /// After this many more reads, writes and flushes, one writes to the 4 KiB beside those that were meant, and says that all
+    /// is well. (Nothing, if it is no write.)
+    pub fn stray_after(&self, operations: u64) {
+        let mut inner = self.lock();
+        (inner.until_fault, inner.fault) = (Some(operations), Fault::Stray);
+    }
+
+    /// Where the write was to go that went to another place, in bytes.
+    pub fn strayed_from(&self) -> Option<u64> {
+        self.lock().strayed_from
     }
 
     /// This sector cannot be read any more, until somebody writes it.
@@ -162,17 +189,19 @@ impl SimDisk {
 
     /// A read, or any other operation; fails when it is its turn to.
     fn count(inner: &mut Inner) -> io::Result<()> {
+        inner.wrong_now = None;
         match &mut inner.until_fault {
             Some(0) => {
                 inner.until_fault = inner.until_second_fault.take();
-                inner.has_failed = true;
-                inner.faults += 1;
-                inner.flips = std::mem::take(&mut inner.fault_is_a_flip);
-                if inner.flips {
-                    inner.operations_and_reads += 1;
-                    return Ok(());
+                let fault = std::mem::take(&mut inner.fault);
+                if fault != Fault::Stray {
+                    inner.has_failed = true;
+                    inner.faults += 1;
                 }
-                return Err(io::Error::other("a fault"));
+                if fault == Fault::Error {
+                    return Err(io::Error::other("a fault"));
+                }
+                inner.wrong_now = Some(fault);
             }
             Some(left) => *left -= 1,
             None => {}
@@ -188,7 +217,6 @@ impl SimDisk {
             None => {}
         }
         Self::count(inner)?;
-        inner.flips = false;
         inner.operations += 1;
         Ok(())
     }
@@ -241,7 +269,7 @@ impl Disk for SimDisk {
             return Err(io::Error::other("a bad sector"));
         }
         inner.read(offset_bytes, buffer)?;
-        if std::mem::take(&mut inner.flips)
+        if inner.wrong_now == Some(Fault::Flip)
             && let Some(byte) = buffer.first_mut()
         {
             *byte ^= 1;
@@ -251,11 +279,15 @@ impl Disk for SimDisk {
 
     fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.lock();
-        let range = sectors(offset_bytes, bytes.len())?;
+        let mut range = sectors(offset_bytes, bytes.len())?;
         if range.end * SECTOR as u64 > inner.durable.len() as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Self::count_operation(&mut inner)?;
+        if inner.wrong_now == Some(Fault::Stray) {
+            inner.strayed_from = Some(offset_bytes);
+            range = sectors(offset_bytes ^ 4096, bytes.len())?;
+        }
         for (sector, bytes) in range.zip(bytes.chunks_exact(SECTOR)) {
             let bytes: Sector = bytes.try_into().expect("a chunk is a sector");
             inner.cache.entry(sector).or_default().push(bytes);

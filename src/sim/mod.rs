@@ -30,12 +30,12 @@ mod tests {
     }
 
     /// Small worlds in which everything that can go wrong once goes wrong: the power at every write and flush, an error at
-    /// every read, write and flush (and a second one soon after), a wrong bit in every block that is read, no space wherever
-    /// some is asked for.
+    /// every read, write and flush (and a second one soon after), a wrong bit in every block that is read, every metadata
+    /// write at the wrong place, no space wherever some is asked for.
     #[test]
     fn no_single_mishap_breaks_a_promise() {
         let scripts = std::env::var("UTHIN_SIM_SCRIPTS").map_or(6, |count| count.parse().expect("a number"));
-        let (mut mishaps, mut survived) = (0, 0);
+        let (mut mishaps, mut survived, mut strays_found) = (0, 0, 0);
         for seed in 1..=scripts {
             let whole = run(WorldOptions::small(seed, None));
             let (operations, with_reads) = (whole.operations, whole.operations_and_reads);
@@ -48,14 +48,20 @@ mod tests {
                 .chain((0..with_reads[1]).map(Mishap::DataFault))
                 .chain((0..with_reads[0]).map(|at| Mishap::MetadataFaults(at, (at + seed) % 5)))
                 .chain((0..with_reads[0]).map(Mishap::MetadataFlip))
+                .chain((0..with_reads[0]).map(Mishap::MetadataStray))
                 .chain(scarce.into_iter().flat_map(scarcity));
             for mishap in all {
-                survived += run(WorldOptions::small(seed, Some(mishap))).power_cuts.min(1);
+                let outcome = run(WorldOptions::small(seed, Some(mishap)));
+                survived += outcome.power_cuts.min(1).max(outcome.strays_found);
+                strays_found += outcome.strays_found;
                 mishaps += 1;
             }
         }
-        println!("{mishaps} mishaps");
-        assert!(mishaps > 150 * scripts && survived == mishaps, "{survived} of {mishaps}");
+        println!("{mishaps} mishaps; {strays_found} writes astray were found by the checker");
+        assert!(
+            mishaps > 200 * scripts && strays_found > 5 * scripts && survived == mishaps,
+            "{survived} of {mishaps}"
+        );
     }
 
     /// A slice of every run of the test suite; `UTHIN_SIM_SEEDS=FIRST..END` runs others.

@@ -49,6 +49,8 @@ pub enum Mishap {
     MetadataFaults(u64, u64),
     /// What is read of the metadata disk has one wrong bit, after so many reads, writes and flushes.
     MetadataFlip(u64),
+    /// What is written to the metadata disk lands beside its place, after so many reads, writes and flushes.
+    MetadataStray(u64),
     /// Some in a row who ask for that go without, after so many.
     Scarcity(Scarce, u64),
 }
@@ -129,6 +131,8 @@ pub struct Outcome {
     pub read_only: u64,
     /// Times that a pool failed.
     pub failed: u64,
+    /// Worlds that ended because a write had gone astray, which the checker found.
+    pub strays_found: u64,
     /// Times that metadata was checked before it was opened again.
     pub checks: u64,
     /// Options changed while the pool was in use.
@@ -170,6 +174,7 @@ impl Outcome {
         self.double_faults += other.double_faults;
         self.read_only += other.read_only;
         self.failed += other.failed;
+        self.strays_found += other.strays_found;
         self.checks += other.checks;
         self.configured += other.configured;
         self.origin_reads += other.origin_reads;

@@ -142,6 +142,7 @@ impl World {
                 world.metadata_disk.fail_after(after, Some(then));
             }
             Some(Mishap::MetadataFlip(after)) => world.metadata_disk.flip_after(after),
+            Some(Mishap::MetadataStray(after)) => world.metadata_disk.stray_after(after),
             Some(Mishap::Scarcity(what, after)) => {
                 world.scarcity.refuse(what, after..after + Mishap::scarce_for(what));
             }
@@ -178,7 +179,7 @@ impl World {
     /// Runs the world to its end. The error names the seed and what was wrong.
     pub fn run(mut self) -> Result<Outcome, String> {
         let seed = self.options.seed;
-        let result = self.run_steps();
+        let result = self.run_steps().or_else(|wrong| self.end_astray(wrong));
         if result.is_err() {
             self.forget_lanes(); // they have requests in flight
         }

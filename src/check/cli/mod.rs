@@ -21,6 +21,7 @@ mod shrink;
 mod size;
 mod trim;
 
+use super::dump::Text;
 use super::open;
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
@@ -134,6 +135,9 @@ impl Terminal<'_> {
 
     /// Tells of an error; answers the exit status for it.
     fn failed(&mut self, error: &Error, as_json: bool) -> u8 {
+        if Text::has_no_reader(error) {
+            return FAILED;
+        }
         let name = &self.name;
         say(self.errors, &if as_json { error_json(error) } else { format!("{name}: {error}\n") });
         FAILED

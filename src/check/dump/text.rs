@@ -1,10 +1,13 @@
 //! Text on its way out: collected in a buffer, numbers written without a detour through formatting.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use std::io::Write;
 
 /// What is collected before it is written.
 const BUFFER_BYTES: usize = 1 << 18;
+
+/// What is said of an output that nobody reads any more (`| head`): nothing was wrong, and there is nobody to be told.
+const NO_READER: &str = "nobody reads the output any more";
 
 /// A buffered output of text.
 pub(in crate::check) struct Text<'a> {
@@ -38,6 +41,14 @@ impl<'a> Text<'a> {
     pub(in crate::check) fn flush(&mut self) -> Result<()> {
         let written = self.out.write_all(&self.buffer);
         self.buffer.clear();
-        written.and_then(|()| self.out.flush()).map_err(|error| Error::io("writing the output", &error))
+        written.and_then(|()| self.out.flush()).map_err(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Error::new(ErrorKind::Failed, NO_READER),
+            _ => Error::io("writing the output", &error),
+        })
+    }
+
+    /// Whether it was only that nobody reads the output any more.
+    pub(in crate::check) fn has_no_reader(error: &Error) -> bool {
+        error.message() == NO_READER
     }
 }

@@ -464,7 +464,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         self.commit(out)?;
         // Nobody reads any more. What the data disk is not told now, it is told never: holes of a sparse file.
-        self.discards.extend(self.limbo.drain(..).flat_map(|(_, freed)| freed));
+        let freed = self.limbo.drain(..).flat_map(|(_, freed)| freed);
+        freed.for_each(|range| self.discards.add(range));
         while !self.discards.is_empty() {
             self.discard_step();
         }
@@ -492,6 +493,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             time: self.metadata.time(),
             block_size: self.block_size(),
             usage: self.metadata.usage(),
+            out_of_metadata_space: self.is_out_of_metadata_space(),
             held_root: self.metadata.held_root().map(|MetaBlock(block)| block),
             discard: match self.discard {
                 Discard::Passdown if self.cannot_discard => Discard::NoPassdown,

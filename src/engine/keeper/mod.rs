@@ -16,6 +16,7 @@
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (`stop`).
 
 mod commands;
+mod freed;
 mod map_memory;
 mod partial;
 mod settle;
@@ -35,6 +36,7 @@ use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Base, Metadata, Progress};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
+use freed::FreedRanges;
 use map_memory::MapMemory;
 use partial::PartialWork;
 use space::SpaceWaiters;
@@ -218,6 +220,8 @@ pub struct Keeper<M: Disk, D: Disk> {
     volumes_when_full: HashMap<VolumeId, WhenFull>,
     /// The last fill found no free data block.
     out_of_data_space: bool,
+    /// Something was refused for lack of metadata space, when so many blocks were free.
+    lacking_metadata: Option<u64>,
 
     /// What commits freed, and the epoch that lanes must have passed.
     limbo: VecDeque<(Epoch, Vec<Range<u64>>)>,
@@ -225,7 +229,7 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// block for a volume that has it no more.
     holders_lost: Option<Epoch>,
     /// Out of everybody's reach; the data disk has not been told yet.
-    discards: VecDeque<Range<u64>>,
+    discards: FreedRanges,
 
     /// Commits so far that changed something.
     commits: u64,
@@ -301,9 +305,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             when_full: options.when_full,
             volumes_when_full: options.volumes_when_full,
             out_of_data_space: false,
+            lacking_metadata: None,
             limbo: VecDeque::new(),
             holders_lost: None,
-            discards: VecDeque::new(),
+            discards: FreedRanges::default(),
             commits: 0,
             sharing: sharing::Sharing::default(),
             unreadable: 0,
@@ -456,6 +461,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Err(error) if is_no_space(&error) => {
                 self.starved = true;
                 self.out_of_data_space = error.kind() == ErrorKind::NoDataSpace;
+                self.note_lack(&error);
                 return out.reply(from, Reply::NoSpaceNow);
             }
             Err(error) => {
@@ -463,7 +469,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 return out.reply(from, Reply::Failed(IoError::Io));
             }
         };
+        if self.partial.table.knows(target) {
+            // What lanes know of it would be taken for the new block's.
+            let what = format!("data block {} is free by the space map, and a partial block", target.0);
+            self.stop(Failure::Metadata, Error::new(ErrorKind::Corrupt, what), out);
+            return out.reply(from, Reply::Failed(IoError::Io));
+        }
         self.out_of_data_space = false;
+        self.lacking_metadata = None;
         self.space_waiters.begin_anew();
         let filling = Filling { target, base, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
@@ -560,6 +573,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         result.map_err(|error| {
             if is_refusal(&error) {
+                self.note_lack(&error);
                 return error;
             }
             self.stop(Failure::Metadata, error, out);

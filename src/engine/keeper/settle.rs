@@ -36,7 +36,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.deletion_step(out);
         self.pass_limbo();
         self.keep_to_map_budget();
-        self.discard_step();
+        // What a deletion frees is scattered until it is through. Who waits for space gets what there is.
+        let is_deleting = !self.deletions.is_empty() && !self.deletions_stalled;
+        if !is_deleting || !self.space_waiters.is_empty() {
+            self.discard_step();
+        }
         self.settle_space(out);
         self.sharing_step(out);
         self.what_is_left()
@@ -168,8 +172,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.partial.forget_whole(&self.epochs);
         while self.limbo.front().is_some_and(|(epoch, _)| self.epochs.all_past(*epoch)) {
             let (_, freed) = self.limbo.pop_front().expect("there is a front");
-            freed.iter().for_each(|range| self.partial.table.remove_range(range.clone()));
-            self.discards.extend(freed);
+            for range in freed {
+                self.partial.table.remove_range(range.clone());
+                self.discards.add(range);
+            }
         }
     }
 
@@ -178,11 +184,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let block_bytes = self.block_size().bytes();
         let step_blocks = (DISCARD_STEP_BYTES / block_bytes).max(1);
         for _ in 0..DISCARD_STEP_RANGES {
-            let Some(mut range) = self.discards.pop_front() else { return };
-            if range.end - range.start > step_blocks {
-                self.discards.push_front(range.start + step_blocks..range.end);
-                range.end = range.start + step_blocks;
-            }
+            let Some(range) = self.discards.take(step_blocks) else { return };
             if self.discard.passes_down() && !self.cannot_discard {
                 let length_bytes = (range.end - range.start) * block_bytes;
                 match self.data.discard(range.start * block_bytes, length_bytes) {

@@ -92,6 +92,23 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.space_waiters = waiters;
     }
 
+    /// Remembers what was refused for lack of metadata space.
+    pub(super) fn note_lack(&mut self, error: &Error) {
+        if error.kind() == ErrorKind::NoMetadataSpace {
+            self.lacking_metadata = Some(self.free_metadata());
+        }
+    }
+
+    /// Whether something was refused for lack of metadata space, and there is no more of it now.
+    pub(super) fn is_out_of_metadata_space(&self) -> bool {
+        self.lacking_metadata.is_some_and(|free| self.free_metadata() <= free)
+    }
+
+    fn free_metadata(&self) -> u64 {
+        let usage = self.metadata.usage();
+        usage.metadata_total.saturating_sub(usage.metadata_allocated + usage.metadata_reserve)
+    }
+
     /// Whether requests of this volume have waited for as long as they may, so that those that come now do not wait.
     pub(super) fn queue_has_expired(&self, volume: VolumeId) -> bool {
         let policy = self.when_full_of(volume);

@@ -8,7 +8,7 @@
 //! one of the past, and so a read there is an error. No block is handed out any more, so what tables point at stays.
 
 use super::*;
-use crate::engine::pages::PAGE_BLOCKS;
+use crate::engine::sizes::PAGE_BLOCKS;
 use std::collections::HashSet;
 
 /// Why the pool takes no more changes.

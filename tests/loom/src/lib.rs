@@ -1,14 +1,26 @@
-//! The epochs, as they are in `src/engine`, under loom: it runs each of the tests once for every order in
+//! The epochs and the map tables, as they are in `src/engine`, under loom: it runs each of the tests once for every order in
 //! which the threads' steps can take effect (up to `LOOM_MAX_PREEMPTIONS` changes of thread where none is needed), by the rules of
 //! the C11 memory model.
 
 #![cfg(test)]
 #![allow(dead_code, reason = "the production files have more than the models need")]
 
-/// As `crate::engine` has it, but for what stands behind `sync`. (The tests in there are run elsewhere.)
+#[path = "../../../src/units.rs"]
+mod units;
+
+/// As `crate::engine` has it, but for what stands behind `sync`, and sizes. (The tests in there are run elsewhere.)
 #[path = "../../../src/engine"]
 mod engine {
     pub mod epochs;
+    pub mod map_table;
+    pub mod pages;
+
+    /// Loom follows every single atomic.
+    pub mod sizes {
+        pub const PAGE_BLOCKS: u64 = 2;
+        pub const CHUNK_PAGES: u64 = 2;
+        pub const DIRECTORY_PAGES: u64 = 2;
+    }
 
     pub mod request {
         /// As in production.
@@ -17,12 +29,15 @@ mod engine {
     }
 
     pub mod sync {
-        pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+        pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     }
 
     mod models {
         use super::epochs::{Epochs, Presence};
+        use super::map_table::{Lookup, MapTable, page_of};
+        use super::pages::Pages;
         use super::request::LaneId;
+        use crate::units::{DataBlock, Mapping, SnapTime, VirtualBlock};
         use loom::sync::Arc as LoomArc;
         use loom::sync::atomic::{AtomicU64, Ordering};
         use loom::thread;
@@ -128,6 +143,83 @@ mod engine {
                 if let Some(seen) = seen {
                     assert_eq!(changed.load(Ordering::Relaxed), seen, "it changed after the snapshot");
                 }
+            });
+        }
+
+        const MINE: VirtualBlock = VirtualBlock(0);
+        const THEIRS: VirtualBlock = VirtualBlock(5);
+
+        fn mapping(block: u64) -> Mapping {
+            Mapping { block: DataBlock(block), time: SnapTime(0) }
+        }
+
+        fn load(table: &MapTable, at: VirtualBlock, data_block: u64) {
+            table.load_page(page_of(at), &[(at, mapping(data_block))]);
+        }
+
+        /// A page leaves and is taken for another volume, while a lane looks things up: it finds its own volume's mapping, or that it
+        /// has to ask for it, and never the other volume's, or a hole.
+        #[test]
+        fn a_page_that_left_shows_nobody_what_it_has_become() {
+            model(3, || {
+                let epochs = Arc::new(Epochs::new(1));
+                let pages = Arc::new(Pages::default());
+                let tables = [MapTable::new(pages.clone()), MapTable::new(pages)];
+                load(&tables[0], MINE, 7);
+                // Their directory is there; the page itself is to be the one that leaves.
+                tables[1].load_page(page_of(VirtualBlock(THEIRS.0 + 2)), &[]);
+                let tables = Arc::new(tables);
+                let lane = {
+                    let (epochs, tables) = (epochs.clone(), tables.clone());
+                    thread::spawn(move || {
+                        let mut presence = Presence::new(LaneId(0), epochs);
+                        let epoch = presence.enter();
+                        let found = tables[0].get(MINE);
+                        assert!(matches!(found, Lookup::NotLoaded) || found == Lookup::Mapped(mapping(7)), "{found:?}");
+                        presence.leave(epoch);
+                    })
+                };
+                let mut leaving = Vec::new();
+                for _ in 0..2 {
+                    tables[0].sweep(0, 1, &mut leaving); // first its mark goes, then it
+                }
+                let epoch = epochs.retire();
+                if leaving == [0] && epochs.all_past(epoch) {
+                    tables[0].let_go(0);
+                    load(&tables[1], THEIRS, 9);
+                    assert_eq!(tables[1].get(THEIRS), Lookup::Mapped(mapping(9)));
+                }
+                lane.join().unwrap();
+            });
+        }
+
+        /// A page is loaded, and changed, while a lane looks it up: it finds nothing, or all that was loaded; and what it found once
+        /// it does not lose again.
+        #[test]
+        fn a_page_comes_whole_and_follows_the_keeper() {
+            model(3, || {
+                let table = MapTable::new(Arc::new(Pages::default()));
+                load(&table, VirtualBlock(2), 1); // its directory, and the memory, are there
+                let table = Arc::new(table);
+                let lane = {
+                    let table = table.clone();
+                    thread::spawn(move || {
+                        let mut newest = 0;
+                        for _ in 0..2 {
+                            let found = match table.get(MINE) {
+                                Lookup::NotLoaded => 0,
+                                Lookup::Hole => panic!("half of a page"),
+                                Lookup::Mapped(mapping) => mapping.block.0,
+                            };
+                            assert!(newest <= found && [0, 7, 8].contains(&found), "{newest}, then {found}");
+                            newest = found;
+                        }
+                    })
+                };
+                load(&table, MINE, 7);
+                table.set(MINE, Some(mapping(8)));
+                lane.join().unwrap();
+                assert_eq!(table.get(MINE), Lookup::Mapped(mapping(8)));
             });
         }
     }

@@ -1,11 +1,15 @@
-//! The transcripts in docs/nbd.md, run from the first to the last in one shell: what a reader types leads to what the page says.
+//! The transcripts in docs/nbd.md and docs/fsck.md, run from the first to the last in one shell: what a reader types leads to what the
+//! page says.
 //!
 //! A block that begins with ```` ```console ```` is a transcript: lines with `$ ` are commands, the others what they print. A line `...`
-//! stands for any number of lines, `...` in a line for anything. The page's port is any free one here.
+//! stands for any number of lines, `...` in a line for anything. The port of docs/nbd.md is any free one here; the files that docs/fsck.md
+//! begins with are `metadata` and `leaked`, made by the kernel.
 
 mod cli_common;
+mod common;
 
 use cli_common::Place;
+use common::fixture;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
@@ -108,12 +112,24 @@ fn script(steps: &[Step], port: &str) -> String {
 }
 
 #[test]
-fn the_transcripts_are_true() {
-    let page =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/nbd.md")).expect("there");
-    let steps = steps(&page);
-    assert!(steps.len() > 20, "they are not found any more");
+fn the_transcripts_of_nbd_are_true() {
+    are_true("docs/nbd.md", &Place::empty(), 20);
+}
+
+#[test]
+fn the_transcripts_of_fsck_are_true() {
     let place = Place::empty();
+    for (file, name) in [("metadata", "04-snap-diverged"), ("leaked", "19-leaked")] {
+        std::fs::write(place.path(file), fixture(name)).expect("room");
+    }
+    are_true("docs/fsck.md", &place, 12);
+}
+
+/// The transcripts of a page, of which there are at least so many steps, in a place of their own.
+fn are_true(page: &str, place: &Place, least: usize) {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("there");
+    let steps = steps(&text);
+    assert!(steps.len() > least, "they are not found any more");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("an address").port().to_string();
     drop(listener);
@@ -138,7 +154,7 @@ fn the_transcripts_are_true() {
         let lines: Vec<&str> = found.lines().map(str::trim_end).collect();
         let expected: Vec<String> = step.expected.iter().map(|line| line.trim_end().to_owned()).collect();
         if !matches(&expected, &lines) {
-            wrong.push_str(&format!("docs/nbd.md:{}: $ {}\n{found}\n", step.line, step.command));
+            wrong.push_str(&format!("{page}:{}: $ {}\n{found}\n", step.line, step.command));
         }
     }
     assert!(wrong.is_empty(), "what is printed is not what the page says ({status}):\n{wrong}");
