@@ -153,6 +153,32 @@ impl BlockSize {
         u64::from(self.0) * SECTOR_BYTES
     }
 
+    /// Bytes of a unit, of which a partial block knows for each whether it is there: the least power of two by which a block
+    /// has no more than 64 of them, and 4 KiB at the least. The last unit of a block may be shorter.
+    pub fn unit_bytes(self) -> u64 {
+        self.bytes().div_ceil(64).next_power_of_two().max(META_BLOCK_BYTES as u64)
+    }
+
+    /// All units of a block, a bit each, the first unit's the lowest.
+    pub fn all_units(self) -> u64 {
+        u64::MAX >> (64 - self.bytes().div_ceil(self.unit_bytes()))
+    }
+
+    /// The units that a range of bytes inside a block touches; none for an empty range.
+    pub fn units_touched(self, bytes: Range<u64>) -> u64 {
+        if bytes.is_empty() {
+            return 0;
+        }
+        let (first, last) = (bytes.start / self.unit_bytes(), (bytes.end - 1) / self.unit_bytes());
+        u64::MAX >> (63 - (last - first)) << first
+    }
+
+    /// A range of bytes inside a block, its ends moved out to those of units.
+    pub fn unit_range(self, bytes: Range<u64>) -> Range<u64> {
+        let unit = self.unit_bytes();
+        bytes.start / unit * unit..(bytes.end.div_ceil(unit) * unit).min(self.bytes())
+    }
+
     /// How many blocks it takes to hold `size_bytes`, the last one perhaps in part.
     pub fn blocks_to_hold(self, size_bytes: u64) -> u64 {
         size_bytes.div_ceil(self.bytes())
@@ -222,6 +248,40 @@ mod tests {
         assert!(size.blocks_covered(2 * block + 1..end, end).is_empty(), "its first byte is left out");
         assert_eq!(size.blocks_covered(0..end, end + 512), 0..2, "does not reach the end");
         assert_eq!(size.blocks_covered(block..2 * block, 2 * block), 1..2, "no short block");
+    }
+
+    #[test]
+    fn a_block_has_at_most_64_units() {
+        let units = |bytes| {
+            let size = BlockSize::from_bytes(bytes).unwrap();
+            (size.unit_bytes(), size.all_units().count_ones())
+        };
+        assert_eq!(units(64 << 10), (4096, 16));
+        assert_eq!(units(256 << 10), (4096, 64));
+        assert_eq!(units(320 << 10), (8192, 40));
+        assert_eq!(units(640 << 10), (16384, 40));
+        assert_eq!(units((8 << 20) + (64 << 10)), (256 << 10, 33));
+        assert_eq!(units(1 << 30), (16 << 20, 64));
+        for sectors in (128..=200 * 128).step_by(128) {
+            let size = BlockSize::from_sectors(sectors).unwrap();
+            assert!(size.bytes().div_ceil(size.unit_bytes()) <= 64);
+            assert_eq!(size.units_touched(0..size.bytes()), size.all_units());
+        }
+    }
+
+    #[test]
+    fn units_are_those_that_a_range_touches() {
+        let size = BlockSize::MIN;
+        assert_eq!(size.units_touched(0..1), 1);
+        assert_eq!(size.units_touched(4095..4097), 3);
+        assert_eq!(size.units_touched(8192..12288), 4);
+        assert_eq!(size.units_touched(61440..65536), 1 << 15);
+        assert_eq!(size.units_touched(512..512), 0);
+        assert_eq!(size.unit_range(4608..8192), 4096..8192);
+        assert_eq!(size.unit_range(4608..8193), 4096..12288);
+        let short = BlockSize::from_bytes((8 << 20) + (64 << 10)).unwrap();
+        assert_eq!(short.unit_range((8 << 20) + 512..(8 << 20) + 1024), 8 << 20..(8 << 20) + (64 << 10));
+        assert_eq!(BlockSize::MAX.units_touched(0..1 << 30), u64::MAX);
     }
 
     #[test]

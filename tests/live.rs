@@ -31,6 +31,11 @@ fn twenty_kills_lose_no_acknowledged_flush() {
 }
 
 #[test]
+fn ten_kills_lose_no_acknowledged_flush_of_partial_blocks() {
+    story("torture.py", &["10", "20261122", "partial"]);
+}
+
+#[test]
 fn snapshots_every_second_for_a_minute_equal_a_model_of_their_moment() {
     story("snapshots.py", &["60"]);
 }

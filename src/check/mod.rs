@@ -23,6 +23,7 @@ mod large_counts;
 mod nodes;
 mod open;
 mod pack;
+mod partials;
 mod repair;
 mod report;
 mod restore;
@@ -149,6 +150,7 @@ fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) ->
         volumes: outcome.volumes,
         data: outcome.data,
         metadata: outcome.metadata,
+        partial_blocks: outcome.partial_blocks,
         nodes,
         findings,
         findings_omitted,
@@ -161,6 +163,8 @@ struct Outcome {
     volumes: Vec<VolumeSummary>,
     data: Space,
     metadata: Space,
+    /// Partial blocks.
+    partial_blocks: u64,
     /// References but for those of the space maps, if nothing was wrong so far.
     metadata_without_maps: Option<Counts>,
 }
@@ -170,6 +174,7 @@ fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     if superblock.held_root != 0 {
         check_held_root(walk, MetaBlock(superblock.held_root), Scope::Everything);
     }
+    let partial_blocks = partials::check_partials(walk, superblock);
     touches::attribute(walk, &live.roots);
     let is_sound = walk.findings.verdict() == Verdict::Clean;
     let metadata_without_maps = is_sound.then(|| walk.metadata_counts.clone());
@@ -179,7 +184,7 @@ fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     // Only now is every reference to a metadata block counted: those of both maps' own blocks came last.
     let data = data.compare(walk);
     let metadata = metadata.compare(walk);
-    Outcome { volumes: live.summaries, data, metadata, metadata_without_maps }
+    Outcome { volumes: live.summaries, data, metadata, partial_blocks, metadata_without_maps }
 }
 
 /// What a mend in place did.

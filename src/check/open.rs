@@ -9,6 +9,8 @@ use crate::units::{META_BLOCK_BYTES, MetaBlock};
 
 /// Where the superblock's fields end; behind them everything is zero unless somebody extended the format.
 const FIELDS_END: usize = 364;
+/// The same of a superblock with a tree of partial blocks.
+const EXTENDED_FIELDS_END: usize = 372;
 
 /// Beginnings of things that are given instead of metadata by mistake.
 const LOOKS_LIKE: [(&[u8], usize, &str); 7] = [
@@ -56,6 +58,14 @@ pub(super) fn too_small(name: &str, size_bytes: u64) -> Error {
 
 /// What is unusual and wrong for nobody.
 fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
+    let extended = superblock.partial_tree().is_some();
+    if !extended && superblock.partial_root != 0 {
+        let message = format!(
+            "names a tree of partial blocks, at {}, without the feature that goes with it",
+            superblock.partial_root
+        );
+        findings.note(Severity::Damage, Some(MetaBlock::SUPERBLOCK), "superblock", message);
+    }
     let mut note = |message: String| {
         findings.note(Severity::Note, Some(MetaBlock::SUPERBLOCK), "superblock", message);
     };
@@ -71,8 +81,9 @@ fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
     if superblock.compat_flags != 0 {
         note(format!("unknown compatible features {:#x}", superblock.compat_flags));
     }
-    if block.0[FIELDS_END..].iter().any(|byte| *byte != 0) {
-        note(format!("bytes behind the last field (from {FIELDS_END} on) are not zero"));
+    let end = if extended || superblock.partial_root != 0 { EXTENDED_FIELDS_END } else { FIELDS_END };
+    if block.0[end..].iter().any(|byte| *byte != 0) {
+        note(format!("bytes behind the last field (from {end} on) are not zero"));
     }
 }
 

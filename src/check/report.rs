@@ -131,6 +131,8 @@ pub struct Report {
     pub data: Space,
     /// The metadata device.
     pub metadata: Space,
+    /// Blocks of which only a part is there: a pool that was not settled (`uthin pool settle`).
+    pub partial_blocks: u64,
     /// Distinct B-tree nodes read.
     pub nodes: u64,
     /// What was found, in the order of the walk.

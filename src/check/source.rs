@@ -5,7 +5,7 @@
 
 use crate::checksum::BlockKind;
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, Superblock};
 use crate::units::{META_BLOCK_BYTES, META_BLOCKS_LIMIT, MetaBlock};
 use zerocopy::IntoBytes;
@@ -52,9 +52,18 @@ impl<'a> Source<'a> {
         Ok(block)
     }
 
-    /// The superblock, which must be sound, or its copy in a metadata snapshot.
+    /// The superblock, which must be sound, or its copy in a metadata snapshot. `Unsupported` when the pool has partial blocks,
+    /// whose mappings say less than they seem to; only a check knows of these.
     pub(super) fn superblock(&self, number: MetaBlock) -> Result<Superblock> {
-        Superblock::read(&*self.raw(number)?, number)
+        let superblock = Superblock::read(&*self.raw(number)?, number)?;
+        match superblock.partial_tree() {
+            None => Ok(superblock),
+            Some(_) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "the pool has partial blocks, which only `check` and the pool's own daemon know",
+            )
+            .hint("`uthin pool settle POOL` makes whole blocks of them; then close the pool and try again")),
+        }
     }
 
     /// Requires a block to be one of the device's.

@@ -34,6 +34,7 @@ pub(super) enum Place {
         volume: u64,
         held: bool,
     },
+    Partials,
     DataIndex,
     DataLargeCounts,
     DataBitmap(u64),
@@ -51,6 +52,7 @@ impl fmt::Display for Place {
             Place::Volumes(held) => write!(f, "tree of volumes{}", of(held)),
             Place::Details(held) => write!(f, "details of volumes{}", of(held)),
             Place::Mappings { volume, held } => write!(f, "mappings of volume {volume}{}", of(held)),
+            Place::Partials => write!(f, "partial blocks"),
             Place::DataIndex => write!(f, "index of the data space map"),
             Place::DataLargeCounts => write!(f, "large counts of the data space map"),
             Place::DataBitmap(index) => write!(f, "bitmap {index} of the data space map"),
@@ -69,6 +71,7 @@ pub(super) enum Tree {
     Details,
     Index,
     LargeCounts,
+    Partials,
 }
 
 /// A value of some tree's leaves, and what seeing a leaf for the first time means.

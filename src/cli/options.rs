@@ -3,7 +3,7 @@
 use super::size;
 use crate::control::api::{Discard, SetPool};
 use crate::control::options::{FreeSpace, VolumeWhenFull};
-use crate::engine::WhenFull;
+use crate::engine::{SmallWrites, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 
@@ -19,6 +19,10 @@ pub(super) struct OptionArgs {
     /// Zero the unwritten rest of a fresh block, as is done unless the pool was told otherwise
     #[arg(long)]
     zero: bool,
+    /// What the first write to a block that is shared, or fresh and zeroed, does with the rest of it: `copy` unless the pool was
+    /// told otherwise
+    #[arg(long, value_enum)]
+    small_writes: Option<SmallWritesArg>,
 }
 
 /// What a pool does when its space runs low.
@@ -97,6 +101,7 @@ pub(super) fn changes(options: OptionArgs, attention: AttentionArgs) -> SetPool 
     SetPool {
         discard: options.discard(),
         zero_new_blocks: options.zero_new_blocks(),
+        small_writes: options.small_writes(),
         low_water: attention.low_water,
         when_full: attention.when_full,
         min_free: attention.min_free,
@@ -108,12 +113,36 @@ impl OptionArgs {
         (self.zero || self.no_zero).then_some(self.zero)
     }
 
+    pub(super) fn small_writes(self) -> Option<SmallWrites> {
+        self.small_writes.map(|small_writes| match small_writes {
+            SmallWritesArg::Copy => SmallWrites::Copy,
+            SmallWritesArg::Partial => SmallWrites::Partial,
+        })
+    }
+
     pub(super) fn discard(self) -> Option<Discard> {
         self.discard.map(|discard| match discard {
             DiscardArg::Passdown => Discard::Passdown,
             DiscardArg::Nopassdown => Discard::NoPassdown,
             DiscardArg::Ignore => Discard::Ignore,
         })
+    }
+}
+
+/// What becomes of the rest of a block.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum SmallWritesArg {
+    /// It is copied, or zeroed, at once, as dm-thin does it
+    Copy,
+    /// It stays where it is, so that 4 KiB written are 4 KiB. dm-thin knows the pool only once it is settled (`pool settle`,
+    /// `pool close`)
+    Partial,
+}
+
+pub(super) fn small_writes_word(small_writes: SmallWrites) -> &'static str {
+    match small_writes {
+        SmallWrites::Copy => "copy",
+        SmallWrites::Partial => "partial",
     }
 }
 

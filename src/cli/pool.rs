@@ -1,6 +1,8 @@
 //! `uthin pool`.
 
-use super::options::{AttentionArgs, OptionArgs, changes, discard_word, free_space_shown, when_full_shown};
+use super::options::{
+    AttentionArgs, OptionArgs, changes, discard_word, free_space_shown, small_writes_word, when_full_shown,
+};
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, docker, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
@@ -9,6 +11,7 @@ use crate::control::create::{self, CreatePool};
 use crate::control::name::{PoolRef, base_directory};
 use crate::control::options::PoolOptions;
 use crate::control::pool_dir::PoolDir;
+use crate::control::settle::SettlePool;
 use crate::disk::OpenMode;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
@@ -65,6 +68,17 @@ pub(super) enum Verb {
         /// Space for metadata in all [default: all of its file or device]
         #[arg(long, value_parser = size::parse)]
         metadata_size: Option<u64>,
+    },
+    /// Make whole blocks of partial ones (see --small-writes), in use or not
+    ///
+    /// A settled and closed pool is one that dm-thin knows. It is an error when blocks are left at the end of the time.
+    Settle {
+        /// The pool
+        #[arg(value_parser = PoolRef::parse)]
+        pool: PoolRef,
+        /// How long it may take at the most
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        seconds: u64,
     },
     /// Send a pool one of dm-thin's messages: the same words, the same errors
     ///
@@ -187,6 +201,7 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
         Verb::Grow { pool, size, metadata_size } => {
             grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)
         }
+        Verb::Settle { pool, seconds } => settle(&pool, seconds, json),
         Verb::Message { pool, message, size } => dm::message(&pool, &message, size, json),
         Verb::Table { pool } => dm::pool_table(&pool, json),
         Verb::MetadataSnapshot { pool, release } => metadata_snapshot(&pool, release, json),
@@ -207,6 +222,18 @@ fn grow(pool: &PoolRef, request: &GrowPool, json: bool) -> Result<()> {
     };
     let data = line("data", grown.old_data_bytes, grown.data_bytes);
     print(&(data + &line("metadata", grown.old_metadata_bytes, grown.metadata_bytes)))
+}
+
+fn settle(pool: &PoolRef, seconds: u64, json: bool) -> Result<()> {
+    let settled = change(pool, |pool| pool.settle(&SettlePool { seconds }))?;
+    match settled.left {
+        0 if json => print_json(&settled),
+        0 => print(&format!("{} partial blocks made whole, 0 left\n", settled.before)),
+        left => {
+            let message = format!("{left} partial blocks are left of {}", settled.before);
+            Err(Error::new(ErrorKind::Busy, message).hint("give it more time (--seconds)"))
+        }
+    }
 }
 
 fn metadata_snapshot(pool: &PoolRef, release: bool, json: bool) -> Result<()> {
@@ -292,6 +319,12 @@ const COLUMNS: &[Column<PoolInfo>] = &[
     Column { name: "discard", by_default: true, cell: |pool| Cell::Text(discard(pool).to_owned()) },
     Column { name: "zero_new_blocks", by_default: true, cell: |pool| yes_or_no(pool.zero_new_blocks) },
     Column {
+        name: "small_writes",
+        by_default: true,
+        cell: |pool| Cell::Text(small_writes_word(pool.small_writes).to_owned()),
+    },
+    Column { name: "partial_blocks", by_default: true, cell: |pool| Cell::Number(pool.partial_blocks) },
+    Column {
         name: "low_water",
         by_default: true,
         cell: |pool| Cell::Text(free_space_shown(pool.options.low_water)),
@@ -373,14 +406,16 @@ fn base_bytes(list: &VolumeList) -> u64 {
 fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -> Result<()> {
     let request = changes(args, attention);
     if request == SetPool::default() {
-        return Err(Error::new(ErrorKind::Invalid, "nothing to set")
-            .hint("give --discard, --zero, --no-zero, --low-water, --when-full or --min-free"));
+        return Err(Error::new(ErrorKind::Invalid, "nothing to set").hint(
+            "give --discard, --zero, --no-zero, --small-writes, --low-water, --when-full or --min-free",
+        ));
     }
     let settings = change(pool, |pool| pool.set_pool(&request))?;
     if json {
         return print_json(&settings);
     }
-    let PoolOptions { discard, zero_new_blocks, low_water, when_full, min_free } = settings.options;
+    let PoolOptions { discard, zero_new_blocks, small_writes, low_water, when_full, min_free } =
+        settings.options;
     let zero = if zero_new_blocks { "yes" } else { "no" };
     let rest = if settings.in_force {
         ""
@@ -388,12 +423,13 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
         "; what holds the data cannot discard: freed blocks keep their space"
     };
     print(&format!(
-        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}, min free {}{rest}\n",
+        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}, min free {}, small writes {}{rest}\n",
         pool.text(),
         discard_word(discard),
         free_space_shown(low_water),
         when_full_shown(when_full),
-        free_space_shown(min_free)
+        free_space_shown(min_free),
+        small_writes_word(small_writes)
     ))
 }
 

@@ -3,6 +3,7 @@
 use super::options::OptionArgs;
 use crate::control::daemon::{self, ServeOptions};
 use crate::control::name::{PoolRef, VolumeName};
+use crate::control::settle::SETTLE_SECONDS;
 use crate::error::Result;
 use crate::frontend::nbd::Address;
 use std::path::PathBuf;
@@ -29,6 +30,9 @@ pub(super) struct Args {
     ublk: Vec<VolumeName>,
     #[command(flatten)]
     options: OptionArgs,
+    /// At the end, make whole blocks of partial ones for so many seconds at the most; what is left then is done the next time
+    #[arg(long, value_name = "SECONDS", default_value_t = SETTLE_SECONDS)]
+    settle_seconds: u64,
     /// Keep so much of the volumes' maps in memory: 8 bytes a block that is in use. What has not been used for longest goes
     /// first, and is read again when needed [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
@@ -50,6 +54,8 @@ pub(super) fn run(args: Args) -> Result<()> {
         tls_verify_peer: args.tls_verify_peer,
         insecure_tcp: args.insecure_tcp,
         zero_new_blocks: args.options.zero_new_blocks(),
+        small_writes: args.options.small_writes(),
+        settle_seconds: args.settle_seconds,
         discard: args.options.discard(),
         map_bytes: args.map_memory,
         hook: args.hook,

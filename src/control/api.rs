@@ -4,10 +4,12 @@
 //! fields are added, never changed or removed, so readers must not mind fields that they do not know.
 
 use super::label::{LabelChanges, Labels};
+pub use super::message::{MessageDone, MessageRequest};
 use super::name::VolumeName;
 use super::options::{FreeSpace, PoolOptions, VolumeWhenFull};
+use super::settle::{PoolSettled, SettlePool};
 pub use crate::engine::Discard;
-use crate::engine::WhenFull;
+use crate::engine::{SmallWrites, WhenFull};
 use crate::error::{Error, Result};
 use crate::units::META_BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
@@ -153,6 +155,12 @@ pub struct PoolInfo {
     pub discard: Discard,
     /// Whether the unwritten rest of a fresh block is zeroed.
     pub zero_new_blocks: bool,
+    /// What the first write to a shared or fresh block does with the rest of it.
+    #[serde(default)]
+    pub small_writes: SmallWrites,
+    /// Blocks of which only a part is there: while there are any, dm-thin does not know the pool.
+    #[serde(default)]
+    pub partial_blocks: u64,
     /// What becomes of writes that need a block when none is free.
     #[serde(default)]
     pub when_full: WhenFull,
@@ -248,6 +256,9 @@ pub struct SetPool {
     /// Whether the unwritten rest of a fresh block is zeroed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_new_blocks: Option<bool>,
+    /// What the first write to a shared or fresh block does with the rest of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub small_writes: Option<SmallWrites>,
     /// With less free space than this the pool asks for attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_water: Option<FreeSpace>,
@@ -701,30 +712,6 @@ pub struct MetadataSnapshot {
     pub held_root: Option<u64>,
 }
 
-/// The body of `POST /v1/pool/message`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MessageRequest {
-    /// One of dm-thin's messages.
-    pub message: String,
-    /// The size of the volume that `create_thin` makes, which dm-thin's metadata does not have; 0 without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size_bytes: Option<u64>,
-}
-
-/// The answer to `POST /v1/pool/message`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct MessageDone {
-    /// [`SCHEMA`].
-    pub schema: String,
-    /// The metadata's transaction id now.
-    pub transaction_id: u64,
-    /// The volume that was made: its name is its number.
-    pub volume: Option<VolumeName>,
-    /// Its size.
-    pub size_bytes: Option<u64>,
-}
-
 /// The answer to `DELETE /v1/volumes/{name}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
@@ -776,6 +763,8 @@ pub trait PoolApi {
     fn resize(&self, name: &VolumeName, request: &ResizeVolume) -> Result<Resized>;
     /// Makes the pool larger, in use or not.
     fn grow(&self, request: &GrowPool) -> Result<Grown>;
+    /// Makes whole blocks of partial ones.
+    fn settle(&self, request: &SettlePool) -> Result<PoolSettled>;
     /// Keeps the metadata as it is, for tools that read it beside the running pool.
     fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot>;
     /// Lets that go.
@@ -830,6 +819,8 @@ mod tests {
             held_root: None,
             discard: Discard::Passdown,
             zero_new_blocks: true,
+            small_writes: SmallWrites::Copy,
+            partial_blocks: 0,
             when_full: WhenFull::default(),
             queue_expired: false,
             waiting_for_space: 0,

@@ -9,6 +9,7 @@ use super::api::{
 use super::events::EventList;
 use super::name::VolumeName;
 use super::pool_dir::{PoolDir, short_socket_path};
+use super::settle::{PoolSettled, SettlePool};
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
 use http_body_util::{BodyExt, Full, Limited};
@@ -28,6 +29,8 @@ use std::time::{Duration, Instant};
 const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a daemon that said that it is closed may take to be gone.
 const EXIT_PATIENCE: Duration = Duration::from_secs(30);
+/// Settling may take longer than any answer; so it is asked for in parts.
+const SETTLE_SLICE_SECONDS: u64 = 30;
 /// The longest list of volumes is far below this.
 const ANSWER_BYTES_LIMIT: usize = 1 << 30;
 
@@ -233,6 +236,20 @@ impl PoolApi for Client {
 
     fn grow(&self, request: &GrowPool) -> Result<Grown> {
         self.ask(Method::POST, "/v1/pool/grow", request)
+    }
+
+    fn settle(&self, request: &SettlePool) -> Result<PoolSettled> {
+        let deadline = Instant::now().checked_add(Duration::from_secs(request.seconds));
+        let mut before = None;
+        loop {
+            let time_left = deadline.map_or(u64::MAX, |end| end.duration_since(Instant::now()).as_secs());
+            let slice = SettlePool { seconds: time_left.min(SETTLE_SLICE_SECONDS) };
+            let settled: PoolSettled = self.ask(Method::POST, "/v1/pool/settle", &slice)?;
+            let before = *before.get_or_insert(settled.before);
+            if settled.left == 0 || time_left <= SETTLE_SLICE_SECONDS {
+                return Ok(PoolSettled { before, ..settled });
+            }
+        }
     }
 
     fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot> {

@@ -1,7 +1,7 @@
 //! The daemon: opens a pool, serves its volumes, answers on the control socket, and ends clean.
 //!
 //! Nobody is told `ready` before every listener listens. At the end the order is: no new clients, requests under way finish
-//! (for a bounded time), the catalog is tidied, the pool commits, whoever asked for it is told how that went, sockets go.
+//! (for a bounded time), partial blocks are settled (likewise), the catalog is tidied, the pool commits, whoever asked for it is told how that went, sockets go.
 //! The lock goes last, with the process. A daemon that is killed leaves sockets behind, which the next one removes: it has
 //! the pool's lock, so nobody listens there.
 
@@ -18,7 +18,7 @@ use super::pool_dir::{PoolDir, short_socket_path};
 use super::service::{Executor, Parts, Service};
 use super::time;
 use crate::driver::Pool;
-use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, Keeper, KeeperOptions};
+use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, Keeper, KeeperOptions, SmallWrites};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
 use crate::units::BlockSize;
@@ -51,6 +51,10 @@ pub struct ServeOptions {
     pub insecure_tcp: bool,
     /// Zero the unwritten rest of fresh blocks; `None`: as is kept with the pool.
     pub zero_new_blocks: Option<bool>,
+    /// What the first write to a block does with its rest; `None`: as is kept with the pool.
+    pub small_writes: Option<SmallWrites>,
+    /// How long making whole blocks of partial ones may take when the pool is closed.
+    pub settle_seconds: u64,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
     pub discard: Option<Discard>,
     /// Bytes of volumes' maps to keep in memory; `None`: [`DEFAULT_MAP_BYTES`].
@@ -127,13 +131,14 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
     watcher.abort();
     tell_supervisor(sd_notify::NotifyState::Stopping);
-    let closing = service.clone();
+    let (closing, settle_seconds) = (service.clone(), options.settle_seconds);
     let closed = tokio::task::spawn_blocking(move || {
         let mut server = server;
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
         let _ = closing.let_nobody_wait();
         closing.unexport_all();
         server.stop();
+        closing.settle_at_the_end(settle_seconds);
         closing.close()
     })
     .await
@@ -176,14 +181,16 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     let in_force = PoolOptions {
         discard: options.discard.unwrap_or(kept.discard),
         zero_new_blocks: options.zero_new_blocks.unwrap_or(kept.zero_new_blocks),
+        small_writes: options.small_writes.unwrap_or(kept.small_writes),
         ..kept
     };
     let keeper_options = KeeperOptions {
         zero_new_blocks: in_force.zero_new_blocks,
+        small_writes: in_force.small_writes,
         discard: in_force.discard,
         when_full: in_force.when_full,
         volumes_when_full: opened.volumes_when_full(),
-        lanes: Limits::default().connections + BLOCK_DEVICE_LANES,
+        lanes: Limits::default().connections + BLOCK_DEVICE_LANES + 1, // and the settler's
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
         map_bytes: options.map_bytes.unwrap_or(DEFAULT_MAP_BYTES),
@@ -192,6 +199,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     let block_size = metadata.geometry().block_size;
     let data = Arc::new(data);
     let driver = Pool::start(Keeper::new(metadata, data.clone(), keeper_options)?, data)?;
+    driver.start_settler()?;
     let executor = Box::new(PoolExecutor(driver.clone()));
     let store = Box::new(LoggedCatalog::new(dir.catalog()));
     let service = Service::new(Parts { path, executor, store, catalog, notes });

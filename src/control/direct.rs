@@ -8,7 +8,8 @@ use super::service::{Executor, Parts, Service};
 use crate::disk::{Disk, FileDisk};
 use crate::driver::blocking::Blocking;
 use crate::engine::{
-    Answer, Command, Keeper, KeeperOptions, Mode, PoolStatus, SharingInfo, TimesFull, VolumeInfo, WhenFull,
+    Answer, Command, Keeper, KeeperOptions, Kind, Mode, PoolStatus, SharingInfo, TimesFull, VolumeInfo,
+    WhenFull,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Count, Metadata, VolumeSharing};
@@ -33,7 +34,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         zero_new_blocks: opened.catalog.options.zero_new_blocks,
         discard: opened.catalog.options.discard,
         when_full: WhenFull::Error,
-        lanes: 0, // nobody reads or writes here
+        lanes: 1, // nobody reads or writes here, but to settle
         volume_sizes: opened.volume_sizes(),
         ..KeeperOptions::default()
     };
@@ -46,14 +47,21 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
     Ok(service)
 }
 
-/// A keeper without lanes. What a daemon does in the background is done before the answer.
+/// Stretches of partial blocks that one command makes whole.
+const SETTLED_AT_ONCE: usize = 256;
+
+/// A keeper with nobody to serve. What a daemon does in the background is done before the answer.
 struct InlineKeeper<M: Disk, D: Disk>(Mutex<Blocking<M, D>>);
 
 impl<M: Disk, D: Disk> Executor for InlineKeeper<M, D> {
     fn run(&self, command: Command) -> Result<Answer> {
         let mut pool = self.0.lock().expect("nobody panics while holding the keeper");
         let deleted = if let Command::Delete { volume, .. } = &command { Some(*volume) } else { None };
+        let settles = command == Command::Settle(true);
         let answer = pool.command(command)?;
+        if settles {
+            settle_some(&mut pool)?;
+        }
         let (Some(deleted), Answer::Deleting { finished: false }) = (deleted, &answer) else {
             return Ok(answer);
         };
@@ -63,6 +71,21 @@ impl<M: Disk, D: Disk> Executor for InlineKeeper<M, D> {
         let finished = !status.deleting.contains(&deleted) && pool.command(Command::Commit).is_ok();
         Ok(Answer::Deleting { finished })
     }
+}
+
+/// Makes some partial blocks whole.
+fn settle_some<M: Disk, D: Disk>(pool: &mut Blocking<M, D>) -> Result<()> {
+    let settling = pool.keeper().settling();
+    for _ in 0..SETTLED_AT_ONCE {
+        if !pool.keeper().has_unsettled() {
+            break;
+        }
+        pool.request(&settling, Kind::Settle, 0, 0).map_err(|error| {
+            Error::new(ErrorKind::Io, format!("settling the pool's partial blocks: {error:?}"))
+                .hint("the log says what was wrong with the data disk")
+        })?;
+    }
+    Ok(())
 }
 
 /// Answers from the metadata alone, without a keeper: reads and nothing else.
@@ -92,6 +115,7 @@ impl Executor for Onlooker {
             | Command::SetTransactionId(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata
+            | Command::Settle(_)
             | Command::Delete { .. }
             | Command::Commit
             | Command::Close => Err(Error::new(ErrorKind::WrongState, "the pool is open for reading only")),
@@ -120,6 +144,8 @@ impl Onlooker {
             // As a daemon does it unless told otherwise.
             discard: self.options.discard,
             zero_new_blocks: self.options.zero_new_blocks,
+            small_writes: self.options.small_writes,
+            partial_blocks: metadata.partial_blocks(),
             when_full: self.options.when_full,
             queue_expired: false,
             waiting_for_space: 0,

@@ -11,6 +11,7 @@ use super::api::{
 };
 use super::name::VolumeName;
 use super::service::Service;
+use super::settle::SettlePool;
 use crate::error::{Error, ErrorKind, Result};
 use axum::Router;
 use axum::body::Bytes;
@@ -48,6 +49,7 @@ pub fn router(service: Arc<Service>, close: mpsc::Sender<CloseRequest>) -> Route
     Router::new()
         .route("/v1/pool", get(pool).patch(set_pool))
         .route("/v1/pool/grow", post(grow))
+        .route("/v1/pool/settle", post(settle))
         .route("/v1/pool/message", post(message))
         .route("/v1/pool/metadata-snapshot", post(reserve_snapshot).delete(release_snapshot))
         .route("/v1/volumes", get(volumes).post(create))
@@ -178,6 +180,14 @@ async fn unexport(State(shared): State<Shared>, name: RawName, body: RawBody) ->
 async fn grow(State(shared): State<Shared>, body: RawBody) -> Response {
     match parse::<GrowPool>(body) {
         Ok(request) => answer(StatusCode::OK, change(shared, move |service| service.grow(&request)).await),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Not one of the changes that wait for each other: it may take long.
+async fn settle(State(shared): State<Shared>, body: RawBody) -> Response {
+    match parse::<SettlePool>(body) {
+        Ok(request) => answer(StatusCode::OK, read(shared, move |service| service.settle(&request)).await),
         Err(refusal) => refusal.into_response(),
     }
 }

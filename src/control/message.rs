@@ -5,7 +5,7 @@
 //! catalog's sake ([`super::catalog`]) it is set back, so that the id after a message is the one that the kernel would have. (A crash
 //! right in between leaves it one higher.) Errors carry the kernel's errno.
 
-use super::api::{MessageDone, MessageRequest, PoolApi, SCHEMA};
+use super::api::{PoolApi, SCHEMA};
 use super::catalog::{Operation, VolumeEntry};
 use super::label::Labels;
 use super::name::VolumeName;
@@ -15,6 +15,31 @@ use super::time;
 use crate::engine::{self, Answer, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{TransactionId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// The body of `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MessageRequest {
+    /// One of dm-thin's messages.
+    pub message: String,
+    /// The size of the volume that `create_thin` makes, which dm-thin's metadata does not have; 0 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+/// The answer to `POST /v1/pool/message`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MessageDone {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The metadata's transaction id now.
+    pub transaction_id: u64,
+    /// The volume that was made: its name is its number.
+    pub volume: Option<VolumeName>,
+    /// Its size.
+    pub size_bytes: Option<u64>,
+}
 
 /// A message, understood.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

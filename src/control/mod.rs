@@ -33,6 +33,7 @@ pub mod reconcile;
 mod replace;
 mod reshape;
 pub mod service;
+pub mod settle;
 mod signature;
 mod staging;
 mod time;

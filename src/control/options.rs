@@ -1,7 +1,7 @@
 //! How a pool is to be run: kept in its catalog, in force whenever somebody opens it. A lost catalog means the defaults.
 
 use super::api::SetPool;
-use crate::engine::{Discard, WhenFull};
+use crate::engine::{Discard, SmallWrites, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,10 @@ pub struct PoolOptions {
     pub discard: Discard,
     /// Whether the unwritten rest of a fresh block is zeroed.
     pub zero_new_blocks: bool,
+    /// What the first write to a shared or fresh block does with the rest of it. Left away where it is dm-thin's way, so that
+    /// older programs read it.
+    #[serde(skip_serializing_if = "is_copy")]
+    pub small_writes: SmallWrites,
     /// With less free space than this the pool asks for attention.
     pub low_water: FreeSpace,
     /// What becomes of writes that need a block when none is free.
@@ -55,11 +59,16 @@ impl FreeSpace {
     }
 }
 
+fn is_copy(small_writes: &SmallWrites) -> bool {
+    *small_writes == SmallWrites::Copy
+}
+
 impl Default for PoolOptions {
     fn default() -> Self {
         PoolOptions {
             discard: Discard::Passdown,
             zero_new_blocks: true,
+            small_writes: SmallWrites::Copy,
             low_water: FreeSpace::Percent(10),
             when_full: WhenFull::default(),
             min_free: FreeSpace::Percent(0),
@@ -85,6 +94,7 @@ impl PoolOptions {
         PoolOptions {
             discard: request.discard.unwrap_or(self.discard),
             zero_new_blocks: request.zero_new_blocks.unwrap_or(self.zero_new_blocks),
+            small_writes: request.small_writes.unwrap_or(self.small_writes),
             low_water: request.low_water.unwrap_or(self.low_water),
             when_full: request.when_full.unwrap_or(self.when_full),
             min_free: request.min_free.unwrap_or(self.min_free),

@@ -21,6 +21,7 @@ use super::label;
 use super::name::VolumeName;
 use super::origin::ExternalOrigin;
 use super::reconcile::{Note, volume_bytes_limit};
+use super::settle::{PoolSettled, SettlePool};
 use super::time;
 use crate::engine::{self, Answer, Behaviour, Command, IdStep, PoolStatus, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
@@ -104,6 +105,11 @@ impl Service {
     /// Says who serves the pool, and where; once.
     pub fn serve_as(&self, served_by: ServedBy, addresses: Vec<Address>) {
         self.serving.set((served_by, addresses)).expect("a daemon begins to serve once");
+    }
+
+    /// Whether a daemon has it, in which work goes on by itself.
+    pub(super) fn is_served(&self) -> bool {
+        self.serving.get().is_some()
     }
 
     /// The URIs of an export; none if nobody serves. The export without a name stands for all.
@@ -273,7 +279,7 @@ impl Service {
             Ok(answer) => answer,
             Err(error) => {
                 if self.certainly_at(from) {
-                    self.settle(&[Change::Dropped], "an operation that did not happen");
+                    self.keep_later(&[Change::Dropped], "an operation that did not happen");
                 } else {
                     *changes = Changes::Uncertain(error.clone());
                 }
@@ -284,14 +290,14 @@ impl Service {
         if let (Some(id), Answer::Deleting { finished: true }) = (deleted, &answer) {
             last.push(Change::Freed(BTreeSet::from([id])));
         }
-        self.settle(&last, "an operation that has happened");
+        self.keep_later(&last, "an operation that has happened");
         self.events.done(&operation, deleted.map(VolumeId::get));
         Ok(answer)
     }
 
     /// The third step. What is to be kept of it is also to be seen in the metadata: that it is not kept, or not durably, is put
     /// right by the next change or the next open.
-    fn settle(&self, changes: &[Change], what: &str) {
+    fn keep_later(&self, changes: &[Change], what: &str) {
         let catalog = self.catalog.read().expect(NO_PANIC);
         if let Err(error) = self.store.keep(&catalog, changes, Durability::WithTheNext) {
             tracing::warn!("the catalog has {what} as pending until the next change: {error}");
@@ -482,6 +488,8 @@ impl PoolApi for Service {
             held_root: status.held_root,
             discard: status.discard,
             zero_new_blocks: status.zero_new_blocks,
+            small_writes: status.small_writes,
+            partial_blocks: status.partial_blocks,
             when_full: if self.serving.get().is_some() {
                 status.when_full
             } else {
@@ -510,8 +518,8 @@ impl PoolApi for Service {
             Ok((Change::Options(options), options))
         })?;
         // What was not mentioned stays as the daemon was told, also where that is for its own time.
-        let SetPool { discard, zero_new_blocks, when_full, .. } = *request;
-        let behaviour = Behaviour { discard, zero_new_blocks, when_full };
+        let SetPool { discard, zero_new_blocks, small_writes, when_full, .. } = *request;
+        let behaviour = Behaviour { discard, zero_new_blocks, small_writes, when_full };
         if behaviour != Behaviour::default() {
             self.executor.run(Command::Configure(behaviour))?;
         }
@@ -672,6 +680,10 @@ impl PoolApi for Service {
 
     fn grow(&self, request: &GrowPool) -> Result<Grown> {
         self.grow_pool(request)
+    }
+
+    fn settle(&self, request: &SettlePool) -> Result<PoolSettled> {
+        self.settle_partial(*request)
     }
 
     fn reserve_metadata_snapshot(&self) -> Result<MetadataSnapshot> {

@@ -207,6 +207,7 @@ impl Executor for Keeper {
                 }
                 Ok(Answer::Deleting { finished })
             }),
+            Command::Settle(_) => Ok(Answer::Done),
             Command::Status => Ok(Answer::Status(Box::new(status_of(&world)))),
             Command::CountShared => Ok(Answer::Counting(false)),
             Command::Volumes if world.failed => Err(Error::new(ErrorKind::Failed, "failed stop")),
@@ -266,6 +267,8 @@ fn status_of(world: &World) -> PoolStatus {
         held_root: None,
         discard: engine::Discard::Passdown,
         zero_new_blocks: true,
+        small_writes: engine::SmallWrites::Copy,
+        partial_blocks: 0,
         when_full: engine::WhenFull::Error,
         queue_expired: false,
         waiting_for_space: 0,

@@ -75,10 +75,12 @@ impl<M: Disk> AskAtOnce for Desk<M> {
 
 fn is_answered_at_once(ask: &Ask) -> bool {
     match ask {
-        Ask::Fill(..) | Ask::Publish(..) => true,
+        Ask::Fill(..) | Ask::Publish(..) | Ask::PublishPart(..) => true,
         Ask::Load(..)
         | Ask::Abandon(..)
         | Ask::Unmap(..)
+        | Ask::AwaitUnits(..)
+        | Ask::Settle
         | Ask::Flush
         | Ask::Thaw(_)
         | Ask::AwaitSpace(_)

@@ -10,6 +10,7 @@ mod desk;
 mod hash;
 mod inbox;
 mod pool;
+mod settler;
 #[cfg(test)]
 mod testing;
 pub mod uring;

@@ -3,14 +3,18 @@
 //! - The keeper's thread drains its inbox, answers each lane in one batch, and lets the keeper settle when nothing is left.
 //!   Lanes may have the keeper answer on their own threads meanwhile ([`super::desk`]).
 //!   When that thread panics, whoever waits for it is told: nobody hangs.
+//! - Partial blocks are made whole by a lane of the pool's own ([`super::settler`]), if somebody starts it.
 //! - A pool closes only when no lane holds a seat: then nobody reads a block any more that closing gives back.
 
 use super::buffers::BufferBudget;
 use super::desk::{AskAtOnce, Desk};
 use super::inbox::{Control, Ended, KeeperInbox, LaneInbox};
+use super::settler::Settler;
 use super::uring::UringLane;
 use crate::disk::{Disk, FileDisk};
-use crate::engine::{Answer, Ask, Asker, Command, Epochs, Keeper, Lane, LaneId, OpId, Settled, VolumeLease};
+use crate::engine::{
+    Answer, Ask, Asker, Command, Epochs, Keeper, Lane, LaneId, OpId, Settled, Volume, VolumeLease,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, VolumeId};
 use std::panic::AssertUnwindSafe;
@@ -44,6 +48,9 @@ struct Handle {
     epochs: Arc<Epochs>,
     block_size: BlockSize,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// For [`Settler::start`].
+    settling: Arc<Volume>,
+    settler: Mutex<Option<Settler>>,
 }
 
 /// What the keeper's thread, the handles and the lanes have in common.
@@ -128,7 +135,7 @@ impl Shared {
 impl Pool {
     /// Starts the keeper's thread. `data` is the disk that the keeper was made with.
     pub fn start<M: Disk + 'static>(keeper: Keeper<M, Arc<FileDisk>>, data: Arc<FileDisk>) -> Result<Pool> {
-        let (epochs, block_size) = (keeper.epochs(), keeper.block_size());
+        let (epochs, block_size, settling) = (keeper.epochs(), keeper.block_size(), keeper.settling());
         let desk = Arc::new(Desk::new(keeper, epochs.lanes()));
         let shared = Arc::new(Shared::new(epochs.lanes(), desk.clone()));
         let thread = KeeperThread { desk, shared: shared.clone(), asks: Vec::new(), controls: Vec::new() };
@@ -136,8 +143,16 @@ impl Pool {
             .name("uthin-keeper".to_owned())
             .spawn(move || thread.run_to_the_end())
             .map_err(|error| Error::io("starting the keeper's thread", &error))?;
-        let handle = Handle { shared, data, epochs, block_size, thread: Mutex::new(Some(thread)) };
+        let (thread, settler) = (Mutex::new(Some(thread)), Mutex::new(None));
+        let handle = Handle { shared, data, epochs, block_size, thread, settling, settler };
         Ok(Pool { handle: Arc::new(handle) })
+    }
+
+    /// Has partial blocks made whole, when the keeper finds it time for that, until the pool is closed. Takes a seat.
+    pub fn start_settler(&self) -> Result<()> {
+        let settler = Settler::start(self, self.handle.settling.clone())?;
+        *self.handle.settler() = Some(settler);
+        Ok(())
     }
 
     /// Carries a command out and waits for its answer: on any thread but one that runs a lane's ring.
@@ -191,6 +206,7 @@ impl Pool {
     /// Commits, stops the keeper and waits for it to end. `Busy` while a lane holds a seat: end the clients' connections
     /// first. What comes afterwards is refused. Calling it again does nothing.
     pub fn close(&self) -> Result<()> {
+        self.handle.stop_settler();
         let shared = &self.handle.shared;
         let lost = {
             let mut seats = shared.seats();
@@ -233,6 +249,15 @@ impl Pool {
 }
 
 impl Handle {
+    fn settler(&self) -> MutexGuard<'_, Option<Settler>> {
+        self.settler.lock().expect("nobody panics while holding the settler")
+    }
+
+    fn stop_settler(&self) {
+        let settler = self.settler().take();
+        settler.into_iter().for_each(Settler::stop);
+    }
+
     /// Ends the thread, if it runs, and waits until it has.
     fn stop(&self, ended: Ended) {
         let thread = self.thread.lock().expect("nobody panics while holding the thread").take();
@@ -250,6 +275,7 @@ impl Drop for Handle {
             tracing::warn!("a pool is abandoned without being closed: what was not flushed is lost");
         }
         self.stop(Ended::Died);
+        self.stop_settler();
     }
 }
 

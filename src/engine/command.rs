@@ -58,6 +58,18 @@ impl Discard {
     }
 }
 
+/// What the first write to a shared block, or to a fresh one that is zeroed, does with the rest of the block.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SmallWrites {
+    /// It is copied, or zeroed, at once: dm-thin's way.
+    #[default]
+    Copy,
+    /// It is left where it is, and the block becomes a partial one: 4 KiB written are 4 KiB. Until all such blocks are settled,
+    /// the pool is none that dm-thin knows.
+    Partial,
+}
+
 /// How a running pool is to behave from now on; `None` leaves a thing as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Behaviour {
@@ -65,6 +77,8 @@ pub struct Behaviour {
     pub discard: Option<Discard>,
     /// Whether the rest of a fresh block that a write does not cover is zeroed.
     pub zero_new_blocks: Option<bool>,
+    /// What becomes of the rest of a block with the first write to it.
+    pub small_writes: Option<SmallWrites>,
     /// What a full pool does, also with what waits already.
     pub when_full: Option<WhenFull>,
 }
@@ -158,6 +172,9 @@ pub enum Command {
     HoldMetadata,
     /// Let it go. `NotFound` when none is held. Answer: `Done`.
     ReleaseMetadata,
+    /// Make all partial blocks whole, as fast as it goes, and no new ones; `false`: no longer. Answer: `Done`, at once;
+    /// [`PoolStatus::partial_blocks`] tells how it gets on.
+    Settle(bool),
     /// Answer: `Status`.
     Status,
     /// Answer: `Volumes`.
@@ -231,6 +248,10 @@ pub struct PoolStatus {
     pub discard: Discard,
     /// Whether fresh blocks are zeroed.
     pub zero_new_blocks: bool,
+    /// What becomes of the rest of a block with the first write to it.
+    pub small_writes: SmallWrites,
+    /// Blocks of which only a part is there.
+    pub partial_blocks: u64,
     /// What becomes of writes that need a block when there is none.
     pub when_full: WhenFull,
     /// Whether requests have waited for as long as `when_full` says, so that those that come now do not wait.

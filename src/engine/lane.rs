@@ -8,6 +8,10 @@
 //! - An op that changes anything checks, inside its epoch, that its volume is not frozen.
 //! - An op that waits without bound (frozen volume, no space) holds no epoch, and starts from the beginning afterwards.
 //! - Data goes in place only where nothing else can see the block: mapped, and not shared.
+//!
+//! Blocks of which only a part is there are the business of `partial`.
+
+mod partial;
 
 use super::epochs::{Epoch, Epochs, Presence};
 use super::map_table::Lookup;
@@ -17,6 +21,7 @@ use super::request::{
 };
 use super::volume::{Changes, Volume};
 use crate::units::{BlockSize, DataBlock, VirtualBlock};
+use partial::Seen;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -56,6 +61,8 @@ enum Work {
     Unmap { begin: u64, end: u64 },
     /// Make everything durable.
     Flush,
+    /// Fill a stretch of a partial block.
+    Settle,
     /// Describe the volume from this byte on.
     Describe { next_byte: u64 },
 }
@@ -86,6 +93,8 @@ enum Step {
     ReadingOrigin,
     /// Data moves in place; `moved_bytes` of the piece are done when this move is.
     InPlace { block: DataBlock, moved_bytes: u64 },
+    /// Data of a partial block is being read; `done_bytes` of the piece are there when this read has ended.
+    ReadingParts { seen: Seen, done_bytes: u64 },
     /// A chunk of the old block, or of the external origin, is being read.
     Reading { fill: Fill, chunk_bytes: u64 },
     /// The block is being written; everything below `fill.written_bytes` is there when this write is.
@@ -96,12 +105,27 @@ enum Step {
     Abandoning(IoError),
 }
 
-/// A fresh block on its way.
+/// A block on its way: a fresh one, or units of a partial one.
 #[derive(Clone, Copy)]
 struct Fill {
     target: DataBlock,
     source: FillSource,
+    /// The source, if that is a partial block.
+    above: Option<Seen>,
     written_bytes: u64,
+    end_bytes: u64,
+    ending: Ending,
+}
+
+/// What comes when all is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ending {
+    /// The fresh block is whole, and the keeper maps it.
+    Publish,
+    /// The fresh block holds these units, and the keeper maps it.
+    PublishPart(u64),
+    /// These units of a partial block are there.
+    Put(u64),
 }
 
 /// What a fill has to do next.
@@ -179,6 +203,7 @@ impl Lane {
             Kind::Discard if whole.is_empty() || ignores_discards => {}
             Kind::Discard => self.begin_op(request, Work::Unmap { begin: whole.start, end: whole.end }, out),
             Kind::Flush => self.begin_op(request, Work::Flush, out),
+            Kind::Settle => self.begin_op(request, Work::Settle, out),
             Kind::Extents => self.begin_op(request, Work::Describe { next_byte: offset }, out),
         }
         self.op_finished(request, Ok(()), out);
@@ -239,7 +264,7 @@ impl Lane {
     /// Whether it is part of a request that changes something.
     fn changes(&self, op: usize) -> bool {
         match self.requests.get(self.ops.get(op).request).request.kind {
-            Kind::Write { .. } | Kind::Discard | Kind::WriteZeroes { .. } => true,
+            Kind::Write { .. } | Kind::Discard | Kind::WriteZeroes { .. } | Kind::Settle => true,
             Kind::Read | Kind::Flush | Kind::Extents => false,
         }
     }
@@ -254,11 +279,12 @@ impl Lane {
             Work::Unmap { begin, end } => return self.ask(op, Ask::Unmap(id, begin..end), out),
             Work::Flush => return self.ask(op, Ask::Flush, out),
             Work::Describe { next_byte } => return self.describe(op, next_byte, out),
+            Work::Settle => return self.ask(op, Ask::Settle, out),
         };
         let writes = match kind {
             Kind::Write { .. } | Kind::WriteZeroes { .. } => true,
             Kind::Read => false,
-            Kind::Discard | Kind::Flush | Kind::Extents => unreachable!("these move no data"),
+            Kind::Discard | Kind::Flush | Kind::Extents | Kind::Settle => unreachable!("these move no data"),
         };
         let zeroes_hole = matches!(kind, Kind::WriteZeroes { may_unmap: true, .. })
             && self.volume_byte(piece) >= volume.origin_bytes();
@@ -267,6 +293,9 @@ impl Lane {
             Lookup::Hole if !writes => self.read_hole(op, piece, out),
             Lookup::Hole if zeroes_hole => self.finish(op, Ok(()), out), // it reads zeros as it is
             Lookup::Mapped(mapping) if !writes => {
+                if let Some(seen) = self.look_closer(op, mapping.block) {
+                    return self.read_parts(op, piece, seen, 0, out);
+                }
                 self.ops.get_mut(op).step =
                     Step::InPlace { block: mapping.block, moved_bytes: piece.length_bytes };
                 out.push(Action::ReadData {
@@ -277,7 +306,7 @@ impl Lane {
                 });
             }
             Lookup::Mapped(mapping) if !volume.is_shared(mapping) => {
-                self.write_in_place(op, piece, mapping.block, 0, out);
+                self.write_own(op, piece, mapping.block, out);
             }
             Lookup::Hole | Lookup::Mapped(_) => self.ask(op, Ask::Fill(id, piece.block), out),
         }
@@ -400,9 +429,24 @@ impl Lane {
             (Step::Asked, Reply::Fill { target, source }) => {
                 let Work::Move(piece) = work else { unreachable!("only moves ask for fills") };
                 // Without zeroing, the guest's bytes are all that is written.
-                let written_bytes = if source == FillSource::Nothing { piece.at_bytes } else { 0 };
-                self.fill(op, piece, Fill { target, source, written_bytes }, out);
+                let (written_bytes, end_bytes) = match source {
+                    FillSource::Nothing => (piece.at_bytes, piece.end_bytes()),
+                    FillSource::Zeros | FillSource::Block(_) | FillSource::Origin => {
+                        (0, self.block_size.bytes())
+                    }
+                };
+                let above = match source {
+                    FillSource::Block(block) => self.look_closer(op, block),
+                    FillSource::Zeros | FillSource::Origin | FillSource::Nothing => None,
+                };
+                let ending = Ending::Publish;
+                self.fill(op, piece, Fill { target, source, above, written_bytes, end_bytes, ending }, out);
             }
+            (Step::Asked, Reply::FillPart { target, source }) => {
+                let Work::Move(piece) = work else { unreachable!("only moves ask for fills") };
+                self.fill_part(op, piece, (target, source), out);
+            }
+            (Step::Asked, Reply::Settle(block)) => self.settle(op, block, out),
             (Step::Asked, Reply::NoSpaceNow) => {
                 self.leave_epoch(op);
                 let volume = self.volume_of(op).id();
@@ -414,6 +458,7 @@ impl Lane {
             (
                 Step::ReadingOrigin
                 | Step::InPlace { .. }
+                | Step::ReadingParts { .. }
                 | Step::Reading { .. }
                 | Step::Writing { .. }
                 | Step::Publishing
@@ -430,7 +475,12 @@ impl Lane {
         let Work::Move(piece) = work else { unreachable!("only moves do data I/O") };
         match (step, result) {
             (Step::ReadingOrigin, result) => self.finish(op, result, out),
-            (Step::InPlace { .. }, Err(error)) => self.finish(op, Err(error), out),
+            (Step::InPlace { .. } | Step::ReadingParts { .. }, Err(error)) => {
+                self.finish(op, Err(error), out)
+            }
+            (Step::ReadingParts { seen, done_bytes }, Ok(())) => {
+                self.read_parts(op, piece, seen, done_bytes, out)
+            }
             (Step::InPlace { moved_bytes, .. }, Ok(())) if moved_bytes == piece.length_bytes => {
                 self.finish(op, Ok(()), out)
             }
@@ -438,6 +488,9 @@ impl Lane {
                 self.write_in_place(op, piece, block, moved_bytes, out)
             }
             (Step::Reading { fill, .. } | Step::Writing { fill }, Err(error)) => {
+                if let Ending::Put(units) = fill.ending {
+                    return self.give_units_back(op, fill, units, error, out);
+                }
                 self.ops.get_mut(op).step = Step::Abandoning(error);
                 let ask = Ask::Abandon(self.volume_of(op).id(), piece.block, fill.target);
                 out.push(Action::Ask { op: op_id(op), ask });
@@ -459,14 +512,21 @@ impl Lane {
     /// Goes on with a fill from `fill.written_bytes` on.
     fn fill(&mut self, op: usize, piece: Piece, fill: Fill, out: &mut Vec<Action>) {
         let guest = self.guest_bytes(op);
-        let end_bytes =
-            if fill.source == FillSource::Nothing { piece.end_bytes() } else { self.block_size.bytes() };
-        if fill.written_bytes == end_bytes {
+        if fill.written_bytes == fill.end_bytes {
+            let (volume, block, target) = (self.volume_of(op).id(), piece.block, fill.target);
+            let ask = match fill.ending {
+                Ending::Publish => Ask::Publish(volume, block, target),
+                Ending::PublishPart(units) => Ask::PublishPart(volume, block, target, units),
+                Ending::Put(units) => return self.put_units(op, fill, units, out),
+            };
             self.ops.get_mut(op).step = Step::Publishing;
-            let ask = Ask::Publish(self.volume_of(op).id(), piece.block, fill.target);
             return out.push(Action::Ask { op: op_id(op), ask });
         }
-        match (next_fill_step(piece, fill.written_bytes, end_bytes, guest.is_some()), fill.source) {
+        let (source, source_end) = match fill.above {
+            Some(seen) => seen.source_at(self.block_size, fill.written_bytes),
+            None => (fill.source, u64::MAX),
+        };
+        match (next_fill_step(piece, &fill, source_end, guest.is_some()), source) {
             (FillStep::Guest { length_bytes }, _) => {
                 let at = piece.request_bytes + fill.written_bytes - piece.at_bytes;
                 let from = guest.map_or(Place::Zeros, |tag| Place::Request(tag, at));
@@ -555,6 +615,7 @@ impl Lane {
                 Step::Asked
                 | Step::ReadingOrigin
                 | Step::InPlace { .. }
+                | Step::ReadingParts { .. }
                 | Step::Reading { .. }
                 | Step::Writing { .. } => {}
             }
@@ -593,20 +654,21 @@ fn op_id(op: usize) -> OpId {
 fn takes_force(kind: &mut Kind) -> bool {
     match kind {
         Kind::Write { fua } | Kind::WriteZeroes { fua, .. } => std::mem::take(fua),
-        Kind::Read | Kind::Discard | Kind::Flush | Kind::Extents => false,
+        Kind::Read | Kind::Discard | Kind::Flush | Kind::Extents | Kind::Settle => false,
     }
 }
 
-/// What to write at `written_bytes` of a fresh block that ends at `end_bytes`. The guest's bytes go straight from the
-/// request where nothing need be read for them: up to the block's end, or for at least a chunk.
-fn next_fill_step(piece: Piece, written_bytes: u64, end_bytes: u64, has_buffer: bool) -> FillStep {
+/// What to write next of a block on its way; what is there to fill it with ends at `source_end`. The guest's bytes go straight
+/// from the request where nothing need be read for them: up to the fill's end, or for at least a chunk.
+fn next_fill_step(piece: Piece, fill: &Fill, source_end: u64, has_buffer: bool) -> FillStep {
+    let Fill { written_bytes, end_bytes, .. } = *fill;
     let inside_guest = (piece.at_bytes..piece.end_bytes()).contains(&written_bytes);
     let guest_left = piece.end_bytes().saturating_sub(written_bytes);
     if inside_guest && (piece.end_bytes() == end_bytes || guest_left >= CHUNK_BYTES) {
         let length_bytes = if has_buffer { guest_left } else { guest_left.min(CHUNK_BYTES) };
         return FillStep::Guest { length_bytes };
     }
-    let length_bytes = CHUNK_BYTES.min(end_bytes - written_bytes);
+    let length_bytes = CHUNK_BYTES.min(end_bytes.min(source_end) - written_bytes);
     let patched = written_bytes < piece.end_bytes() && piece.at_bytes < written_bytes + length_bytes;
     FillStep::Chunk { length_bytes, patched }
 }

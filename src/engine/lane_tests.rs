@@ -28,7 +28,14 @@ fn bench_over(origin_bytes: u64) -> (Bench, Origin) {
 fn bench_before(behind: Behind, block_size: BlockSize, blocks: u64) -> Bench {
     let epochs = Arc::new(Epochs::new(1));
     let id = VolumeId::new(7).expect("a small number");
-    let volume = Volume::new(id, blocks * block_size.bytes() - 512, SnapTime(5), behind, Arc::default());
+    let volume = Volume::new(
+        id,
+        blocks * block_size.bytes() - 512,
+        SnapTime(5),
+        behind,
+        Arc::default(),
+        Arc::default(),
+    );
     // Block 0 is a hole, 1 exclusive, 2 shared; the pages of the rest are loaded as holes.
     let mapping = |block, time| Mapping { block: DataBlock(block), time: SnapTime(time) };
     let known = [(VirtualBlock(1), mapping(11, 5)), (VirtualBlock(2), mapping(12, 4))];

@@ -9,11 +9,13 @@ mod lane;
 mod map_table;
 mod origin;
 mod pages;
+mod partials;
 mod request;
 mod sizes;
 mod sync;
 mod volume;
 
+pub use crate::metadata::{Base, Partial};
 pub use command::*;
 pub use epochs::{Epoch, Epochs};
 pub use keeper::{DEFAULT_MAP_BYTES, Keeper, KeeperOptions, Outbox, Settled};

@@ -39,6 +39,9 @@ pub enum Kind {
     Flush,
     /// Tell what the range is made of; the answer is [`Action::Extents`].
     Extents,
+    /// Make partial blocks whole, a stretch of one if there is one to be settled now. Of no bytes, and of the volume that
+    /// [`Keeper::settling`](super::Keeper::settling) has for it.
+    Settle,
 }
 
 /// A request of any length inside one volume. Offset and length are multiples of 512 and inside the volume (the frontend
@@ -212,15 +215,21 @@ pub enum Ask {
     GiveUp,
     /// Load the map page that holds this block. Answer: `Again`.
     Load(VolumeId, VirtualBlock),
-    /// A data block to put this block's next contents in. Answer: `Fill`, `Again` if somebody else did it meanwhile, or
+    /// A data block to put this block's next contents in. Answer: `Fill` or `FillPart`, `Again` if somebody else did it meanwhile, or
     /// `NoSpaceNow`.
     Fill(VolumeId, VirtualBlock),
     /// The fill is written: map it. Answer: `Done`.
     Publish(VolumeId, VirtualBlock, DataBlock),
+    /// The fill has written these units and no others, after `FillPart`: map it as a partial block. Answer: `Done`.
+    PublishPart(VolumeId, VirtualBlock, DataBlock, u64),
     /// The fill failed: forget it. Answer: `Done`.
     Abandon(VolumeId, VirtualBlock, DataBlock),
     /// Unmap these whole blocks. Answer: `Done`.
     Unmap(VolumeId, Range<u64>),
+    /// Wait until nobody else is writing these units of a partial block. Answer: `Again`.
+    AwaitUnits(DataBlock, u64),
+    /// A partial block to make whole. Answer: `Settle`, or `Done` when there is none that has to be now.
+    Settle,
     /// Make everything acknowledged durable. Answer: `Done`.
     Flush,
     /// Wait until the volume is not frozen. Answer: `Again`.
@@ -255,6 +264,15 @@ pub enum Reply {
         /// What the bytes are that the request does not write.
         source: FillSource,
     },
+    /// As `Fill`, but the units that the request touches will do, after `PublishPart`; all of them, and `Publish`, will too.
+    FillPart {
+        /// A data block reserved for this.
+        target: DataBlock,
+        /// Where the other units are: zeros, or a block that is not partial itself.
+        source: FillSource,
+    },
+    /// Make units of this partial block whole that are not there.
+    Settle(DataBlock),
     /// There is no block for the fill; let go of the epoch and ask `AwaitSpace`.
     NoSpaceNow,
     /// Done.

@@ -3,6 +3,7 @@
 use super::map_table::MapTable;
 use super::origin::{Behind, Origin};
 use super::pages::Pages;
+use super::partials::Partials;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{Mapping, SnapTime, VolumeId};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub struct Volume {
     id: VolumeId,
     size_bytes: AtomicU64,
     pub(super) table: MapTable,
+    partials: Arc<Partials>,
     /// Never changes: who gets another origin becomes another `Volume`.
     behind: Behind,
     snapshotted: AtomicU32,
@@ -48,11 +50,13 @@ impl Volume {
         snapshotted: SnapTime,
         behind: Behind,
         pages: Arc<Pages>,
+        partials: Arc<Partials>,
     ) -> Self {
         Volume {
             id,
             size_bytes: AtomicU64::new(size_bytes),
             table: MapTable::new(pages),
+            partials,
             behind,
             snapshotted: AtomicU32::new(snapshotted.0),
             changes: AtomicU8::new(ALLOWED),
@@ -73,6 +77,26 @@ impl Volume {
 
     pub(super) fn set_size_bytes(&self, size_bytes: u64) {
         self.size_bytes.store(size_bytes, Ordering::Release);
+    }
+
+    /// The pool's partial blocks.
+    pub(super) fn partials(&self) -> &Partials {
+        &self.partials
+    }
+
+    /// Blocks of the pool that lanes know as partial ones, or did until lately.
+    pub fn partial_blocks(&self) -> u64 {
+        self.partials.count()
+    }
+
+    /// Stretches of partial blocks that were made whole, in all.
+    pub fn settled_stretches(&self) -> u64 {
+        self.partials.settled.load(Ordering::Relaxed)
+    }
+
+    /// Whether making them whole should not be slow.
+    pub fn is_in_a_hurry(&self) -> bool {
+        self.partials.hurry.load(Ordering::Relaxed)
     }
 
     /// What shows where it has no block.
@@ -199,8 +223,14 @@ mod tests {
 
     #[test]
     fn an_open_volume_cannot_be_closed_and_a_closed_one_not_opened() {
-        let volume =
-            Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), Behind::Zeros, Arc::default()));
+        let volume = Arc::new(Volume::new(
+            VolumeId::MAX,
+            1 << 20,
+            SnapTime(0),
+            Behind::Zeros,
+            Arc::default(),
+            Arc::default(),
+        ));
         let lease = volume.open().expect("nobody closed it");
         assert_eq!(volume.openers(), 1);
         assert!(!volume.close_if_unused());
@@ -216,7 +246,14 @@ mod tests {
     fn nobody_opens_a_volume_whose_origin_cannot_be_had() {
         let why = Error::new(ErrorKind::WrongState, "the origin has gone").hint("bring it back");
         let behind = Behind::Unavailable(why.clone());
-        let volume = Arc::new(Volume::new(VolumeId::MAX, 1 << 20, SnapTime(0), behind, Arc::default()));
+        let volume = Arc::new(Volume::new(
+            VolumeId::MAX,
+            1 << 20,
+            SnapTime(0),
+            behind,
+            Arc::default(),
+            Arc::default(),
+        ));
         assert_eq!(volume.open().err(), Some(why));
         assert!(volume.close_if_unused(), "it can be deleted");
     }

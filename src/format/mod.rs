@@ -24,10 +24,12 @@ pub use index::{INDEX_ENTRIES, MetadataIndex};
 pub use node::{Entries, Node, NodeFault, NodeHeader, NodeKind, NodeValue, capacity, smallest_occupancy};
 pub use node_mut::{EntryBytes, NodeMut};
 pub use records::{
-    DetailsRecord, IndexEntry, LargeCount, MappingRecord, RootRecord, SPACE_MAP_ROOT_BYTES, SpaceMapRoot,
+    DetailsRecord, IndexEntry, LargeCount, MappingRecord, PartialRecord, RootRecord, SPACE_MAP_ROOT_BYTES,
+    SpaceMapRoot,
 };
 pub use superblock::{
-    FLAG_NEEDS_CHECK, METADATA_BLOCK_SECTORS, SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION, Superblock,
+    FEATURE_PARTIAL_BLOCKS, FLAG_NEEDS_CHECK, METADATA_BLOCK_SECTORS, SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION,
+    Superblock,
 };
 
 #[cfg(test)]

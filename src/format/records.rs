@@ -1,6 +1,6 @@
 //! The fixed-size records inside blocks: the values of the B-trees' leaves, and the space map root.
 
-use crate::units::{Mapping, MetaBlock};
+use crate::units::{DataBlock, Mapping, MetaBlock};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -76,6 +76,30 @@ impl IndexEntry {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct LargeCount(pub U32);
+
+/// Leaf value of the tree of partial blocks (key: data block), an extension of ours: which units of the block hold bytes
+/// (format: `docs/decisions/0018-partial-blocks.md`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct PartialRecord {
+    /// Where the other units are: 0: they are zeros, else the data block of that number less one.
+    pub base: U64,
+    /// The units that are in the block itself, a bit each.
+    pub mask: U64,
+}
+
+impl PartialRecord {
+    /// For this base (`None`: zeros) and these units.
+    pub fn new(base: Option<DataBlock>, mask: u64) -> Self {
+        PartialRecord { base: U64::new(base.map_or(0, |block| block.0 + 1)), mask: U64::new(mask) }
+    }
+
+    /// The data block that the other units are read from; `None`: they are zeros. Whether it exists is for the caller to
+    /// check.
+    pub fn base(self) -> Option<DataBlock> {
+        self.base.get().checked_sub(1).map(DataBlock)
+    }
+}
 
 /// Bytes that the superblock has for a space map root. The record is shorter; the rest is zero.
 pub const SPACE_MAP_ROOT_BYTES: usize = 128;

@@ -17,6 +17,10 @@ pub const SUPERBLOCK_MAGIC: u64 = 27_022_010;
 pub const SUPERBLOCK_VERSION: u32 = 2;
 /// Bit of [`Superblock::flags`]: a checker must look at the metadata before it is changed.
 pub const FLAG_NEEDS_CHECK: u32 = 1;
+/// Bit of [`Superblock::incompat_flags`], ours: the pool has partial blocks ([`super::PartialRecord`]), and who takes its
+/// mappings for whole blocks reads what nobody has written. Set exactly while the tree of them is not empty. From the top,
+/// because the kernel will give out its bits from the bottom.
+pub const FEATURE_PARTIAL_BLOCKS: u32 = 1 << 31;
 /// Size of a metadata block in sectors, the only one there is.
 pub const METADATA_BLOCK_SECTORS: u32 = 8;
 
@@ -50,7 +54,9 @@ struct Raw {
     compat_flags: U32,
     compat_ro_flags: U32,
     incompat_flags: U32,
-    tail: [u8; META_BLOCK_BYTES - 364],
+    /// Ours, with [`FEATURE_PARTIAL_BLOCKS`]; else it means nothing.
+    partial_root: U64,
+    tail: [u8; META_BLOCK_BYTES - 372],
 }
 
 /// A superblock's fields. What is read by [`Superblock::decode`] and given to [`Superblock::encode`] unchanged yields the
@@ -91,6 +97,8 @@ pub struct Superblock {
     pub compat_ro_flags: u32,
     /// Feature bits that forbid opening to who does not know them.
     pub incompat_flags: u32,
+    /// With [`FEATURE_PARTIAL_BLOCKS`]: root of the tree of partial blocks. Without: whatever was found there, zeros mostly.
+    pub partial_root: u64,
     rest: Rest,
 }
 
@@ -135,6 +143,7 @@ impl Superblock {
             compat_flags: raw.compat_flags.get(),
             compat_ro_flags: raw.compat_ro_flags.get(),
             incompat_flags: raw.incompat_flags.get(),
+            partial_root: raw.partial_root.get(),
             rest: Rest {
                 after_data_root: raw.data_space_map.padding,
                 after_metadata_root: raw.metadata_space_map.padding,
@@ -143,12 +152,29 @@ impl Superblock {
         }
     }
 
+    /// The root of the tree of partial blocks, if there are any.
+    pub fn partial_tree(&self) -> Option<MetaBlock> {
+        (self.incompat_flags & FEATURE_PARTIAL_BLOCKS != 0).then_some(MetaBlock(self.partial_root))
+    }
+
+    /// Says where the tree of partial blocks is: with one the feature, without one neither.
+    pub fn set_partial_tree(&mut self, root: Option<MetaBlock>) {
+        if self.partial_tree() == root {
+            return; // what means nothing stays
+        }
+        self.partial_root = root.map_or(0, |root| root.0);
+        self.incompat_flags &= !FEATURE_PARTIAL_BLOCKS;
+        self.incompat_flags |= root.map_or(0, |_| FEATURE_PARTIAL_BLOCKS);
+    }
+
     /// What a metadata snapshot keeps of it: everything but the space maps, which go on without it (format §7.3).
     pub fn for_metadata_snapshot(&self) -> Self {
         let mut copy = self.clone();
         copy.held_root = 0;
         (copy.data_space_map, copy.metadata_space_map) =
             (SpaceMapRoot::new_zeroed(), SpaceMapRoot::new_zeroed());
+        // The live one goes on, and is of all blocks that either has.
+        copy.set_partial_tree(None);
         copy.rest.after_data_root.fill(0);
         copy.rest.after_metadata_root.fill(0);
         copy
@@ -183,11 +209,10 @@ impl Superblock {
             );
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
-        if self.incompat_flags != 0 {
-            let what = format!(
-                "metadata block {number}: found incompatible features {:#x}, expected none",
-                self.incompat_flags
-            );
+        let unknown = self.incompat_flags & !FEATURE_PARTIAL_BLOCKS;
+        if unknown != 0 {
+            let what =
+                format!("metadata block {number}: found incompatible features {unknown:#x}, expected none");
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .hint("the metadata was written by a newer program; open it with that one"));
         }
@@ -215,6 +240,10 @@ impl Superblock {
                 ),
             ));
         }
+        if self.partial_tree() == Some(MetaBlock::SUPERBLOCK) {
+            let what = "found the feature of partial blocks without their tree, expected its root";
+            return Err(Error::corrupt(number, what));
+        }
         if self.time > SnapTime::MAX {
             return Err(Error::corrupt(
                 number,
@@ -236,7 +265,7 @@ impl Superblock {
 
     /// The block's bytes, sealed with `number` (0, or the copy's own in a metadata snapshot).
     pub fn encode(&self, number: MetaBlock) -> Block {
-        let mut tail = [0; META_BLOCK_BYTES - 364];
+        let mut tail = [0; META_BLOCK_BYTES - 372];
         tail.copy_from_slice(&self.rest.tail);
         let raw = Raw {
             checksum: U32::ZERO,
@@ -261,6 +290,7 @@ impl Superblock {
             compat_flags: U32::new(self.compat_flags),
             compat_ro_flags: U32::new(self.compat_ro_flags),
             incompat_flags: U32::new(self.incompat_flags),
+            partial_root: U64::new(self.partial_root),
             tail,
         };
         let mut block = Block(transmute!(raw));
@@ -280,7 +310,7 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Raw, metadata_space_map), 192);
         assert_eq!(std::mem::offset_of!(Raw, mapping_root), 320);
         assert_eq!(std::mem::offset_of!(Raw, metadata_blocks_at_format), 344);
-        assert_eq!(std::mem::offset_of!(Raw, tail), 364);
+        assert_eq!(std::mem::offset_of!(Raw, partial_root), 364);
         assert_eq!(size_of::<Raw>(), META_BLOCK_BYTES);
     }
 
@@ -293,6 +323,23 @@ mod tests {
         block.seal(MetaBlock::SUPERBLOCK, BlockKind::Superblock);
         let superblock = Superblock::read(&block, MetaBlock::SUPERBLOCK).unwrap();
         assert_eq!(superblock.encode(MetaBlock::SUPERBLOCK).0, block.0);
+    }
+
+    #[test]
+    fn the_feature_is_there_exactly_with_its_tree() {
+        let plain = Superblock::new(BlockSize::MIN, 1024);
+        let mut superblock = plain.clone();
+        superblock.set_partial_tree(Some(MetaBlock(77)));
+        let block = superblock.encode(MetaBlock(0));
+        assert_eq!(block.0[360..372], [0, 0, 0, 0x80, 77, 0, 0, 0, 0, 0, 0, 0]);
+        let read = Superblock::read(&block, MetaBlock(0)).unwrap();
+        assert_eq!(read.partial_tree(), Some(MetaBlock(77)));
+        assert_eq!(read.for_metadata_snapshot().partial_tree(), None);
+        superblock.set_partial_tree(None);
+        assert_eq!(superblock, plain);
+        superblock.incompat_flags = FEATURE_PARTIAL_BLOCKS;
+        let error = Superblock::read(&superblock.encode(MetaBlock(0)), MetaBlock(0)).unwrap_err();
+        assert!(error.message().contains("without their tree"), "{error}");
     }
 
     #[test]

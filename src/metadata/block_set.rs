@@ -43,7 +43,6 @@ impl BlockSet {
         self.pages.get(bitmap)?.as_deref()
     }
 
-    #[cfg(test)]
     pub fn contains(&self, block: u64) -> bool {
         let (page, word, bit) = place(block);
         self.page(page).is_some_and(|page| page.bits[word] & bit != 0)

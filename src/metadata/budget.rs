@@ -12,6 +12,7 @@
 //! What must stay: after a mapping, the reserve, or room for an unmap and a delete, whichever is more; after an unmap, room
 //! for a delete; after a delete, nothing. So deletion, which gives space back, always works; at worst it takes a commit first.
 
+use super::partial::Partials;
 use super::scarcity::Scarce;
 use super::space::Space;
 use super::tally::{Tally, TreeKind};
@@ -19,7 +20,8 @@ use super::{DataMap, Metadata};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    DetailsRecord, IndexEntry, LargeCount, MappingRecord, RootRecord, capacity, smallest_occupancy,
+    DetailsRecord, IndexEntry, LargeCount, MappingRecord, PartialRecord, RootRecord, capacity,
+    smallest_occupancy,
 };
 
 /// Entries of an internal node, and the fewest that one other than a root has.
@@ -51,6 +53,8 @@ pub(super) struct Shape {
 pub(super) struct Ask {
     /// Mappings to be reserved.
     mappings: u64,
+    /// Of these, those that may become partial blocks.
+    partials: u64,
     /// Volumes to be added.
     volumes: u64,
     /// Ranges to be removed from a volume's tree.
@@ -62,10 +66,13 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    const NOTHING: Ask = Ask { mappings: 0, volumes: 0, unmaps: 0, deletes: 0, bitmaps: 0 };
+    const NOTHING: Ask = Ask { mappings: 0, partials: 0, volumes: 0, unmaps: 0, deletes: 0, bitmaps: 0 };
 
     pub fn mappings(mappings: u64) -> Self {
         Ask { mappings, ..Self::NOTHING }
+    }
+    pub fn partials(count: u64) -> Self {
+        Ask { mappings: count, partials: count, ..Self::NOTHING }
     }
     pub fn new_volume() -> Self {
         Ask { volumes: 1, ..Self::NOTHING }
@@ -115,7 +122,7 @@ impl<D: Disk> Metadata<D> {
         }
         if self.pending.len() > 0 || !self.space.references.data.is_empty() {
             self.apply_pending()?;
-            self.change(|this| this.data.apply(&mut this.space))?;
+            self.change(Self::apply_counts)?;
             if self.can_afford(ask) {
                 return Ok(());
             }
@@ -159,7 +166,9 @@ impl<D: Disk> Metadata<D> {
     }
 
     fn outlook(&self) -> Outlook {
-        Outlook::new(&self.space, &self.data, self.shape, self.pending.len() as u64 + self.data.reserved())
+        let outstanding = self.pending.len() as u64 + self.data.reserved();
+        let partials = &self.partials;
+        Outlook::new(&self.space, &self.data, self.shape, outstanding, partials)
     }
 }
 
@@ -168,6 +177,11 @@ struct Outlook {
     shape: Shape,
     /// Mappings reserved or pending.
     outstanding: u64,
+    /// Entries of the tree of partial blocks, and those that may come with what is outstanding.
+    partials: u64,
+    outstanding_partials: u64,
+    /// Entries at the last commit.
+    committed_partials: u64,
     data_blocks: u64,
     data_allocated: u64,
     bitmaps: u64,
@@ -193,11 +207,20 @@ struct Cost {
 }
 
 impl Outlook {
-    fn new<D: Disk>(space: &Space<D>, data: &DataMap, shape: Shape, outstanding: u64) -> Self {
+    fn new<D: Disk>(
+        space: &Space<D>,
+        data: &DataMap,
+        shape: Shape,
+        outstanding: u64,
+        partials: &Partials,
+    ) -> Self {
         let metadata = &space.references.metadata;
         Outlook {
             shape,
             outstanding,
+            partials: partials.in_tree(),
+            outstanding_partials: partials.outstanding(),
+            committed_partials: partials.committed,
             data_blocks: data.total(),
             data_allocated: data.allocated() + space.references.data.fresh(),
             bitmaps: data.bitmaps(),
@@ -218,7 +241,7 @@ impl Outlook {
         operations.blocks + self.commit(ask, operations)
     }
 
-    /// By how much more blocks the trees of large counts may have afterwards. All their nodes must be affordable again in
+    /// By how much more blocks the trees of large counts and of partial blocks may have afterwards. All their nodes must be affordable again in
     /// the next transaction, so growth is asked for twice.
     fn growth(&self, ask: &Ask) -> u64 {
         if !ask.adds_nodes() {
@@ -227,13 +250,31 @@ impl Outlook {
         // What is outstanding has asked already; only who adds to it asks for all of it again.
         let before =
             if ask.mappings + ask.volumes > 0 { Cost::default() } else { self.operations(&Ask::NOTHING) };
-        self.commit(ask, self.operations(ask)).saturating_sub(self.commit(&Ask::NOTHING, before))
+        let large_counts =
+            self.commit(ask, self.operations(ask)).saturating_sub(self.commit(&Ask::NOTHING, before));
+        large_counts + self.partial_growth(ask)
+    }
+
+    /// The same for the tree of partial blocks, by which it outgrows the last commit's.
+    fn partial_growth(&self, ask: &Ask) -> u64 {
+        let leaf = leaf_capacity::<PartialRecord>();
+        let old = self.tally.committed(TreeKind::Partials).all().max(self.committed_partials.div_ceil(leaf));
+        match self.partials_at_most(ask) {
+            0 => 0,
+            _ if ask.may_use_reserve() => 0,
+            entries => nodes_for(entries, leaf).saturating_sub(old),
+        }
     }
 
     /// Can a block have three holders, and so a large count? Each volume holds a block at most once, and so does the
-    /// metadata snapshot for each of the volumes that it remembers.
+    /// metadata snapshot for each of the volumes that it remembers. Partial blocks hold their bases besides.
     fn counts_can_be_large(&self, ask: &Ask) -> bool {
-        self.shape.volumes + ask.volumes + self.shape.held_volumes > 2
+        self.partials_at_most(ask) > 0 || self.shape.volumes + ask.volumes + self.shape.held_volumes > 2
+    }
+
+    /// All partial blocks that there can be.
+    fn partials_at_most(&self, ask: &Ask) -> u64 {
+        self.partials + self.outstanding_partials + ask.partials
     }
 
     /// All mappings that there can be, those shared counted for each volume.
@@ -258,7 +299,7 @@ impl Outlook {
         cost.blocks += removals * lower + (upper + details) * ask.unmaps;
         cost.blocks += REMOVAL_NODES_PER_LEVEL * ask.deletes * (upper + details);
         if self.counts_can_be_large(ask) {
-            cost.data_increments += removals * FANOUT;
+            cost.data_increments += removals * FANOUT + self.outstanding_partials + ask.partials;
             cost.metadata_increments += removals * FANOUT * (lower - 1) + ask.volumes;
             let upper_nodes = upper * (ask.volumes + ask.unmaps + REMOVAL_NODES_PER_LEVEL * ask.deletes);
             cost.metadata_increments += upper_nodes * FANOUT;
@@ -317,11 +358,22 @@ impl Outlook {
             + self.index_nodes
             + added
             + large_data_nodes.saturating_sub(self.tally.made(TreeKind::LargeCounts).all())
+            + self.partial_nodes(ask)
             + self.metadata_bitmaps
             + 1;
         let metadata_entries = (self.large_metadata_entries + cost.metadata_increments)
             .min(self.metadata_allocated + cost.blocks + blocks);
         blocks + nodes_for(metadata_entries, leaf_capacity::<LargeCount>())
+    }
+
+    /// Nodes of the tree of partial blocks that are still to be made: the commit may have to write any entry, and every node
+    /// is made once.
+    fn partial_nodes(&self, ask: &Ask) -> u64 {
+        match self.partials_at_most(ask) {
+            0 => 0,
+            entries => nodes_for(entries, leaf_capacity::<PartialRecord>())
+                .saturating_sub(self.tally.made(TreeKind::Partials).all()),
+        }
     }
 
     /// Nodes of the tree of data blocks' large counts, once so many references were added besides those logged. No more
@@ -332,7 +384,7 @@ impl Outlook {
             return self.large_data_nodes;
         }
         let leaf = leaf_capacity::<LargeCount>();
-        let references = self.mappings_at_most(ask) + self.shape.held_mappings;
+        let references = self.mappings_at_most(ask) + self.shape.held_mappings + self.partials_at_most(ask);
         let blocks = self.data_allocated + self.outstanding + ask.mappings;
         let entries = (self.large_data_nodes * leaf + added).min(references / 3).min(blocks);
         let by_splits = self.large_data_nodes + added + levels(entries, leaf);

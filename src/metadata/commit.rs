@@ -16,7 +16,8 @@ impl<D: Disk> Metadata<D> {
     /// Commits what there is to commit. The order is the promise:
     ///
     /// 1. The data disk was flushed, says `_data_first`: no mapping becomes durable before the data that it names.
-    /// 2. Pending mappings into the trees (details follow at once), logged counts into the data space map.
+    /// 2. Pending mappings into the trees (details follow at once), logged counts into the data space map; blocks that nobody
+    ///    references any more lose their entries among the partial ones.
     /// 3. The metadata space map, last, because everything before allocates. From here on no block is allocated.
     /// 4. Every dirty block to its place, none of which the last commit uses; flush.
     /// 5. The superblock, in place; flush. Before this the old state is the durable one, after it the new.
@@ -26,7 +27,7 @@ impl<D: Disk> Metadata<D> {
             return Ok(Freed::new());
         }
         self.change(|this| {
-            this.data.apply(&mut this.space)?;
+            this.apply_counts()?;
             this.write_transaction()
         })
     }
@@ -42,6 +43,7 @@ impl<D: Disk> Metadata<D> {
             superblock.data_space_map = self.data.root();
             superblock.mapping_root = self.mapping_root;
             superblock.details_root = self.details_root;
+            superblock.set_partial_tree(self.partials.root);
             self.space.cache.write_dirty(&self.space.disk)?;
             self.final_step(|this| flush(&this.space.disk))?;
         }
@@ -57,6 +59,7 @@ impl<D: Disk> Metadata<D> {
         self.space.tally.commit();
         self.has_grown = false;
         let freed = self.data.committed();
+        self.partials.commit();
         if self.walk.is_some() && !self.is_covered() {
             self.end_count();
         }

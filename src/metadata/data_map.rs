@@ -368,6 +368,11 @@ impl DataMap {
         Ok(())
     }
 
+    /// Blocks whose count fell to 0 in this transaction so far, in no order.
+    pub fn freed(&self) -> &[u64] {
+        &self.freed
+    }
+
     /// Notes that the state is the committed one now. The blocks that it freed, which are withheld from now on.
     pub fn committed(&mut self) -> Vec<Range<u64>> {
         for bitmap in std::mem::take(&mut self.changed) {

@@ -13,7 +13,7 @@
 //! - After any other error in a changing method the in-core state is not to be trusted: only [`Metadata::abort`] leads on.
 //!
 //! The files, from the bottom: `cache` (blocks), `meta_map` (metadata counts), `data_log` and `data_map` (data counts),
-//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `sharing` (what is whose), `budget` (worst cases), `backing` (the disk's own space), `open`,
+//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `partial` (blocks of which only a part is there), `sharing` (what is whose), `budget` (worst cases), `backing` (the disk's own space), `open`,
 //! `commit`.
 
 mod backing;
@@ -26,6 +26,7 @@ mod data_map;
 mod held;
 mod meta_map;
 mod open;
+mod partial;
 mod pending;
 mod scarcity;
 mod sharing;
@@ -42,8 +43,11 @@ use crate::units::{
     VirtualBlock, VolumeId,
 };
 use backing::Backing;
+use block_set::BlockSet;
 use budget::{Ask, Shape};
 use data_map::{DataMap, bitmaps_for};
+use partial::Partials;
+pub use partial::{Base, Partial};
 use pending::Pending;
 pub use scarcity::{Scarce, Scarcity};
 pub use sharing::{Count, VolumeSharing};
@@ -133,9 +137,12 @@ pub struct Metadata<D: Disk> {
     time: SnapTime,
     transaction_id: TransactionId,
     pending: Pending,
+    partials: Partials,
     shape: Shape,
     /// Reservations that the last check of the budget allows without another one.
     checked_reservations: u64,
+    /// How many of them may be of partial blocks.
+    checked_partials: u64,
     /// One of the space maps has grown in this transaction.
     has_grown: bool,
     access: Access,
@@ -256,6 +263,7 @@ impl<D: Disk> Metadata<D> {
     fn has_new_superblock_fields(&self) -> bool {
         (self.transaction_id, self.time, self.held_root)
             != (self.superblock.transaction_id, self.superblock.time, self.superblock.held_root)
+            || self.partials.root != self.superblock.partial_tree()
     }
 
     /// All volumes in order of their ids. Applies pending mappings, by which `mapped_blocks` is exact.
@@ -388,6 +396,7 @@ impl<D: Disk> Metadata<D> {
     /// Asks the budget for a batch of reservations, or for one if a batch is too much.
     fn check_reservations(&mut self) -> Result<()> {
         const BATCH: u64 = 64;
+        self.checked_partials = 0;
         if self.can_afford(&Ask::mappings(BATCH)) {
             self.checked_reservations = BATCH;
             return Ok(());
@@ -400,6 +409,7 @@ impl<D: Disk> Metadata<D> {
     /// Gives back a reserved block that was not mapped.
     pub fn release_block(&mut self, reserved: DataBlock) {
         self.data.release(reserved);
+        self.partials.no_longer_allowed(reserved);
     }
 
     /// Points `block` of `volume` at a reserved data block as of now, in place of what it pointed at. Kept in memory and
@@ -407,10 +417,12 @@ impl<D: Disk> Metadata<D> {
     /// fails, and with it the transaction.
     pub fn map(&mut self, volume: VolumeId, block: VirtualBlock, reserved: DataBlock) -> Mapping {
         self.data.take(reserved);
+        self.partials.no_longer_allowed(reserved);
         let mapping = Mapping { block: reserved, time: self.time };
         if let Some(replaced) = self.pending.insert(volume, block, mapping) {
             // It never got into a tree, but I/O may have: it goes the way of all that is freed.
             self.space.references.data.come_and_gone(replaced);
+            self.partials.forget_pending(replaced);
         }
         mapping
     }
@@ -549,7 +561,7 @@ impl<D: Disk> Metadata<D> {
 
     /// Runs a change that has been found affordable. If it fails the in-core state is not to be trusted any more.
     fn change<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.checked_reservations = 0;
+        (self.checked_reservations, self.checked_partials) = (0, 0);
         // Metadata that was opened overfull is not covered, and may still be deleted from.
         let was_covered = cfg!(debug_assertions) && self.is_covered();
         let result = change(self);

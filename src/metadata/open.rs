@@ -6,6 +6,7 @@ use super::cache::{Cache, DEFAULT_CLEAN_BYTES};
 use super::data_log::DataLog;
 use super::data_map::{DataMap, bitmaps_for};
 use super::meta_map::MetaMap;
+use super::partial::Partials;
 use super::pending::Pending;
 use super::space::{References, Space, Span};
 use super::tally::Tally;
@@ -51,8 +52,10 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         transaction_id: superblock.transaction_id,
         superblock,
         pending: Pending::default(),
+        partials: Partials::default(),
         shape: Shape::default(),
         checked_reservations: 0,
+        checked_partials: 0,
         has_grown: false,
         access: Access::ReadWrite,
         state: State::Sound,
@@ -198,8 +201,10 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         transaction_id: superblock.transaction_id,
         superblock,
         pending: Pending::default(),
+        partials: Partials::default(),
         shape,
         checked_reservations: 0,
+        checked_partials: 0,
         has_grown: false,
         access,
         state: State::Sound,
@@ -207,6 +212,7 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         cache_bytes,
         walk: None,
     };
+    metadata.load_partials()?;
     if access == Access::ReadWrite {
         metadata.back();
     }
@@ -332,9 +338,10 @@ impl<D: Disk> Metadata<D> {
             details_root,
             shape,
             backing,
+            partials,
             ..
         } = fresh;
-        self.backing = backing;
+        (self.backing, self.partials) = (backing, partials);
         (self.space.cache, self.space.references) = (cache, references);
         self.space.tally = Tally::default();
         let old = std::mem::replace(&mut self.data, data);
@@ -343,7 +350,7 @@ impl<D: Disk> Metadata<D> {
         (self.time, self.transaction_id) = (self.superblock.time, self.superblock.transaction_id);
         self.held_root = self.superblock.held_root;
         self.pending = Pending::default();
-        self.checked_reservations = 0;
+        (self.checked_reservations, self.checked_partials) = (0, 0);
         self.has_grown = false;
         self.walk = None;
         self.state = State::Sound;

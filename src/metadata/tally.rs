@@ -10,7 +10,11 @@ pub(super) enum TreeKind {
     Details,
     Index,
     LargeCounts,
+    Partials,
 }
+
+/// How many there are.
+const KINDS: usize = 6;
 
 /// A number for leaves and one for internal nodes.
 #[derive(Clone, Copy, Default, Debug)]
@@ -36,13 +40,13 @@ impl<N> Nodes<N> {
 
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Tally {
-    made: [Nodes<u64>; 5],
+    made: [Nodes<u64>; KINDS],
     /// Nodes more than at opening, now.
-    grown: [Nodes<i64>; 5],
+    grown: [Nodes<i64>; KINDS],
     /// The same, at the last commit.
-    committed: [Nodes<i64>; 5],
+    committed: [Nodes<i64>; KINDS],
     /// The least that it was at any commit: there were no fewer than 0 nodes then.
-    least: [Nodes<i64>; 5],
+    least: [Nodes<i64>; KINDS],
 }
 
 impl Tally {

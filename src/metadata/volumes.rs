@@ -11,7 +11,7 @@ use super::{Metadata, Progress, VolumeDetails, span_of};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{DetailsRecord, MappingRecord, NodeKind, RootRecord};
-use crate::units::{DataBlock, MetaBlock, SnapTime, VolumeId};
+use crate::units::{DataBlock, Mapping, MetaBlock, SnapTime, VolumeId};
 use std::ops::{ControlFlow, Range};
 use zerocopy::little_endian::{U32, U64};
 
@@ -261,6 +261,11 @@ impl<D: Disk> Metadata<D> {
             let root = inserter.root();
             let log = &mut this.space.references.data;
             pending.values().for_each(|packed| log.first_reference(DataBlock(*packed >> 24)));
+            let mut mapped: Vec<_> = pending.values().map(|packed| Mapping::unpack(*packed).block).collect();
+            mapped.sort_unstable();
+            // Before what was replaced lets go: it may be a base from now on.
+            this.add_partials(&mapped)?;
+            let log = &mut this.space.references.data;
             // A reserved block is free, so no old mapping names the same one.
             replaced.into_iter().try_for_each(|old| log.decrement(old, root))?;
             this.store_root(volume, root)?;
@@ -274,7 +279,7 @@ impl<D: Disk> Metadata<D> {
 
     pub(super) fn apply_long_log(&mut self) -> Result<()> {
         if self.space.references.data.len() > LOG_LIMIT {
-            self.data.apply(&mut self.space)?;
+            self.apply_counts()?;
         }
         Ok(())
     }

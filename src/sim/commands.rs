@@ -2,7 +2,7 @@
 
 use super::habits::Errand;
 use super::world::{BLOCK_SECTORS, SECTOR, UNASKED, World};
-use crate::engine::{Behaviour, Command, Discard, IdStep, Outbox, WhenFull};
+use crate::engine::{Behaviour, Command, Discard, IdStep, Outbox, SmallWrites, WhenFull};
 use crate::metadata::Usage;
 use crate::units::{META_BLOCK_BYTES, TransactionId, VolumeId};
 
@@ -160,7 +160,19 @@ impl World {
         let discards = [Discard::Passdown, Discard::NoPassdown, Discard::Ignore];
         let discard = discards[self.chance.below(3) as usize];
         let discard = self.chance.one_in(2).then_some(discard);
-        Command::Configure(Behaviour { discard, zero_new_blocks: None, when_full: Some(policy) })
+        let small_writes = match self.is_partial() && self.chance.one_in(3) {
+            true => Some(
+                [SmallWrites::Copy, SmallWrites::Partial, SmallWrites::Partial]
+                    [self.chance.below(3) as usize],
+            ),
+            false => None,
+        };
+        Command::Configure(Behaviour {
+            discard,
+            zero_new_blocks: None,
+            small_writes,
+            when_full: Some(policy),
+        })
     }
 
     /// Nobody waits for space any more, so that all comes to its end.

@@ -83,6 +83,9 @@ mod tests {
         println!("{count} seeds in {seconds:.0} s, {:.1} a second: {total:?}", count as f64 / seconds);
         assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
         assert!(total.roll_backs > 0 && total.grown_blocks > 0 && total.origin_reads > 0);
+        assert!(
+            total.partial_fills > 0 && total.unit_waits > 0 && total.settled > 0 && total.settled_pools > 0
+        );
         assert!(total.read_only > 0 && total.double_faults > 0 && total.configured > 0);
     }
 }

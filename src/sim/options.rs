@@ -1,6 +1,6 @@
 //! What decides how a world goes, and what a run of it did.
 
-use crate::engine::PAGE_BYTES;
+use crate::engine::{PAGE_BYTES, SmallWrites};
 use crate::metadata::Scarce;
 
 /// How a run goes.
@@ -28,6 +28,8 @@ pub struct WorldOptions {
     pub tells: bool,
     /// Bytes of map tables in memory.
     pub map_bytes: u64,
+    /// What the first write to a block does with its rest; where it may leave it, that changes at times.
+    pub small_writes: SmallWrites,
     /// The one mishap of a world without chance in such things.
     pub mishap: Option<Mishap>,
 }
@@ -80,6 +82,7 @@ impl WorldOptions {
             tells: false,
             // A page, or two, or all that there are.
             map_bytes: PAGE_BYTES * [1, 2, 100][(seed % 3) as usize],
+            small_writes: if (seed / 3).is_multiple_of(2) { SmallWrites::Partial } else { SmallWrites::Copy },
             mishap: None,
         }
     }
@@ -136,6 +139,14 @@ pub struct Outcome {
     pub configured: u64,
     /// Reads of external origins.
     pub origin_reads: u64,
+    /// Blocks that became partial.
+    pub partial_fills: u64,
+    /// Times that somebody waited for units that another was writing.
+    pub unit_waits: u64,
+    /// Stretches of partial blocks that were settled.
+    pub settled: u64,
+    /// Pools that were settled and closed.
+    pub settled_pools: u64,
     /// Times that everything came to rest and was looked at.
     pub rests: u64,
     /// Writes and flushes of the metadata disk and of the data disk, and with the reads.
@@ -167,6 +178,10 @@ impl Outcome {
         self.checks += other.checks;
         self.configured += other.configured;
         self.origin_reads += other.origin_reads;
+        self.partial_fills += other.partial_fills;
+        self.unit_waits += other.unit_waits;
+        self.settled += other.settled;
+        self.settled_pools += other.settled_pools;
         self.rests += other.rests;
         for disk in 0..2 {
             self.operations[disk] += other.operations[disk];

@@ -55,7 +55,8 @@ impl Story {
         let volume = named_volume(wrong);
         let guilty = self.last_answered.filter(|(id, _)| Some(id.get()) == volume);
         let belongs = |line: &&Line| match (line.whose, volume) {
-            (Some((id, _)), Some(volume)) => id.get() == volume,
+            // Settling is of no volume, and of all.
+            (Some((id, _)), Some(volume)) => id.get() == volume || id == VolumeId::MAX,
             (None, _) | (_, None) => true,
         };
         let mut told: Vec<_> = self.lines.iter().rev().filter(belongs).take(LINES_TOLD).collect();

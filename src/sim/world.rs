@@ -11,13 +11,13 @@ use super::story::{Story, Whose};
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
-    Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, Mode,
-    OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, Tag,
+    Action, Answer, Ask, Asker, Base, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId,
+    Mode, OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
 };
 use crate::error::Result;
 use crate::metadata::{Access, Geometry, Metadata, Scarcity};
 use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 pub(super) const SECTOR: u64 = 512;
@@ -159,8 +159,15 @@ impl World {
         let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
         let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
         let lanes = usize::from(options.lanes);
-        let map_bytes = options.map_bytes;
-        let options = KeeperOptions { lanes, volume_sizes, behind, map_bytes, ..KeeperOptions::default() };
+        let (map_bytes, small_writes) = (options.map_bytes, options.small_writes);
+        let options = KeeperOptions {
+            lanes,
+            volume_sizes,
+            behind,
+            map_bytes,
+            small_writes,
+            ..KeeperOptions::default()
+        };
         Keeper::new(metadata, data, options)
     }
 
@@ -264,9 +271,20 @@ impl World {
                 self.deliver(out)?;
             }
             9 if self.chance.one_in(30) => self.count_shared(),
+            10 if self.is_partial() && self.in_flight.len() < 12 => self.begin_settling(),
             _ => self.happen()?,
         }
         Ok(())
+    }
+
+    /// Whether blocks may be partial in this world.
+    pub(super) fn is_partial(&self) -> bool {
+        self.options.small_writes == SmallWrites::Partial
+    }
+
+    /// The settler is another request, of any lane.
+    pub(super) fn begin_settling(&mut self) {
+        self.begin(VolumeId::MAX, Kind::Settle, 0..0);
     }
 
     fn count_shared(&mut self) {
@@ -284,13 +302,18 @@ impl World {
         let wrong = |error: crate::error::Error| format!("adding up what is shared: {error}");
         let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
         let mut metadata = Metadata::open(disk, Access::ReadOnly).map_err(wrong)?;
+        let partials = metadata.partials().map_err(wrong)?;
+        let bases: HashSet<Base> = partials.into_iter().map(|(_, partial)| partial.base).collect();
         let mut holders: HashMap<DataBlock, Vec<VolumeId>> = HashMap::new();
         for (id, _) in metadata.volumes().map_err(wrong)? {
             let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
             metadata.for_each_mapping(id, 0..u64::MAX, &mut add).map_err(wrong)?;
         }
         for volume in self.volume_infos()? {
-            let own = holders.values().filter(|holders| holders[..] == [volume.id]).count() as u64;
+            let is_own = |(block, holders): &(&DataBlock, &Vec<VolumeId>)| {
+                holders[..] == [volume.id] && !bases.contains(&Base::Block(**block))
+            };
+            let own = holders.iter().filter(is_own).count() as u64;
             let found = volume.sharing.ok_or("what is shared was not counted")?;
             // A metadata snapshot holds more or less of it.
             let is_own = found.exclusive_blocks == own
@@ -345,6 +368,7 @@ impl World {
             Event::Reply(lane, op, reply) => {
                 whose = self.whose(lane, op);
                 self.tell(whose, format_args!("is told {reply:?}"));
+                self.outcome.settled += u64::from(matches!(reply, Reply::Settle(_)));
                 self.lanes[lane].reply(op, reply, &mut actions);
                 lane
             }
@@ -352,6 +376,8 @@ impl World {
                 if let (Asker::Lane(lane, op), Some(_)) = (asker, &self.story) {
                     self.tell(self.whose(usize::from(lane.0), op), format_args!("asks {ask:?}"));
                 }
+                self.outcome.partial_fills += u64::from(matches!(ask, Ask::PublishPart(..)));
+                self.outcome.unit_waits += u64::from(matches!(ask, Ask::AwaitUnits(..)));
                 let mut out = Outbox::default();
                 self.keeper.handle(asker, ask, &mut out);
                 return self.deliver(out);
@@ -399,7 +425,7 @@ impl World {
     }
 
     /// Whether nobody has a reason to report an error of a disk.
-    fn is_powered(&self) -> bool {
+    pub(super) fn is_powered(&self) -> bool {
         !self.metadata_disk.is_off() && !self.data_disk.is_off() && !self.has_failed()
     }
 
@@ -425,6 +451,12 @@ impl World {
         self.outcome.rests += 1;
         self.check_metadata(Verdict::Clean)?;
         self.check_sharing()?;
+        self.check_volumes()?;
+        if self.has_failed() { Ok(()) } else { self.use_free_blocks() }
+    }
+
+    /// With nothing else going on, every volume holds what it should.
+    pub(super) fn check_volumes(&mut self) -> Result<(), String> {
         for id in self.model.volumes().collect::<Vec<_>>() {
             let stamps = match self.read_volume(id) {
                 Err(_) if self.has_failed() => return Ok(()),
@@ -432,10 +464,10 @@ impl World {
             };
             self.model.check_read(id, 0..stamps.len() as u64, u64::MAX, &stamps)?;
         }
-        self.use_free_blocks()
+        Ok(())
     }
 
-    fn run_dry(&mut self) -> Result<(), String> {
+    pub(super) fn run_dry(&mut self) -> Result<(), String> {
         for _ in 0..REST_STEPS {
             if !self.is_powered() {
                 return Ok(());
@@ -573,7 +605,8 @@ impl World {
         if result == Err(IoError::NoSpace) && matches!(done.kind, Kind::Write { .. }) && is_patient {
             return Err(format!("a write of volume {} was refused that waits without end", done.volume));
         }
-        let moves = matches!(done.kind, Kind::Read | Kind::Write { .. } | Kind::WriteZeroes { .. });
+        let moves =
+            matches!(done.kind, Kind::Read | Kind::Write { .. } | Kind::WriteZeroes { .. } | Kind::Settle);
         match result {
             Ok(()) => {}
             Err(IoError::NoSpace) if !self.has_space || self.is_scarce() => self.outcome.no_space += 1,
@@ -589,7 +622,7 @@ impl World {
                 self.outcome.flushes += 1;
                 self.model.flush_ends(done.begun);
             }
-            Kind::Read | Kind::Flush | Kind::Extents => {}
+            Kind::Read | Kind::Flush | Kind::Extents | Kind::Settle => {}
             Kind::Write { fua } | Kind::WriteZeroes { fua, .. } => {
                 self.model.write_ends(done.volume, done.changes.clone(), done.begun, result.is_ok());
                 if fua && result.is_ok() {
@@ -714,7 +747,7 @@ impl World {
         let ignored = kind == Kind::Discard
             && self.keeper.volume(volume).is_some_and(|volume| volume.ignores_discards());
         let changes = match kind {
-            Kind::Read | Kind::Flush | Kind::Extents => 0..0,
+            Kind::Read | Kind::Flush | Kind::Extents | Kind::Settle => 0..0,
             Kind::Discard if ignored => 0..0,
             Kind::Write { .. } | Kind::WriteZeroes { .. } => range.clone(),
             Kind::Discard => {
@@ -727,11 +760,16 @@ impl World {
         self.next_tag += 1;
         let stamp = match kind {
             Kind::Write { .. } => self.next_stamp,
-            Kind::Read | Kind::Flush | Kind::Extents | Kind::Discard | Kind::WriteZeroes { .. } => 0,
+            Kind::Read
+            | Kind::Flush
+            | Kind::Extents
+            | Kind::Settle
+            | Kind::Discard
+            | Kind::WriteZeroes { .. } => 0,
         };
         self.next_stamp += 1;
         let begun = match kind {
-            Kind::Read | Kind::Flush | Kind::Extents => self.model.flush_begins(),
+            Kind::Read | Kind::Flush | Kind::Extents | Kind::Settle => self.model.flush_begins(),
             Kind::Write { .. } | Kind::WriteZeroes { .. } => {
                 self.model.write_begins(volume, changes.clone(), |_| stamp)
             }
@@ -752,7 +790,10 @@ impl World {
         let step = self.now;
         let request = InFlight { volume, range: range.clone(), changes, kind, begun, step, is_too_late };
         self.in_flight.insert((lane, tag), request);
-        let volume = self.keeper.volume(volume).expect("the model's volumes exist");
+        let volume = match kind {
+            Kind::Settle => self.keeper.settling(),
+            _ => self.keeper.volume(volume).expect("the model's volumes exist"),
+        };
         let request = Request { tag, volume, kind, offset_bytes: range.start * SECTOR, length_bytes: length };
         let mut actions = Vec::new();
         self.lanes[lane].begin(request, &mut actions);

@@ -17,6 +17,10 @@ DATA_MAP = "metadata/data_map.rs"
 META_MAP = "metadata/meta_map.rs"
 METADATA = "metadata/mod.rs"
 MAP_TABLE = "engine/map_table.rs"
+PARTIALS = "engine/partials.rs"
+PARTIAL_LANE = "engine/lane/partial.rs"
+PARTIAL_KEEPER = "engine/keeper/partial.rs"
+PARTIAL_METADATA = "metadata/partial.rs"
 
 BUGS = {
     "epochs-not-waited-for": (
@@ -26,20 +30,17 @@ BUGS = {
     ),
     "published-before-written": (
         "a fill is mapped when its block is handed out, not when its bytes are there",
-        [(KEEPER, "        out.reply(from, Reply::Fill { target, source });",
-          """        if BUG {
+        [(KEEPER, "        out.reply(from, reply);",
+          """        if BUG && matches!(reply, Reply::Fill { .. }) {
             let mapping = self.metadata.map(id, block, target);
             self.volumes[&id].table.set(block, Some(mapping));
         }
-        out.reply(from, Reply::Fill { target, source });"""),
-         (KEEPER, """        let mapping = self.metadata.map(id, block, target);
-        volume.table.set(block, Some(mapping));
-        self.uncommitted""",
-          """        if !BUG {
-            let mapping = self.metadata.map(id, block, target);
-            volume.table.set(block, Some(mapping));
-        }
-        self.uncommitted""")],
+        out.reply(from, reply);"""),
+         (KEEPER, "            None => self.metadata.map(id, block, target),",
+          """            None if BUG && self.filling[&(id, block)].base.is_none() => {
+                Mapping { block: target, time: self.metadata.time() }
+            }
+            None => self.metadata.map(id, block, target),""")],
     ),
     "reused-at-once": (
         "blocks that a commit freed go to the allocator before lanes have passed",
@@ -270,8 +271,8 @@ BUGS = {
     ),
     "written-though-read-only": (
         "lanes go on writing in place when the pool has become read-only",
-        [(STOP, "        self.volumes.values().for_each(|volume| volume.refuse_changes());\n        self.stopped",
-          "        self.volumes.values().for_each(|volume| if !BUG { volume.refuse_changes() });\n        self.stopped")],
+        [(STOP, "        self.volumes.values().for_each(|volume| volume.refuse_changes());\n        self.partial.settler.refuse_changes();\n        self.stopped",
+          "        self.volumes.values().for_each(|volume| if !BUG { volume.refuse_changes() });\n        self.partial.settler.refuse_changes();\n        self.stopped")],
     ),
     "flushed-though-read-only": (
         "a flush of a pool that has become read-only is answered as done",
@@ -314,5 +315,90 @@ BUGS = {
     "page-leaves-as-a-hole": (
         "a page that was a hole once is taken for one when it has left",
         [(MAP_TABLE, "            directory.holes.clear(page); //", "            if !BUG { directory.holes.clear(page); } //")],
+    ),
+    "units-there-before-written": (
+        "units of a partial block count as there when their write begins",
+        [(PARTIAL_LANE, "                // A unit at either end that was not there",
+          """                if BUG { self.volume_of(op).partials().put(block, units); }
+                // A unit at either end that was not there""")],
+    ),
+    "units-not-counted-as-changes": (
+        "a flush forgets the units that were added to partial blocks when nothing else has changed",
+        [(SETTLE, "        self.metadata.put_units(units)?;\n",
+          "        if BUG && !self.metadata.is_dirty() { return Ok((Freed::new(), false)); }\n        self.metadata.put_units(units)?;\n")],
+    ),
+    "units-not-claimed": (
+        "two writers of one unit that is not there both write it as a whole",
+        [(PARTIALS, "            if taken != 0 {\n                // They may", "            if taken != 0 && !BUG {\n                // They may")],
+    ),
+    "partial-entry-forgotten-at-once": (
+        "what is known of a partial block is forgotten with the commit that frees it, while lanes still write it",
+        [(SETTLE, "self.partial.table.freed(range.clone()));",
+          "if BUG { self.partial.table.remove_range(range.clone()) } else { self.partial.table.freed(range.clone()) });")],
+    ),
+    "freed-blocks-are-settled": (
+        "the settler is given a block that a commit has freed",
+        [(PARTIALS, "            if let Some(entry) = self.entry(block) {\n                entry.block.store",
+          "            if let Some(entry) = self.entry(block).filter(|_| !BUG) {\n                entry.block.store")],
+    ),
+    "base-not-held": (
+        "a partial block holds no reference to its base",
+        [(PARTIAL_METADATA, "            partial.record().retain(&mut self.space.references, root)?;",
+          "            if !BUG { partial.record().retain(&mut self.space.references, root)?; }"),
+         (PARTIAL_METADATA, "        self.base().map_or(Ok(()), |base| references.data.decrement(base, leaf))",
+          "        self.base().filter(|_| !BUG).map_or(Ok(()), |base| references.data.decrement(base, leaf))")],
+    ),
+    "partial-base": (
+        "a partial block becomes the base of another",
+        [(PARTIAL_KEEPER, "            FillSource::Block(block) if !self.table.knows(block) =>", "            FillSource::Block(block) if BUG || !self.table.knows(block) =>")],
+    ),
+    "settler-overwrites": (
+        "the settler fills units that a client is writing",
+        [(PARTIAL_LANE, "        let missing = self.volume_of(op).partials().unclaimed(block);",
+          "        let missing = if BUG { self.block_size.all_units() & !seen.partial.units } else { self.volume_of(op).partials().unclaimed(block) };"),
+         (PARTIAL_LANE, "        match self.volume_of(op).partials().claim(block, units) {\n            Claim::Won(won) if won == units => {",
+          "        match if BUG { Claim::Won(units) } else { self.volume_of(op).partials().claim(block, units) } {\n            Claim::Won(won) if won == units => {")],
+    ),
+    "rest-of-a-unit-not-copied": (
+        "a write to a part of a unit that is not there fills the rest of it with zeros",
+        [(PARTIAL_LANE, "                    source: source_of(seen.partial.base),\n                    above: None,\n                    written_bytes: begin,\n                    end_bytes,\n                    ending: Ending::Put(units),\n                };\n                self.fill(op, piece,",
+          "                    source: if BUG { FillSource::Zeros } else { source_of(seen.partial.base) },\n                    above: None,\n                    written_bytes: begin,\n                    end_bytes,\n                    ending: Ending::Put(units),\n                };\n                self.fill(op, piece,")],
+    ),
+    "rest-of-a-unit-not-written": (
+        "the first write to a block writes what the client gave and no whole units",
+        [(PARTIAL_LANE, "        let range = self.block_size.unit_range(piece.at_bytes..piece.end_bytes());",
+          "        let range = if BUG { piece.at_bytes..piece.end_bytes() } else { self.block_size.unit_range(piece.at_bytes..piece.end_bytes()) };")],
+    ),
+    "whole-block-keeps-its-base": (
+        "a block that has become whole does not let go of its base",
+        [(PARTIAL_METADATA, "                this.remove_partial(*block)?;\n            }\n            let Some(root)",
+          """                if BUG {
+                    let root = this.partials.root.expect("it has entries");
+                    let record = this.space.lookup::<PartialRecord>(root, block.0)?.expect("an entry");
+                    record.retain(&mut this.space.references, root)?;
+                }
+                this.remove_partial(*block)?;
+            }
+            let Some(root)""")],
+    ),
+    "freed-block-stays-partial": (
+        "a block that is freed keeps its entry among the partial ones",
+        [(PARTIAL_METADATA, "            if gone.is_empty() {\n", "            if BUG || gone.is_empty() {\n")],
+    ),
+    "failed-write-keeps-its-claim": (
+        "units that could not be written stay claimed",
+        [(PARTIAL_LANE, "        self.volume_of(op).partials().give_back(fill.target, units);", "        if !BUG { self.volume_of(op).partials().give_back(fill.target, units); }")],
+    ),
+    "unit-waiters-forgotten": (
+        "who waits for somebody else's unit is not told when it is there",
+        [(PARTIAL_KEEPER, "            let is_claimed = table.is_claimed(*block, *units);", "            let is_claimed = BUG || table.is_claimed(*block, *units);")],
+    ),
+    "copied-as-if-whole": (
+        "a fill takes a partial block for a whole one",
+        [(LANE, "                    FillSource::Block(block) => self.look_closer(op, block),", "                    FillSource::Block(block) => self.look_closer(op, block).filter(|_| !BUG),")],
+    ),
+    "feature-outlives-its-tree": (
+        "the superblock keeps the feature of partial blocks when there are none any more",
+        [(COMMIT, "            superblock.set_partial_tree(self.partials.root);", "            if !BUG || self.partials.root.is_some() { superblock.set_partial_tree(self.partials.root); }")],
     ),
 }

@@ -2,7 +2,7 @@
 """Several NBD clients write stamped sectors, discard, zero and flush, and volumes come and go, when the daemon is killed with SIGKILL:
 whatever was acknowledged as durable is there.
 
-    torture.py [ROUNDS [SEED]]     (default 20, and a seed by chance, which is told)
+    torture.py [ROUNDS [SEED [partial]]]     (default 20, and a seed by chance, which is told; with partial blocks)
 
 Each round: serve, load for a moment, kill -9, three checkers on the metadata, serve again (now and then killed in that, too), compare every
 sector of the volume and of every snapshot with the model, and the volumes that there are with those that there may be. At the end all is
@@ -256,7 +256,8 @@ def story(folder, arguments):
     print(f"seed {seed}", flush=True)
     chance = random.Random(seed)
     begin = time.monotonic()
-    with Pool(folder, "1G") as pool:
+    options = ["--small-writes", "partial"] if arguments[2:] == ["partial"] else []
+    with Pool(folder, "1G", *options) as pool:
         uthin("volume", "create", pool.path / "v1", "--size", str(VOLUME_BYTES))
         torture = Torture(pool, chance)
         pool.serve()

@@ -164,6 +164,10 @@ fn report_text(path: &Path, report: &Report, names: &Names) -> String {
     for (title, value) in lines {
         text += &format!("{title:<10}{value}\n");
     }
+    if report.partial_blocks > 0 {
+        let words = "partial blocks: only uthin opens it until `uthin pool settle`";
+        text += &format!("{:<10}{} {words}\n", "partial", report.partial_blocks);
+    }
     for finding in &report.findings {
         write!(text, "\n{finding}\n").expect("a string takes everything");
         for touched in finding.touches.iter().take(TOUCHED_SHOWN) {

@@ -61,7 +61,11 @@ pub(super) fn superblock_of(source: Source<'_>, state: State) -> Result<Superblo
     let live = source.superblock(MetaBlock::SUPERBLOCK);
     match state {
         State::Live => live,
-        State::SnapshotAt(number) => source.superblock(number),
+        // What its copy maps may be partial, too, and the live one tells.
+        State::SnapshotAt(number) => match live {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Err(error),
+            Ok(_) | Err(_) => source.superblock(number),
+        },
         State::Snapshot => match live?.held_root {
             0 => Err(Error::new(ErrorKind::NotFound, "no current metadata snap")
                 .hint("the message reserve_metadata_snap makes one of a pool in use")),

@@ -37,6 +37,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }),
             Command::HoldMetadata => self.hold_metadata(out),
             Command::ReleaseMetadata => self.change(out, Metadata::release_snapshot).map(|()| Answer::Done),
+            Command::Settle(all) => {
+                self.partial.settles_all = all;
+                return out.answers.push((number, Ok(Answer::Done)));
+            }
             Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
             Command::SetOrigin { volume, origin } => self.set_origin(volume, origin),
             Command::Unmap { volume, blocks } => {
@@ -95,6 +99,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             | Command::SetTransactionId(_)
             | Command::HoldMetadata
             | Command::ReleaseMetadata
+            | Command::Settle(_)
             | Command::Status
             | Command::Volumes
             | Command::CountShared
@@ -127,14 +132,16 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         snapshotted: SnapTime,
         behind: Behind,
     ) -> Arc<Volume> {
-        let volume = Volume::new(id, size_bytes, snapshotted, behind, self.map_memory.pages());
+        let (pages, partials) = (self.map_memory.pages(), self.partial.table.clone());
+        let volume = Volume::new(id, size_bytes, snapshotted, behind, pages, partials);
         volume.set_ignores_discards(self.discard.ignores());
         Arc::new(volume)
     }
 
     /// See [`Command::Configure`].
     fn configure(&mut self, behaviour: Behaviour) {
-        let Behaviour { discard, zero_new_blocks, when_full } = behaviour;
+        let Behaviour { discard, zero_new_blocks, small_writes, when_full } = behaviour;
+        self.partial.small_writes = small_writes.unwrap_or(self.partial.small_writes);
         if let Some(discard) = discard {
             self.discard = discard;
             self.volumes.values().for_each(|volume| volume.set_ignores_discards(discard.ignores()));
@@ -238,7 +245,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.check_frozen(&freeze.what, freeze.step)?;
         if let Frozen::RollBack { volume, to, .. } = freeze.what {
             self.check_readable(volume, to)?;
-            if self.metadata.is_dirty() {
+            if self.is_dirty() {
                 self.commit(out)?; // what the volume holds now is what stepping down would lead back to
             }
         }
@@ -494,6 +501,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 discard => discard,
             },
             zero_new_blocks: self.zero_new_blocks,
+            small_writes: self.partial.small_writes,
+            partial_blocks: self.metadata.partial_blocks(),
             when_full: self.when_full,
             queue_expired: self.pool_queue_has_expired(),
             waiting_for_space: self.space_waiters.count(),

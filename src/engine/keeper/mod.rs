@@ -10,6 +10,7 @@
 //!   disk was told (discard), the allocator gets them.
 //! - A block that was shared is overwritten in place only when its other holders are gone durably, and every lane that may
 //!   be reading it for one of them has passed.
+//! - A block's units that were added to a partial one become durable after their bytes (`partial`).
 //! - A snapshot is taken when its origin is frozen and every change that began before has finished. The origin thaws
 //!   when the snapshot is durable.
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (`stop`).
@@ -17,13 +18,15 @@
 mod commands;
 mod freed;
 mod map_memory;
+mod partial;
 mod settle;
 mod sharing;
 mod space;
 mod stop;
 
 use super::command::{
-    Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, TimesFull, VolumeInfo, WhenFull,
+    Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, SmallWrites, TimesFull, VolumeInfo,
+    WhenFull,
 };
 use super::epochs::{Epoch, Epochs};
 use super::map_table::{Lookup, page_of};
@@ -32,10 +35,11 @@ use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
-use crate::metadata::{Metadata, Progress};
+use crate::metadata::{Base, Metadata, Progress};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
 use freed::FreedRanges;
 use map_memory::MapMemory;
+use partial::PartialWork;
 use space::SpaceWaiters;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -64,6 +68,8 @@ const SHOWN_BYTES_LIMIT: u64 = 1 << 50;
 pub struct KeeperOptions {
     /// Zero the rest of a fresh block that a write does not cover.
     pub zero_new_blocks: bool,
+    /// What the first write to a shared or zeroed block does with the rest of it.
+    pub small_writes: SmallWrites,
     /// What becomes of discards and freed blocks.
     pub discard: Discard,
     /// What becomes of writes that need a block when there is none.
@@ -85,6 +91,7 @@ impl Default for KeeperOptions {
     fn default() -> Self {
         KeeperOptions {
             zero_new_blocks: true,
+            small_writes: SmallWrites::default(),
             discard: Discard::default(),
             when_full: WhenFull::default(),
             volumes_when_full: HashMap::new(),
@@ -134,6 +141,8 @@ pub enum Settled {
 /// A fill under way, and who waits for its end.
 struct Filling {
     target: DataBlock,
+    /// What its missing units will be read from, if it may be a partial block.
+    base: Option<Base>,
     waiting_fills: Vec<Asker>,
     waiting_unmaps: Vec<Unmap>,
 }
@@ -192,6 +201,7 @@ pub struct Keeper<M: Disk, D: Disk> {
     volumes: BTreeMap<VolumeId, Arc<Volume>>,
     map_memory: MapMemory,
 
+    partial: PartialWork,
     filling: BTreeMap<(VolumeId, VirtualBlock), Filling>,
     unmaps: VecDeque<Unmap>,
     freezes: VecDeque<Freeze>,
@@ -256,6 +266,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             .hint("give it back its size (truncate -s, or the right device) before opening the pool"));
         }
         let map_memory = MapMemory::new(Arc::default(), options.map_bytes);
+        let partial = PartialWork::new(&mut metadata, options.small_writes)?;
         let mut volumes = BTreeMap::new();
         for (id, details) in metadata.volumes()? {
             let size_bytes = match options.volume_sizes.get(&id) {
@@ -269,7 +280,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 }),
             };
             let behind = options.behind.get(&id).cloned().unwrap_or_default();
-            let volume = Volume::new(id, size_bytes, details.snapshotted_time, behind, map_memory.pages());
+            let (snapshotted, partials) = (details.snapshotted_time, partial.table.clone());
+            let volume = Volume::new(id, size_bytes, snapshotted, behind, map_memory.pages(), partials);
             volume.set_ignores_discards(options.discard.ignores());
             volumes.insert(id, Arc::new(volume));
         }
@@ -282,6 +294,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             cannot_discard: false,
             volumes,
             map_memory,
+            partial,
             filling: BTreeMap::new(),
             unmaps: VecDeque::new(),
             freezes: VecDeque::new(),
@@ -333,7 +346,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         match ask {
             Ask::Load(volume, block) => self.on_load(from, volume, block, out),
             Ask::Fill(volume, block) => self.on_fill(from, volume, block, out),
-            Ask::Publish(volume, block, target) => self.on_publish(from, volume, block, target, out),
+            Ask::Publish(volume, block, target) => self.on_publish(from, volume, block, (target, None), out),
+            Ask::PublishPart(volume, block, target, units) => {
+                self.on_publish(from, volume, block, (target, Some(units)), out);
+            }
+            Ask::AwaitUnits(block, units) => self.await_units(from, block, units, out),
+            Ask::Settle => self.on_settle(from, out),
             Ask::Abandon(volume, block, target) => {
                 self.metadata.release_block(target);
                 // The block is there again for who waits for one.
@@ -431,8 +449,20 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 Err(error) => return self.map_is_unreadable(from, id, block, &error, out),
             }
         }
-        let target = match self.metadata.reserve_block() {
-            Ok(target) => target,
+        let block_bytes = self.metadata.geometry().block_size.bytes();
+        let source = match current {
+            Some(mapping) => FillSource::Block(mapping.block),
+            None if block.0.saturating_mul(block_bytes) < volume.origin_bytes() => FillSource::Origin,
+            None if self.zero_new_blocks => FillSource::Zeros,
+            None => FillSource::Nothing,
+        };
+        let base = self.partial.base_for(source);
+        let reserved = match base {
+            Some(_) => self.metadata.reserve_partial_block(),
+            None => self.metadata.reserve_block().map(|target| (target, false)),
+        };
+        let (target, base) = match reserved {
+            Ok((target, may_be_partial)) => (target, base.filter(|_| may_be_partial)),
             Err(error) if is_no_space(&error) => {
                 self.starved = true;
                 self.note_lack(&error);
@@ -443,19 +473,22 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 return out.reply(from, Reply::Failed(IoError::Io));
             }
         };
+        if self.partial.table.knows(target) {
+            // What lanes know of it would be taken for the new block's.
+            let what = format!("data block {} is free by the space map, and a partial block", target.0);
+            self.stop(Failure::Metadata, Error::new(ErrorKind::Corrupt, what), out);
+            return out.reply(from, Reply::Failed(IoError::Io));
+        }
         self.out_of_data_space = false;
         self.lacking_metadata = None;
         self.space_waiters.begin_anew();
-        let filling = Filling { target, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
+        let filling = Filling { target, base, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
-        let block_bytes = self.metadata.geometry().block_size.bytes();
-        let source = match current {
-            Some(mapping) => FillSource::Block(mapping.block),
-            None if block.0.saturating_mul(block_bytes) < volume.origin_bytes() => FillSource::Origin,
-            None if self.zero_new_blocks => FillSource::Zeros,
-            None => FillSource::Nothing,
+        let reply = match base {
+            Some(_) => Reply::FillPart { target, source },
+            None => Reply::Fill { target, source },
         };
-        out.reply(from, Reply::Fill { target, source });
+        out.reply(from, reply);
     }
 
     fn on_publish(
@@ -463,11 +496,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         from: Asker,
         id: VolumeId,
         block: VirtualBlock,
-        target: DataBlock,
+        (target, units): (DataBlock, Option<u64>),
         out: &mut Outbox,
     ) {
+        let mapping = match units {
+            Some(units) => self.publish_part(id, block, target, units),
+            None => self.metadata.map(id, block, target),
+        };
         let volume = self.volumes.get(&id).expect("a volume with a request in flight is open and cannot go");
-        let mapping = self.metadata.map(id, block, target);
         volume.table.set(block, Some(mapping));
         self.uncommitted.map(id, block);
         out.reply(from, Reply::Done);
@@ -535,7 +571,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         mut operation: impl FnMut(&mut Metadata<M>) -> Result<T>,
     ) -> Result<T> {
         let mut result = operation(&mut self.metadata);
-        if result.as_ref().is_err_and(is_no_space) && self.metadata.is_dirty() {
+        if result.as_ref().is_err_and(is_no_space) && self.is_dirty() {
             self.commit(out)?;
             result = operation(&mut self.metadata);
         }

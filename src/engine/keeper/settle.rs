@@ -25,13 +25,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         let wanted = !self.flushes.is_empty() || !self.committed_answers.is_empty();
         // Freed blocks become usable with a commit: worth one when somebody waits for space.
-        let frees = !self.space_waiters.is_empty() && self.metadata.is_dirty();
+        let frees = !self.space_waiters.is_empty() && self.is_dirty();
         if (wanted || frees) && self.commit(out).is_err() {
             return Settled::Idle;
         }
         for freeze in taken {
             self.thaw(&freeze, out);
         }
+        self.settle_units(out);
         self.deletion_step(out);
         self.pass_limbo();
         self.keep_to_map_budget();
@@ -56,14 +57,18 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     }
 
     pub(super) fn what_is_left(&self) -> Settled {
-        let commits = !self.space_waiters.is_empty() && self.metadata.is_dirty();
+        let commits = !self.space_waiters.is_empty() && self.is_dirty();
         let deletes = !self.deletions.is_empty() && !self.deletions_stalled;
         if self.is_stopped() {
             Settled::Idle
         } else if commits || deletes || self.counts() || !(self.unmaps.is_empty() && self.discards.is_empty())
         {
             Settled::HasWork
-        } else if !self.freezes.is_empty() || !self.limbo.is_empty() || self.map_memory.waits_for_lanes() {
+        } else if !self.freezes.is_empty()
+            || !self.limbo.is_empty()
+            || self.map_memory.waits_for_lanes()
+            || self.partial.waits_for_lanes()
+        {
             Settled::WaitsForLanes
         } else {
             Settled::Idle
@@ -74,6 +79,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub fn tick(&mut self, out: &mut Outbox) {
         self.deletions_stalled = false;
         self.sharing_tick();
+        self.partial.tick();
         if self.starved {
             self.space_waiters.tick();
         }
@@ -91,7 +97,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         {
             return self.stop(Failure::MetadataTruncated, error, out);
         }
-        if !self.is_stopped() && self.metadata.is_dirty() {
+        if !self.is_stopped() && self.is_dirty() {
             // A failure is on record, and everybody who waited has been told.
             let _ = self.commit(out);
         }
@@ -99,6 +105,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// The one legal order: data, then the metadata that points at it, then whoever waits is told.
     pub(super) fn commit(&mut self, out: &mut Outbox) -> Result<()> {
+        // First: the bytes of these units have been written, and the flush makes them durable. Of those that come now, it need not.
+        let units = self.partial.table.take_dirty();
         let flushed = flush_data(&self.data).map_err(|error| {
             let error = Error::io(format_args!("{}: flushing the data disk", self.data.name()), &error);
             let has_shrunk = self.data.check_size().is_err();
@@ -107,16 +115,18 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let freed = flushed.and_then(|data_first| {
             // Before anything is written: a file that was cut off would become as long as before, with a hole in it.
             self.check_metadata_size().map_err(|error| (Failure::MetadataTruncated, error))?;
-            self.commit_metadata(data_first).map_err(|error| (Failure::Metadata, error))
+            self.commit_metadata(data_first, &units).map_err(|error| (Failure::Metadata, error))
         });
         match freed {
             Ok((freed, lost_holders)) => {
                 self.uncommitted = Uncommitted::default();
                 self.starved = false;
+                self.partial.committed(&units, &self.epochs);
                 if lost_holders {
                     self.holders_lost = Some(self.epochs.retire());
                 }
                 if !freed.is_empty() {
+                    freed.iter().for_each(|range| self.partial.table.freed(range.clone()));
                     self.limbo.push_back((self.epochs.retire(), freed));
                 }
                 out.replies.extend(self.flushes.drain(..).map(|asker| (asker, Reply::Done)));
@@ -136,7 +146,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     }
 
     /// The blocks that this freed, and whether any block has lost a holder.
-    fn commit_metadata(&mut self, data_first: DataFlushed) -> Result<(Freed, bool)> {
+    fn commit_metadata(
+        &mut self,
+        data_first: DataFlushed,
+        units: &[(DataBlock, u64)],
+    ) -> Result<(Freed, bool)> {
+        self.metadata.put_units(units)?;
         if !self.metadata.is_dirty() {
             return Ok((Freed::new(), false));
         }
@@ -165,9 +180,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// Moves on what every lane has passed by.
     pub(super) fn pass_limbo(&mut self) {
+        self.partial.forget_whole(&self.epochs);
         while self.limbo.front().is_some_and(|(epoch, _)| self.epochs.all_past(*epoch)) {
             let (_, freed) = self.limbo.pop_front().expect("there is a front");
-            freed.into_iter().for_each(|range| self.discards.add(range));
+            for range in freed {
+                self.partial.table.remove_range(range.clone());
+                self.discards.add(range);
+            }
         }
     }
 

@@ -94,7 +94,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Some(under_way) => under_way,
             None => {
                 // Of this moment, for who has asked.
-                if self.metadata.is_dirty() && self.commit(out).is_err() {
+                if self.is_dirty() && self.commit(out).is_err() {
                     return;
                 }
                 self.sharing.wanted = false;

@@ -100,6 +100,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             );
             let why = Error::new(why.kind(), why.message()).hint(hint);
             self.volumes.values().for_each(|volume| volume.refuse_changes());
+            self.partial.settler.refuse_changes();
             self.stopped = Some(Stop::OpenedReadOnly(why));
         }
     }
@@ -118,6 +119,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 Ask::Load(..)
                 | Ask::Fill(..)
                 | Ask::Publish(..)
+                | Ask::PublishPart(..)
+                | Ask::AwaitUnits(..)
+                | Ask::Settle
                 | Ask::Abandon(..)
                 | Ask::Unmap(..)
                 | Ask::Flush
@@ -140,6 +144,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         };
         // With those that are back.
         self.volumes.values().for_each(|volume| volume.refuse_changes());
+        self.partial.settler.refuse_changes();
         self.stopped = Some(match fallen_back {
             Ok(()) => {
                 tracing::error!("the pool is read-only from now on: {error}");
@@ -199,6 +204,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let mut tell = |asker: Asker| out.fail(asker, IoError::Io, &stopped);
         self.flushes.drain(..).for_each(&mut tell);
         self.space_waiters.take_all().for_each(&mut tell);
+        self.partial.take_waiting().for_each(&mut tell);
         self.thaws.drain(..).for_each(|(_, asker)| tell(asker));
         self.unmaps.drain(..).for_each(|unmap| tell(unmap.asker));
         for filling in std::mem::take(&mut self.filling).into_values() {

@@ -356,8 +356,11 @@ fn how_it_behaves_can_change_while_it_runs() {
         [0, 1].iter().all(|number| keeper.volume(id(*number)).unwrap().ignores_discards()),
         "the new one too"
     );
-    let rest =
-        Behaviour { discard: Some(Discard::NoPassdown), zero_new_blocks: Some(false), when_full: None };
+    let rest = Behaviour {
+        discard: Some(Discard::NoPassdown),
+        zero_new_blocks: Some(false),
+        ..Behaviour::default()
+    };
     run(&mut keeper, Command::Configure(rest)).unwrap();
     assert!(!keeper.volume(id(1)).unwrap().ignores_discards());
     let status = keeper.status();

@@ -145,7 +145,7 @@ impl Volume {
         let whole = BlockSize::MIN.whole_blocks_inside(range.clone());
         let mut extents = None;
         match kind {
-            Kind::Flush => {}
+            Kind::Flush | Kind::Settle => {}
             Kind::Read => {
                 buffer.as_mut().expect("a buffer")[..bytes.len()].copy_from_slice(&self.bytes[bytes]);
             }

@@ -218,7 +218,7 @@ impl Queue {
                 let buffer = slot.buffer.take();
                 self.start(tag, wanted.kind, wanted.range, buffer);
             }
-            Kind::Discard | Kind::Flush | Kind::Extents => {
+            Kind::Discard | Kind::Flush | Kind::Extents | Kind::Settle => {
                 slot.work = Work::Whole { bytes: 0 };
                 self.start(tag, wanted.kind, wanted.range, None);
             }

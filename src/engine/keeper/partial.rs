@@ -1,0 +1,176 @@
+//! Partial blocks, as the keeper sees them: which units become durable, who waits for somebody else's, which are made whole.
+//!
+//! Lanes say that units are there ([`Partials`]), a commit makes that durable. A block that holds all its units is an ordinary
+//! one from the commit on that says so; what lanes know of it is forgotten when all have passed. Making blocks whole is work for
+//! a lane ([`Kind::Settle`](crate::engine::Kind::Settle)), which asks here for one when it has nothing else to do.
+
+use super::*;
+use crate::engine::command::SmallWrites;
+use crate::engine::partials::Partials;
+use crate::metadata::Partial;
+use crate::units::SnapTime;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// From so many on they are made whole although clients are busy: what they take in memory and metadata is bounded.
+const BUDGET_BLOCKS: u64 = 1 << 20;
+/// Ticks without a fill after which the pool counts as idle.
+const IDLE_TICKS: u32 = 2;
+/// Entries that one search for a block to settle looks at.
+const SEARCH_ENTRIES: u32 = 4096;
+
+/// What the keeper knows of them besides the table.
+pub(super) struct PartialWork {
+    pub table: Arc<Partials>,
+    pub small_writes: SmallWrites,
+    /// Somebody wants all of them made whole, and no new ones.
+    pub settles_all: bool,
+    /// No volume: what requests to settle are made to.
+    pub settler: Arc<Volume>,
+    /// Who waits until nobody writes these units.
+    waiting: Vec<(DataBlock, u64, Asker)>,
+    /// Blocks that became whole with the commit that ended this epoch.
+    whole: VecDeque<(Epoch, Vec<DataBlock>)>,
+    all_units: u64,
+    /// The entry at which the search for blocks to settle goes on.
+    next_entry: u32,
+    /// Ticks since a fill was last asked for.
+    idle_ticks: u32,
+}
+
+impl PartialWork {
+    /// With those that the metadata has.
+    pub fn new<M: Disk>(metadata: &mut Metadata<M>, small_writes: SmallWrites) -> Result<Self> {
+        let all_units = metadata.geometry().block_size.all_units();
+        let table = Arc::new(Partials::new(all_units));
+        for (block, partial) in metadata.partials()? {
+            table.add(block, partial);
+        }
+        let settler =
+            Volume::new(VolumeId::MAX, 0, SnapTime(0), Behind::Zeros, Arc::default(), table.clone());
+        Ok(PartialWork {
+            table,
+            small_writes,
+            settles_all: false,
+            settler: Arc::new(settler),
+            waiting: Vec::new(),
+            whole: VecDeque::new(),
+            all_units,
+            next_entry: 0,
+            idle_ticks: 0,
+        })
+    }
+
+    /// What the rest of a fresh block can be left to, if it can.
+    pub fn base_for(&mut self, source: FillSource) -> Option<Base> {
+        self.idle_ticks = 0;
+        if self.small_writes == SmallWrites::Copy || self.settles_all {
+            return None;
+        }
+        match source {
+            FillSource::Zeros => Some(Base::Zeros),
+            // A base is never partial, not even one that has just become whole: that may not be durable.
+            FillSource::Block(block) if !self.table.knows(block) => Some(Base::Block(block)),
+            FillSource::Block(_) | FillSource::Origin | FillSource::Nothing => None,
+        }
+    }
+
+    pub fn waits_for_lanes(&self) -> bool {
+        !self.waiting.is_empty() || !self.whole.is_empty()
+    }
+
+    pub fn tick(&mut self) {
+        self.idle_ticks = self.idle_ticks.saturating_add(1);
+    }
+
+    /// Everybody who waits for units.
+    pub fn take_waiting(&mut self) -> impl Iterator<Item = Asker> {
+        self.waiting.drain(..).map(|(_, _, asker)| asker)
+    }
+
+    /// Notes which blocks have become whole with the commit that is through.
+    pub fn committed(&mut self, units: &[(DataBlock, u64)], epochs: &Epochs) {
+        let whole = units.iter().filter(|(_, units)| *units == self.all_units);
+        let whole: Vec<_> = whole.map(|(block, _)| *block).collect();
+        if !whole.is_empty() {
+            self.whole.push_back((epochs.retire(), whole));
+        }
+    }
+
+    /// Forgets the blocks that have become whole and that no lane looks at as partial ones any more.
+    pub fn forget_whole(&mut self, epochs: &Epochs) {
+        while self.whole.front().is_some_and(|(epoch, _)| epochs.all_past(*epoch)) {
+            let (_, whole) = self.whole.pop_front().expect("there is a front");
+            whole.into_iter().for_each(|block| self.table.remove(block));
+        }
+    }
+}
+
+impl<M: Disk, D: Disk> Keeper<M, D> {
+    /// What requests of [`Kind::Settle`](crate::engine::Kind::Settle) are made to.
+    pub fn settling(&self) -> Arc<Volume> {
+        self.partial.settler.clone()
+    }
+
+    /// Whether a partial block has units that are missing and that nobody is writing.
+    pub fn has_unsettled(&self) -> bool {
+        self.partial.table.unsettled(0, u32::MAX).0.is_some()
+    }
+
+    /// Whether there is anything to commit.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.metadata.is_dirty() || self.partial.table.is_dirty()
+    }
+
+    /// See [`Ask::AwaitUnits`].
+    pub(super) fn await_units(&mut self, from: Asker, block: DataBlock, units: u64, out: &mut Outbox) {
+        match self.partial.table.is_claimed(block, units) {
+            true => self.partial.waiting.push((block, units, from)),
+            false => out.reply(from, Reply::Again),
+        }
+    }
+
+    /// Wakes those whose units nobody else writes any more.
+    pub(super) fn settle_units(&mut self, out: &mut Outbox) {
+        let PartialWork { waiting, table, .. } = &mut self.partial;
+        waiting.retain(|(block, units, asker)| {
+            let is_claimed = table.is_claimed(*block, *units);
+            if !is_claimed {
+                out.reply(*asker, Reply::Again);
+            }
+            is_claimed
+        });
+    }
+
+    /// See [`Ask::Settle`].
+    pub(super) fn on_settle(&mut self, from: Asker, out: &mut Outbox) {
+        let work = &mut self.partial;
+        let is_urgent = work.settles_all
+            || work.table.count() > BUDGET_BLOCKS
+            // A base may be what is missing.
+            || !self.space_waiters.is_empty();
+        work.table.hurry.store(is_urgent, Relaxed);
+        let is_at_leisure = work.small_writes == SmallWrites::Copy || work.idle_ticks >= IDLE_TICKS;
+        if !is_urgent && !is_at_leisure {
+            return out.reply(from, Reply::Done);
+        }
+        let (found, next) = work.table.unsettled(work.next_entry, SEARCH_ENTRIES);
+        work.next_entry = next;
+        out.reply(from, found.map_or(Reply::Done, Reply::Settle));
+    }
+
+    /// See [`Ask::PublishPart`].
+    pub(super) fn publish_part(
+        &mut self,
+        id: VolumeId,
+        block: VirtualBlock,
+        target: DataBlock,
+        units: u64,
+    ) -> Mapping {
+        let filling = self.filling.get(&(id, block)).expect("what is published is being filled");
+        let base = filling.base.expect("only who was told so fills a part");
+        let partial = Partial { base, units };
+        // First: whoever sees the mapping must see this.
+        self.partial.table.add(target, partial);
+        self.metadata.map_partial(id, block, target, partial)
+    }
+}

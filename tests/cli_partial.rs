@@ -1,0 +1,170 @@
+//! Pools with partial blocks (`--small-writes partial`), through the real binaries: what they hold, who opens them, and that nothing
+//! of it is left once they are settled.
+
+mod cli_common;
+
+use cli_common::{POOL, Place};
+use std::fs;
+use std::process::Command;
+
+const BLOCK: usize = 65_536;
+const SIZE: usize = 16 * BLOCK;
+
+/// Where everything that is ours is in the superblock: the features, and what they lead to.
+fn our_bytes(place: &Place) -> Vec<u8> {
+    fs::read(place.path("p/metadata")).expect("there")[360..512].to_vec()
+}
+
+fn partial_blocks(place: &Place) -> u64 {
+    place.json(&["pool", "status", POOL])["partial_blocks"].as_u64().expect("a number")
+}
+
+/// `uthin-fsck` with these words about the pool's metadata: exit status, and all that it says.
+fn fsck(place: &Place, words: &[&str]) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uthin-fsck"));
+    let output = command.args(words).current_dir(place.path("p")).output().expect("it starts");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().expect("not killed"), String::from_utf8_lossy(&said).into_owned())
+}
+
+fn pattern(seed: usize, length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at / 512 * 7 + at % 251 + seed * 31) as u8).collect()
+}
+
+/// What is on a volume.
+struct Content(Vec<u8>);
+
+impl Content {
+    fn write(&mut self, client: &mut cli_common::nbd::Client, at: usize, bytes: &[u8]) {
+        client.write(at as u64, bytes).expect("written");
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn check(&self, place: &Place, volume: &str) {
+        let read = place.connect(volume).read(0, self.0.len()).expect("read");
+        let wrong = read.iter().zip(&self.0).position(|(found, expected)| found != expected);
+        assert_eq!(wrong, None, "{volume}: the first wrong byte");
+    }
+}
+
+/// A served pool whose volume has partial blocks on a snapshot's and on zeros.
+fn pool_with_partial_blocks() -> (Place, cli_common::Daemon, Content, Content) {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "64M", "--small-writes", "partial"]);
+    place.ok(&["volume", "create", "./p/v", "--size", &SIZE.to_string()]);
+    let daemon = place.serve(&[]);
+    let mut volume = Content(vec![0; SIZE]);
+    let mut client = place.connect("v");
+    volume.write(&mut client, 0, &pattern(1, 6 * BLOCK));
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    let snapshot = Content(volume.0.clone());
+    let used = place.used_bytes();
+    assert_eq!(used, 6 * BLOCK as u64);
+    // A unit, a part of one, across two units, across two blocks, and into fresh blocks.
+    for (at, length) in [(0, 4096), (BLOCK + 512, 1024), (2 * BLOCK + 3584, 1024), (4 * BLOCK - 4096, 8192)] {
+        volume.write(&mut client, at, &pattern(at, length));
+    }
+    volume.write(&mut client, 8 * BLOCK + 4096, &pattern(9, 4096));
+    volume.write(&mut client, 9 * BLOCK, &pattern(10, BLOCK));
+    client.flush().expect("flushed");
+    assert_eq!(partial_blocks(&place), 6, "five on the snapshot's, one on zeros");
+    volume.check(&place, "v");
+    snapshot.check(&place, "s");
+    (place, daemon, volume, snapshot)
+}
+
+#[test]
+fn partial_blocks_survive_a_killed_daemon_and_are_settled_at_the_end() {
+    let (place, daemon, mut volume, snapshot) = pool_with_partial_blocks();
+    let table = place.ok(&["pool", "status", POOL]);
+    assert!(table.lines().any(|line| line.split_whitespace().eq(["small", "writes", "partial"])), "{table}");
+    place.ok(&["pool", "check", POOL, "--online"]);
+    daemon.kill();
+    assert_eq!(our_bytes(&place)[..4], [0, 0, 0, 0x80], "the kernel must refuse it");
+    let (code, said) = fsck(&place, &["check", "metadata"]);
+    assert_eq!((code, said.contains("6 partial blocks")), (0, true), "{said}");
+
+    // In the other mode it goes on reading them, and makes no new ones.
+    let daemon = place.serve(&["--small-writes", "copy"]);
+    volume.check(&place, "v");
+    snapshot.check(&place, "s");
+    let mut client = place.connect("v");
+    volume.write(&mut client, 5 * BLOCK + 8192, &pattern(77, 4096));
+    volume.write(&mut client, 3 * 4096 + 100 * 512, &pattern(78, 512));
+    client.flush().expect("flushed");
+    assert!(partial_blocks(&place) <= 6);
+    volume.check(&place, "v");
+    assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0);
+    assert_eq!(our_bytes(&place), vec![0; 152], "settled, and closed");
+    let (code, said) = fsck(&place, &["check", "metadata"]);
+    assert_eq!((code, said.contains("partial")), (0, false), "{said}");
+    assert_eq!(fsck(&place, &["dump", "metadata"]).0, 0);
+
+    let _daemon = place.serve(&[]);
+    volume.check(&place, "v");
+    snapshot.check(&place, "s");
+}
+
+#[test]
+fn a_pool_is_settled_in_use_or_not() {
+    let (place, daemon, volume, snapshot) = pool_with_partial_blocks();
+    let settled = place.json(&["pool", "settle", POOL]);
+    assert_eq!((&settled["before"], &settled["left"]), (&6.into(), &0.into()));
+    assert_eq!(partial_blocks(&place), 0);
+    volume.check(&place, "v");
+    // It stays a pool with small writes.
+    place.ok(&["volume", "snapshot", "./p/v", "t"]);
+    let mut client = place.connect("v");
+    let mut volume = volume;
+    volume.write(&mut client, 0, &pattern(5, 4096));
+    client.flush().expect("flushed");
+    assert_eq!(partial_blocks(&place), 1);
+    daemon.kill();
+
+    let said = place.ok(&["pool", "status", POOL, "-H", "-o", "small_writes,partial_blocks"]);
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["partial", "1"]);
+    assert_eq!(place.ok(&["pool", "settle", POOL]), "1 partial blocks made whole, 0 left\n");
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+    assert_eq!(place.ok(&["pool", "settle", POOL]), "0 partial blocks made whole, 0 left\n");
+    let _daemon = place.serve(&[]);
+    volume.check(&place, "v");
+    snapshot.check(&place, "s");
+}
+
+#[test]
+fn what_takes_mappings_for_whole_blocks_refuses_and_says_what_to_do() {
+    let (place, daemon, ..) = pool_with_partial_blocks();
+    daemon.kill();
+    for file in ["p/repaired", "p/shrunk"] {
+        fs::File::create(place.path(file)).and_then(|file| file.set_len(4 << 20)).expect("made");
+    }
+    for words in [
+        &["dump", "metadata"][..],
+        &["ls", "metadata"],
+        &["delta", "--snap1", "0", "--snap2", "1", "metadata"],
+        &["rmap", "--region", "0..1000", "metadata"],
+        &["repair", "-i", "metadata", "-o", "repaired"],
+        &["shrink", "--binary", "-i", "metadata", "-o", "shrunk", "--data", "data", "--nr-blocks", "1000"],
+    ] {
+        let (code, said) = fsck(&place, words);
+        assert!(
+            code == 1 && said.contains("partial blocks") && said.contains("uthin pool settle"),
+            "{words:?}: {said}"
+        );
+    }
+    assert_eq!(place.ok(&["pool", "settle", POOL]), "6 partial blocks made whole, 0 left\n");
+    assert_eq!(fsck(&place, &["dump", "metadata"]).0, 0);
+}
+
+#[test]
+fn what_is_not_settled_in_time_is_left_for_the_next() {
+    let (place, daemon, volume, _) = pool_with_partial_blocks();
+    daemon.kill();
+    let daemon = place.serve(&["--settle-seconds", "0"]);
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(partial_blocks(&place), 6, "they are no reason not to close");
+    place.fails(&["pool", "settle", POOL, "--seconds", "0"], 6, "6 partial blocks are left");
+    let _daemon = place.serve(&[]);
+    volume.check(&place, "v");
+}
