@@ -2,7 +2,7 @@
 
 mod fsck_common;
 
-use fsck_common::{change, folder, ours, text, unpack};
+use fsck_common::{change, folder, fsck, ours, text, unpack};
 use std::fs;
 use std::path::Path;
 use uthin::disk::{FileDisk, OpenMode};
@@ -109,4 +109,62 @@ fn noise_is_refused_or_repaired_from_but_never_touched() {
     fs::write(&path, &noise).expect("written");
     refusals(&path, "");
     assert!(fs::read(&path).expect("it is there") == noise);
+}
+
+/// The pool's metadata, given as the output by mistake while the pool runs.
+#[test]
+fn an_output_in_use_is_not_emptied() {
+    let folder = folder();
+    let (input, used) = (unpack(&folder, "04-snap-diverged"), unpack(&folder, "05-chain50"));
+    let xml = folder.path().join("xml");
+    fs::write(&xml, ours(&["dump", text(&input)]).good()).expect("written");
+    let data = folder.path().join("data");
+    fs::File::create(&data).and_then(|file| file.set_len(100_000 * 65536)).expect("a sparse file");
+    let before = fs::read(&used).expect("it is there");
+    let held = FileDisk::open(&used, OpenMode::ReadWrite).expect("nobody else has it");
+    let shrink = ["shrink", "--data", text(&data), "--nr-blocks", "60000", "-i", text(&xml), "-o"];
+    for command in [&["dump", text(&input), "-o"][..], &["pack", "-i", text(&input), "-f", "-o"], &shrink] {
+        let errors = ours(&[command, &[text(&used)]].concat()).refused();
+        assert!(errors.contains(&std::process::id().to_string()), "it names the owner: {errors}");
+        assert!(fs::read(&used).expect("it is there") == before, "{command:?} has changed a pool in use");
+    }
+    drop(held);
+    ours(&["dump", text(&input), "-o", text(&used)]).good();
+    assert!(fs::read(&used).expect("it is there") == fs::read(&xml).expect("it is there"));
+}
+
+/// A dump, a list: what was not written was not answered.
+#[test]
+fn an_answer_that_could_not_be_written_is_a_failure() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let size = ["metadata_size", "-b", "64k", "-s", "1g", "-m", "10"];
+    let commands: [&[&str]; 7] = [
+        &["check", text(&path)],
+        &["check", "--json", text(&path)],
+        &["ls", text(&path)],
+        &["ls", "--json", text(&path)],
+        &["explain", text(&path), "3"],
+        &["map", text(&path)],
+        &size,
+    ];
+    for command in commands {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("a device that is full");
+        let told = fsck().args(command).stdout(full).output().expect("it starts");
+        let errors = String::from_utf8_lossy(&told.stderr);
+        assert_eq!(told.status.code(), Some(1), "{command:?}: {errors}");
+        assert!(errors.starts_with("uthin-fsck: writing the output: "), "{command:?}: {errors}");
+        assert_eq!(errors.lines().count(), 1, "{command:?}: {errors}");
+    }
+}
+
+/// Which file, and what it is instead: every command says what a check says.
+#[test]
+fn what_is_no_metadata_is_named_and_guessed_at() {
+    let folder = folder();
+    let path = folder.path().join("packed");
+    fs::write(&path, [&b"\x28\xb5\x2f\xfd"[..], &[7; 16384]].concat()).expect("written");
+    for words in [text(&path), "compressed with zstd"] {
+        refusals(&path, words);
+    }
 }
