@@ -65,6 +65,8 @@ pub(super) struct Built {
 pub(super) struct Builder<'a> {
     output: Output<'a>,
     overrides: Overrides,
+    /// Blocks of volumes' trees that are known to come.
+    expected_blocks: u64,
     pool: Option<PoolRecord>,
     data: Counts,
     parts: HashMap<u64, Vec<Leaf>>,
@@ -85,6 +87,7 @@ impl<'a> Builder<'a> {
         Builder {
             output: Output::new(disk),
             overrides,
+            expected_blocks: 0,
             pool: None,
             data: Counts::new(0),
             parts: HashMap::new(),
@@ -92,6 +95,12 @@ impl<'a> Builder<'a> {
             volumes: BTreeMap::new(),
             built: Built::default(),
         }
+    }
+
+    /// Says how many blocks the volumes' trees will take at least, so that an output that is too small is refused at once, with what
+    /// it lacks.
+    pub(super) fn expect_blocks(&mut self, blocks: u64) {
+        self.expected_blocks = blocks;
     }
 
     /// What was built, once the stream has ended.
@@ -184,7 +193,8 @@ impl Sink for Builder<'_> {
             return Err(misplaced("a pool time above 16777215"));
         }
         let bitmaps = space::bitmaps_for(pool.data_blocks) + space::bitmaps_for(self.output.blocks());
-        self.output.require_room(bitmaps.saturating_add(FIXED_BLOCKS - 1))?;
+        let others = bitmaps.saturating_add(FIXED_BLOCKS - 1);
+        self.output.require_room(others.saturating_add(self.expected_blocks))?;
         // The room for bitmaps bounds this.
         debug_assert!(pool.data_blocks <= self.output.blocks() * PAGE_ENTRIES);
         self.data = Counts::new(pool.data_blocks);
