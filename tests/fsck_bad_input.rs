@@ -111,6 +111,60 @@ fn noise_is_refused_or_repaired_from_but_never_touched() {
     assert!(fs::read(&path).expect("it is there") == noise);
 }
 
+/// Everything in one command line that would write to `path` is refused with `status`, and the file stays as it was.
+fn leaves(path: &Path, arguments: &[&str], status: i32, words: &str) {
+    let before = fs::read(path).expect("it is there");
+    let told = ours(&[arguments, &[text(path)]].concat());
+    assert_eq!(told.status, status, "{arguments:?}: {}{}", told.text(), told.errors);
+    assert!(told.errors.contains(words), "{arguments:?}: {}", told.errors);
+    assert!(fs::read(path).expect("it is there") == before, "{arguments:?} has changed its input");
+}
+
+/// Roots that somebody wants to look at are not those of the pool: written into the superblock they would be.
+#[test]
+fn roots_given_by_hand_never_get_into_the_superblock() {
+    let folder = folder();
+    let path = unpack(&folder, "10-needs-check");
+    for root in ["--override-mapping-root", "--override-details-root"] {
+        leaves(&path, &["check", "--clear-needs-check-flag", root, "3"], 2, "cannot be used with");
+        leaves(&path, &["check", "--auto-repair", root, "3"], 2, "cannot be used with");
+    }
+}
+
+/// A size that the device has not would be the size of the new space maps, or the length of a list of counts.
+#[test]
+fn auto_repair_leaves_metadata_of_an_impossible_size_alone() {
+    let folder = folder();
+    let path = unpack(&folder, "19-leaked");
+    let good = fs::read(&path).expect("it is there");
+    let blocks = good.len() as u64 / 4096;
+    let words = "nothing was mended";
+    for size in [0, blocks + 1, blocks * 100, 1 << 40, u64::MAX] {
+        change(&path, 0, |block| block.0[192..200].copy_from_slice(&size.to_le_bytes()));
+        leaves(&path, &["check", "-q", "--auto-repair"], 4, words);
+    }
+    for size in [1 << 40, u64::MAX] {
+        fs::write(&path, &good).expect("written");
+        change(&path, 0, |block| block.0[64..72].copy_from_slice(&u64::to_le_bytes(size)));
+        leaves(&path, &["check", "-q", "--auto-repair"], 4, words);
+    }
+    // Cut short: everything in use is still there, and the superblock says that there was more.
+    fs::write(&path, &good[..good.len() - 4096]).expect("written");
+    leaves(&path, &["check", "-q", "--auto-repair", "--clear-needs-check-flag"], 4, words);
+}
+
+/// Such a feature may mean anything to who writes; who only looks may go on.
+#[test]
+fn features_that_forbid_writing_forbid_a_mend() {
+    let folder = folder();
+    let path = unpack(&folder, "19-leaked");
+    change(&path, 0, |block| block.0[356..360].copy_from_slice(&4_u32.to_le_bytes()));
+    assert_eq!(ours(&["check", text(&path)]).status, 3);
+    for option in ["--auto-repair", "--clear-needs-check-flag"] {
+        leaves(&path, &["check", option], 1, "unknown features 0x4 that forbid writing");
+    }
+}
+
 /// The pool's metadata, given as the output by mistake while the pool runs.
 #[test]
 fn an_output_in_use_is_not_emptied() {

@@ -277,9 +277,18 @@ pub(super) fn replace_space_maps(
     references: &References,
 ) -> Result<()> {
     let blocks = superblock.metadata_space_map.total_blocks.get();
+    let data_blocks = superblock.data_space_map.total_blocks.get();
+    // The counts are of as many blocks as there are, the superblock's number is whatever it says.
+    let is_of_size =
+        |counts: &Counts, blocks: u64| !counts.has(blocks) && (blocks == 0 || counts.has(blocks - 1));
+    if !is_of_size(&references.metadata, blocks) || !is_of_size(&references.data, data_blocks) {
+        let message = format!("{}: the superblock's size of a space map cannot be", disk.name());
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
     let (kept, in_use) = (references.metadata_without_maps.clone(), references.metadata.clone());
     let mut output = Output::beside(disk, blocks, kept, in_use);
-    let data_blocks = superblock.data_space_map.total_blocks.get();
+    // Two roots of large counts, the root of the data index and the metadata index. Asked for before anything is written.
+    output.require_room(space::bitmaps_for(data_blocks) + space::bitmaps_for(blocks) + 4)?;
     superblock.data_space_map = space::write_data_map(&mut output, &references.data, data_blocks)?;
     superblock.metadata_space_map = space::write_metadata_map(&mut output)?;
     output.finish(superblock)
