@@ -366,3 +366,46 @@ fn every_command_has_a_man_page_and_completes() {
     let told = Command::new("bash").args(["-c", line, "bash"]).arg(&script).output().expect("bash");
     assert_eq!(String::from_utf8_lossy(&told.stdout).trim(), "shrink", "{told:?}");
 }
+
+#[test]
+fn thin_check_tells_scripts_what_its_namesake_tells() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    for options in [&[][..], &["--super-block-only"], &["--super-block-only", "--skip-mappings"]] {
+        let theirs = Command::new(oracle::tools().join("thin_check")).args(options).arg(&path).output();
+        let (_, wanted, _) = told(&theirs.expect("it starts"));
+        assert!(wanted.starts_with("TRANSACTION_ID="), "{wanted}");
+        let (status, out, errors) = run(&[&["thin_check"], options].concat(), &path);
+        assert_eq!(status, 0, "{options:?}: {errors}");
+        assert!(out.ends_with(&wanted), "{options:?}: {out}");
+    }
+    assert_eq!(run(&["thin_check", "-q"], &path).1, "");
+    assert!(!run(&["check"], &path).1.contains("TRANSACTION_ID"));
+    let (status, out, _) = run(&["thin_check", "-q", "-V"], &path);
+    assert!(status == 0 && out.starts_with("1."), "{out}");
+}
+
+#[test]
+fn leaks_are_counted_in_the_space_that_they_are_in() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let mut bytes = fs::read(&path).expect("it is there");
+    let number = |bytes: &[u8], at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("a number"));
+    // The last block's count in the metadata space map: index block, bitmap, two bits; and the numbers that go with it.
+    let index = number(&bytes, 192 + 16) as usize * 4096;
+    let bitmap = number(&bytes, index + 16) as usize * 4096;
+    let last = bytes.len() / 4096 - 1;
+    // The lower of the two bits comes second.
+    bytes[bitmap + 16 + last / 4] |= 2 << (last % 4 * 2);
+    bytes[index + 24] -= 1;
+    bytes[192 + 8] += 1;
+    let kinds = [(bitmap, BlockKind::Bitmap), (index, BlockKind::Index), (0, BlockKind::Superblock)];
+    for (place, kind) in kinds {
+        let mut block = Block(*bytes[place..].first_chunk().expect("a block"));
+        block.seal(MetaBlock(place as u64 / 4096), kind);
+        bytes[place..place + 4096].copy_from_slice(&block.0);
+    }
+    fs::write(&path, bytes).expect("written");
+    let (status, text, _) = run(&["check"], &path);
+    assert!(status == 3 && text.contains("safe to use, 1 metadata blocks take space"), "{text}");
+}

@@ -2,7 +2,7 @@
 
 mod fsck_common;
 
-use fsck_common::{change, folder, ours, text, unpack};
+use fsck_common::{change, folder, fsck, ours, text, unpack};
 use std::fs;
 use std::path::Path;
 use uthin::disk::{FileDisk, OpenMode};
@@ -109,4 +109,116 @@ fn noise_is_refused_or_repaired_from_but_never_touched() {
     fs::write(&path, &noise).expect("written");
     refusals(&path, "");
     assert!(fs::read(&path).expect("it is there") == noise);
+}
+
+/// Everything in one command line that would write to `path` is refused with `status`, and the file stays as it was.
+fn leaves(path: &Path, arguments: &[&str], status: i32, words: &str) {
+    let before = fs::read(path).expect("it is there");
+    let told = ours(&[arguments, &[text(path)]].concat());
+    assert_eq!(told.status, status, "{arguments:?}: {}{}", told.text(), told.errors);
+    assert!(told.errors.contains(words), "{arguments:?}: {}", told.errors);
+    assert!(fs::read(path).expect("it is there") == before, "{arguments:?} has changed its input");
+}
+
+/// Roots that somebody wants to look at are not those of the pool: written into the superblock they would be.
+#[test]
+fn roots_given_by_hand_never_get_into_the_superblock() {
+    let folder = folder();
+    let path = unpack(&folder, "10-needs-check");
+    for root in ["--override-mapping-root", "--override-details-root"] {
+        leaves(&path, &["check", "--clear-needs-check-flag", root, "3"], 2, "cannot be used with");
+        leaves(&path, &["check", "--auto-repair", root, "3"], 2, "cannot be used with");
+    }
+}
+
+/// A size that the device has not would be the size of the new space maps, or the length of a list of counts.
+#[test]
+fn auto_repair_leaves_metadata_of_an_impossible_size_alone() {
+    let folder = folder();
+    let path = unpack(&folder, "19-leaked");
+    let good = fs::read(&path).expect("it is there");
+    let blocks = good.len() as u64 / 4096;
+    let words = "nothing was mended";
+    for size in [0, blocks + 1, blocks * 100, 1 << 40, u64::MAX] {
+        change(&path, 0, |block| block.0[192..200].copy_from_slice(&size.to_le_bytes()));
+        leaves(&path, &["check", "-q", "--auto-repair"], 4, words);
+    }
+    for size in [1 << 40, u64::MAX] {
+        fs::write(&path, &good).expect("written");
+        change(&path, 0, |block| block.0[64..72].copy_from_slice(&u64::to_le_bytes(size)));
+        leaves(&path, &["check", "-q", "--auto-repair"], 4, words);
+    }
+    // Cut short: everything in use is still there, and the superblock says that there was more.
+    fs::write(&path, &good[..good.len() - 4096]).expect("written");
+    leaves(&path, &["check", "-q", "--auto-repair", "--clear-needs-check-flag"], 4, words);
+}
+
+/// Such a feature may mean anything to who writes; who only looks may go on.
+#[test]
+fn features_that_forbid_writing_forbid_a_mend() {
+    let folder = folder();
+    let path = unpack(&folder, "19-leaked");
+    change(&path, 0, |block| block.0[356..360].copy_from_slice(&4_u32.to_le_bytes()));
+    assert_eq!(ours(&["check", text(&path)]).status, 3);
+    for option in ["--auto-repair", "--clear-needs-check-flag"] {
+        leaves(&path, &["check", option], 1, "unknown features 0x4 that forbid writing");
+    }
+}
+
+/// The pool's metadata, given as the output by mistake while the pool runs.
+#[test]
+fn an_output_in_use_is_not_emptied() {
+    let folder = folder();
+    let (input, used) = (unpack(&folder, "04-snap-diverged"), unpack(&folder, "05-chain50"));
+    let xml = folder.path().join("xml");
+    fs::write(&xml, ours(&["dump", text(&input)]).good()).expect("written");
+    let data = folder.path().join("data");
+    fs::File::create(&data).and_then(|file| file.set_len(100_000 * 65536)).expect("a sparse file");
+    let before = fs::read(&used).expect("it is there");
+    let held = FileDisk::open(&used, OpenMode::ReadWrite).expect("nobody else has it");
+    let shrink = ["shrink", "--data", text(&data), "--nr-blocks", "60000", "-i", text(&xml), "-o"];
+    for command in [&["dump", text(&input), "-o"][..], &["pack", "-i", text(&input), "-f", "-o"], &shrink] {
+        let errors = ours(&[command, &[text(&used)]].concat()).refused();
+        assert!(errors.contains(&std::process::id().to_string()), "it names the owner: {errors}");
+        assert!(fs::read(&used).expect("it is there") == before, "{command:?} has changed a pool in use");
+    }
+    drop(held);
+    ours(&["dump", text(&input), "-o", text(&used)]).good();
+    assert!(fs::read(&used).expect("it is there") == fs::read(&xml).expect("it is there"));
+}
+
+/// A dump, a list: what was not written was not answered.
+#[test]
+fn an_answer_that_could_not_be_written_is_a_failure() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let size = ["metadata_size", "-b", "64k", "-s", "1g", "-m", "10"];
+    let commands: [&[&str]; 7] = [
+        &["check", text(&path)],
+        &["check", "--json", text(&path)],
+        &["ls", text(&path)],
+        &["ls", "--json", text(&path)],
+        &["explain", text(&path), "3"],
+        &["map", text(&path)],
+        &size,
+    ];
+    for command in commands {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("a device that is full");
+        let told = fsck().args(command).stdout(full).output().expect("it starts");
+        let errors = String::from_utf8_lossy(&told.stderr);
+        assert_eq!(told.status.code(), Some(1), "{command:?}: {errors}");
+        assert!(errors.starts_with("uthin-fsck: writing the output: "), "{command:?}: {errors}");
+        assert_eq!(errors.lines().count(), 1, "{command:?}: {errors}");
+    }
+}
+
+/// Which file, and what it is instead: every command says what a check says.
+#[test]
+fn what_is_no_metadata_is_named_and_guessed_at() {
+    let folder = folder();
+    let path = folder.path().join("packed");
+    fs::write(&path, [&b"\x28\xb5\x2f\xfd"[..], &[7; 16384]].concat()).expect("written");
+    for words in [text(&path), "compressed with zstd"] {
+        refusals(&path, words);
+    }
 }

@@ -363,3 +363,98 @@ fn an_older_tree_of_volumes_is_told_to_be_one() {
     assert!(told.errors.contains("assumed: the tree of volumes is an older one"), "{}", told.errors);
     oracle::assert_clean(&output);
 }
+
+/// A mapping past the end of the data device is none that can be kept; who had it must be told.
+#[test]
+fn what_is_mapped_past_the_end_is_told_of() {
+    let folder = folder();
+    let path = unpack(&folder, "05-chain50");
+    let mut image = Image::read(&path);
+    let (volume, root) = image.volumes().into_iter().next().expect("a volume");
+    let leaf = image.nodes::<MappingRecord>(root).1[0];
+    let key = match Node::<MappingRecord>::parse(&image.blocks[leaf as usize]) {
+        Ok(Node::Leaf(entries)) => entries.key(1),
+        Ok(Node::Internal(_)) | Err(_) => panic!("it is a leaf"),
+    };
+    // Values begin behind the header and all keys; the lowest 24 bits are the time.
+    let value = 32 + 252 * 8 + 8;
+    let block = &mut image.blocks[leaf as usize];
+    block.0[value..value + 8].copy_from_slice(&(1_u64 << 50).to_le_bytes());
+    block.seal(MetaBlock(leaf), BlockKind::Node);
+    image.write(&path);
+    let bytes = u64::from(image.superblock().data_block_sectors) * 512;
+    let words = format!(
+        "lost: volume {volume}, bytes {} to {}: mapped to data block",
+        key * bytes,
+        (key + 1) * bytes
+    );
+    let output = empty_device(&folder, "output", 4096);
+    let told = ours(&["repair", "-i", text(&path), "-o", text(&output)]);
+    assert!(told.status == 0 && told.errors.contains(&words), "{words}: {}", told.errors);
+    oracle::assert_clean(&output);
+    let told = ours(&["repair", "--dry-run", "--json", "-i", text(&path)]).good();
+    let told: serde_json::Value = serde_json::from_slice(&told).expect("JSON");
+    let lost = &told["losses"][0];
+    assert_eq!(
+        (&lost["volume"], &lost["begin"], &lost["end"]),
+        (&volume.into(), &key.into(), &(key + 1).into())
+    );
+}
+
+/// A number that is too small would cost mappings that nothing is wrong with.
+#[test]
+fn a_data_device_too_small_for_what_is_mapped_is_refused() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let output = empty_device(&folder, "output", 2048);
+    let repair =
+        |blocks: &str| ours(&["repair", "--nr-data-blocks", blocks, "-i", text(&path), "-o", text(&output)]);
+    let errors = repair("1000").refused();
+    assert!(fs::read(&output).expect("it is there").iter().all(|byte| *byte == 0), "nothing was written");
+    let least = errors.split("--nr-data-blocks ").nth(1).and_then(|rest| rest.split(',').next());
+    let least: u64 = least.and_then(|number| number.parse().ok()).expect("it names a number");
+    repair(&(least - 1).to_string()).refused();
+    assert_eq!(repair(&least.to_string()).status, 0);
+    oracle::assert_clean(&output);
+    assert!(mappings(&oracle::thin_dump(&output)) == mappings(&oracle::thin_dump(&path)));
+    ours(&["dump", "-r", "--nr-data-blocks", "1000", text(&path)]).refused();
+}
+
+/// Whoever makes the output larger as they are told must not have to do so again and again.
+#[test]
+fn an_output_that_is_too_small_is_told_what_it_lacks() {
+    let folder = folder();
+    for name in ["16-random-singles", "03-random-runs"] {
+        let path = unpack(&folder, name);
+        let repair = |blocks: u64| {
+            let output = empty_device(&folder, "output", blocks);
+            ours(&["repair", "-i", text(&path), "-o", text(&output)])
+        };
+        let errors = repair(16).refused();
+        let least = errors.split("at least ").nth(1).and_then(|rest| rest.split(' ').next());
+        let least: u64 = least.and_then(|number| number.parse().ok()).expect("it names a number");
+        repair(least - 1).refused();
+        let told = repair(least);
+        assert_eq!(told.status, 0, "{name}: {}", told.errors);
+    }
+}
+
+/// The roots that such a superblock names are those that were in use, however good an older tree looks.
+#[test]
+fn a_superblock_with_another_number_is_still_the_superblock() {
+    let folder = folder();
+    let path = unpack(&folder, "07-discards");
+    let whole = mappings(&oracle::thin_dump(&path));
+    let mut image = Image::read(&path);
+    let superblock = image.superblock();
+    image.blocks[0].seal(MetaBlock(1), BlockKind::Superblock);
+    image.write(&path);
+    let told = ours(&["repair", "--dry-run", "--json", "-i", text(&path)]).good();
+    let told: serde_json::Value = serde_json::from_slice(&told).expect("JSON");
+    assert_eq!(told["mapping_root"], superblock.mapping_root.0);
+    assert_eq!(told["candidates"][0]["mapping_root"], superblock.mapping_root.0);
+    assert!(told["superblock_fault"].as_str().is_some_and(|fault| fault.contains("carries block number 1")));
+    let output = empty_device(&folder, "output", 4096);
+    assert_eq!(ours(&["repair", "-i", text(&path), "-o", text(&output)]).status, 0);
+    assert!(mappings(&oracle::thin_dump(&output)) == whole);
+}

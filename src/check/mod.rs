@@ -102,8 +102,9 @@ pub fn check(disk: &dyn Disk, options: &CheckOptions) -> Result<Report> {
 /// A check's outcome, with what a mend of the space maps needs.
 struct Looked {
     report: Report,
+    /// As it is on the disk, whatever roots were looked at instead.
     superblock: Superblock,
-    /// Every reference, if the walk of everything but the space maps found no damage.
+    /// Every reference, if the walk of everything but the space maps found no damage, and both maps are of a size that can be.
     references: Option<build::References>,
 }
 
@@ -114,7 +115,8 @@ fn look(disk: &dyn Disk, options: &CheckOptions) -> Result<Looked> {
 /// Without `judges_ahead`, the walk judges everything by itself: the outcome is the same.
 fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) -> Result<Looked> {
     let mut findings = Findings::new(options.findings_limit);
-    let mut superblock = open::read_superblock(disk, &mut findings)?;
+    let stored = open::read_superblock(disk, &mut findings)?;
+    let mut superblock = stored.clone();
     superblock.mapping_root = options.mapping_root.unwrap_or(superblock.mapping_root);
     superblock.details_root = options.details_root.unwrap_or(superblock.details_root);
     let mut walk = Walk::new(disk, &superblock, findings);
@@ -155,7 +157,7 @@ fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) ->
         findings,
         findings_omitted,
     };
-    Ok(Looked { report, superblock, references })
+    Ok(Looked { report, superblock: stored, references })
 }
 
 #[derive(Default)]
@@ -176,7 +178,11 @@ fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     }
     let partial_blocks = partials::check_partials(walk, superblock);
     touches::attribute(walk, &live.roots);
-    let is_sound = walk.findings.verdict() == Verdict::Clean;
+    // A size that cannot be is no reason to write a map of that size.
+    space_map::require_possible_size(walk, superblock.metadata_space_map.total_blocks.get());
+    let data_blocks = superblock.data_space_map.total_blocks.get();
+    let are_data_counted = data_blocks == 0 || walk.data_counts.has(data_blocks - 1);
+    let is_sound = walk.findings.verdict() == Verdict::Clean && are_data_counted;
     let metadata_without_maps = is_sound.then(|| walk.metadata_counts.clone());
 
     let data = SpaceMap::read(walk, MapKind::Data, &superblock.data_space_map);
@@ -207,13 +213,28 @@ pub struct MendOptions {
 
 /// Checks, and mends in place what can be mended without a loss. New space maps go to free blocks and count once the
 /// superblock is written, which is one write: a power cut leaves the old state or the new one. The report is that of the
-/// state left behind.
+/// state left behind. `Invalid` for a mend of anything but the live state, `Unsupported` for metadata that nobody may write who
+/// does not know all their features; then nothing was written.
 pub fn check_and_mend(
     disk: &dyn Disk,
     options: &CheckOptions,
     mend: MendOptions,
 ) -> Result<(Report, Mended)> {
+    let is_live =
+        !options.metadata_snapshot && options.mapping_root.is_none() && options.details_root.is_none();
+    if !is_live {
+        return Err(Error::new(ErrorKind::Invalid, "only the live state is mended, from the roots it has"));
+    }
     let mut looked = look(disk, options)?;
+    if looked.superblock.compat_ro_flags != 0 {
+        let message = format!(
+            "{}: unknown features {:#x} that forbid writing: nothing was mended",
+            disk.name(),
+            looked.superblock.compat_ro_flags
+        );
+        return Err(Error::new(ErrorKind::Unsupported, message)
+            .hint("the metadata was written by a newer program; mend it with that one"));
+    }
     let mut mended = Mended::default();
     if let (true, Some(references)) = (mend.space_maps && !looked.report.is_clean(), &looked.references) {
         build::replace_space_maps(disk, &mut looked.superblock, references)?;
@@ -255,11 +276,13 @@ fn check_held_root(walk: &mut Walk<'_>, number: MetaBlock, scope: Scope) -> Opti
 }
 
 fn summary_of(superblock: &Superblock) -> SuperblockSummary {
+    let metadata = &superblock.metadata_space_map;
     SuperblockSummary {
         transaction_id: superblock.transaction_id.0,
         time: u64::from(superblock.time.0),
         block_size_bytes: u64::from(superblock.data_block_sectors) * SECTOR_BYTES,
         needs_check: superblock.needs_check(),
         metadata_snapshot: (superblock.held_root != 0).then_some(superblock.held_root),
+        metadata_free_blocks: metadata.total_blocks.get().saturating_sub(metadata.allocated_blocks.get()),
     }
 }

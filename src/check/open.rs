@@ -26,18 +26,8 @@ const LOOKS_LIKE: [(&[u8], usize, &str); 7] = [
 /// The superblock, judged. What is wrong with it but lets the walk go on is added to `findings`.
 pub(super) fn read_superblock(disk: &dyn Disk, findings: &mut Findings) -> Result<Superblock> {
     let name = disk.name();
-    if disk.size_bytes() < META_BLOCK_BYTES as u64 {
-        return Err(too_small(&name, disk.size_bytes()));
-    }
-    let mut block = Block::ZERO;
-    disk.read_at(0, &mut block.0)
-        .map_err(|error| Error::io(format_args!("{name}: reading block 0"), &error))?;
-
+    let block = require_pool(disk)?;
     let superblock = Superblock::decode(&block);
-    let is_ours = superblock.magic == SUPERBLOCK_MAGIC || block.kind() == Some(BlockKind::Superblock);
-    if !is_ours {
-        return Err(not_metadata(&name, &block));
-    }
     match Superblock::read(&block, MetaBlock::SUPERBLOCK) {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error.context(name)),
@@ -48,6 +38,20 @@ pub(super) fn read_superblock(disk: &dyn Disk, findings: &mut Findings) -> Resul
     }
     notes(&block, &superblock, findings);
     Ok(superblock)
+}
+
+/// The first block, which must be a superblock, damaged or not.
+pub(super) fn require_pool(disk: &dyn Disk) -> Result<Block> {
+    let name = disk.name();
+    if disk.size_bytes() < META_BLOCK_BYTES as u64 {
+        return Err(too_small(&name, disk.size_bytes()));
+    }
+    let mut block = Block::ZERO;
+    disk.read_at(0, &mut block.0)
+        .map_err(|error| Error::io(format_args!("{name}: reading block 0"), &error))?;
+    let has_magic = Superblock::decode(&block).magic == SUPERBLOCK_MAGIC;
+    let is_ours = has_magic || block.kind() == Some(BlockKind::Superblock);
+    if is_ours { Ok(block) } else { Err(not_metadata(&name, &block)) }
 }
 
 pub(super) fn too_small(name: &str, size_bytes: u64) -> Error {
@@ -87,7 +91,7 @@ fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
     }
 }
 
-fn not_metadata(name: &str, block: &Block) -> Error {
+pub(super) fn not_metadata(name: &str, block: &Block) -> Error {
     let error = |words: &str| Error::new(ErrorKind::Invalid, format!("{name}: {words}"));
     if block.is_zero() {
         return error("no pool's metadata: the first block is all zeros")

@@ -101,6 +101,9 @@ pub struct SuperblockSummary {
     pub needs_check: bool,
     /// The metadata snapshot's block, if one is held.
     pub metadata_snapshot: Option<u64>,
+    /// Metadata blocks that are not allocated, which is known without reading the space map.
+    #[serde(skip)]
+    pub metadata_free_blocks: u64,
 }
 
 /// A volume as the details tree has it.

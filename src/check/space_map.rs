@@ -76,9 +76,6 @@ impl SpaceMap {
     pub(super) fn read(walk: &mut Walk<'_>, kind: MapKind, root: &SpaceMapRoot) -> Self {
         let was_incomplete = std::mem::replace(&mut walk.is_incomplete, false);
         let (total_blocks, allocated_blocks) = (root.total_blocks.get(), root.allocated_blocks.get());
-        if kind == MapKind::Metadata {
-            require_possible_size(walk, total_blocks);
-        }
         let index_root = MetaBlock(root.bitmap_root.get());
         let bitmaps = match kind {
             MapKind::Data => {
@@ -310,11 +307,14 @@ fn read_metadata_index(walk: &mut Walk<'_>, root: MetaBlock, total_blocks: u64) 
     (0..).zip(entries.iter().take(needed).copied()).collect()
 }
 
-/// The metadata device must have the blocks that its own space map speaks of.
-fn require_possible_size(walk: &mut Walk<'_>, total_blocks: u64) {
+/// The metadata device must have the blocks that its own space map speaks of. Looked at before the map is read.
+pub(super) fn require_possible_size(walk: &mut Walk<'_>, total_blocks: u64) {
     let place = Place::Superblock;
     let device_blocks = walk.device_blocks();
-    if total_blocks > META_BLOCKS_LIMIT {
+    if total_blocks == 0 {
+        let message = "the pool's metadata has no blocks at all";
+        walk.findings.note(Severity::Damage, Some(MetaBlock::SUPERBLOCK), place, message);
+    } else if total_blocks > META_BLOCKS_LIMIT {
         let message =
             format_args!("{total_blocks} metadata blocks, more than the {META_BLOCKS_LIMIT} that can be");
         walk.findings.note(Severity::Damage, Some(MetaBlock::SUPERBLOCK), place, message);

@@ -65,6 +65,8 @@ pub(super) struct Built {
 pub(super) struct Builder<'a> {
     output: Output<'a>,
     overrides: Overrides,
+    /// Blocks of volumes' trees that are known to come.
+    expected_blocks: u64,
     pool: Option<PoolRecord>,
     data: Counts,
     parts: HashMap<u64, Vec<Leaf>>,
@@ -85,6 +87,7 @@ impl<'a> Builder<'a> {
         Builder {
             output: Output::new(disk),
             overrides,
+            expected_blocks: 0,
             pool: None,
             data: Counts::new(0),
             parts: HashMap::new(),
@@ -92,6 +95,12 @@ impl<'a> Builder<'a> {
             volumes: BTreeMap::new(),
             built: Built::default(),
         }
+    }
+
+    /// Says how many blocks the volumes' trees will take at least, so that an output that is too small is refused at once, with what
+    /// it lacks.
+    pub(super) fn expect_blocks(&mut self, blocks: u64) {
+        self.expected_blocks = blocks;
     }
 
     /// What was built, once the stream has ended.
@@ -184,7 +193,8 @@ impl Sink for Builder<'_> {
             return Err(misplaced("a pool time above 16777215"));
         }
         let bitmaps = space::bitmaps_for(pool.data_blocks) + space::bitmaps_for(self.output.blocks());
-        self.output.require_room(bitmaps.saturating_add(FIXED_BLOCKS - 1))?;
+        let others = bitmaps.saturating_add(FIXED_BLOCKS - 1);
+        self.output.require_room(others.saturating_add(self.expected_blocks))?;
         // The room for bitmaps bounds this.
         debug_assert!(pool.data_blocks <= self.output.blocks() * PAGE_ENTRIES);
         self.data = Counts::new(pool.data_blocks);
@@ -267,9 +277,18 @@ pub(super) fn replace_space_maps(
     references: &References,
 ) -> Result<()> {
     let blocks = superblock.metadata_space_map.total_blocks.get();
+    let data_blocks = superblock.data_space_map.total_blocks.get();
+    // The counts are of as many blocks as there are, the superblock's number is whatever it says.
+    let is_of_size =
+        |counts: &Counts, blocks: u64| !counts.has(blocks) && (blocks == 0 || counts.has(blocks - 1));
+    if !is_of_size(&references.metadata, blocks) || !is_of_size(&references.data, data_blocks) {
+        let message = format!("{}: the superblock's size of a space map cannot be", disk.name());
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
     let (kept, in_use) = (references.metadata_without_maps.clone(), references.metadata.clone());
     let mut output = Output::beside(disk, blocks, kept, in_use);
-    let data_blocks = superblock.data_space_map.total_blocks.get();
+    // Two roots of large counts, the root of the data index and the metadata index. Asked for before anything is written.
+    output.require_room(space::bitmaps_for(data_blocks) + space::bitmaps_for(blocks) + 4)?;
     superblock.data_space_map = space::write_data_map(&mut output, &references.data, data_blocks)?;
     superblock.metadata_space_map = space::write_metadata_map(&mut output)?;
     output.finish(superblock)

@@ -55,7 +55,15 @@ impl<'a> Output<'a> {
     /// Requires room for so many blocks more, as far as that can be said beforehand.
     pub(super) fn require_room(&self, blocks: u64) -> Result<()> {
         let needed = self.next.saturating_add(blocks);
-        if needed <= self.blocks {
+        let has_room = match &self.in_use {
+            None => needed <= self.blocks,
+            Some(in_use) => {
+                let free = (self.next..self.blocks).filter(|block| in_use.get(*block) == 0);
+                let wanted = usize::try_from(blocks).unwrap_or(usize::MAX);
+                wanted == 0 || free.take(wanted).count() == wanted
+            }
+        };
+        if has_room {
             return Ok(());
         }
         let (name, there) = (self.disk.name(), self.blocks);

@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Metadata for reading: locked for their live state; for a metadata snapshot as they are, whoever has them locked.
 pub(super) fn open_state(path: &Path, state: State) -> Result<Box<dyn Disk>> {
     match state {
-        State::Live => Ok(Box::new(super::open_metadata(path)?)),
+        State::Live => Ok(Box::new(super::open_pool(path)?)),
         State::Snapshot | State::SnapshotAt(_) => Ok(Box::new(Beside::open(path)?)),
     }
 }

@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
     /// Only the superblock.
-    #[arg(long, conflicts_with_all = ["skip_mappings", "auto_repair"])]
+    #[arg(long, conflicts_with = "auto_repair")]
     super_block_only: bool,
     /// The volumes without their mappings, and no counts.
     #[arg(long, conflicts_with = "auto_repair")]
@@ -60,10 +60,10 @@ pub(super) struct Arguments {
     #[arg(short, long, conflicts_with_all = ["auto_repair", "clear_needs_check_flag"])]
     metadata_snap: bool,
     /// The tree of volumes is in this block.
-    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "metadata_snap"])]
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "metadata_snap"])]
     override_mapping_root: Option<u64>,
     /// The details are in this block.
-    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "metadata_snap"])]
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "metadata_snap"])]
     override_details_root: Option<u64>,
 }
 
@@ -100,7 +100,7 @@ impl Arguments {
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     let (report, mended) = match arguments.look() {
         Ok(looked) => looked,
-        Err(error) => return terminal.failed(&error, arguments.json),
+        Err(error) => return terminal.failed_on(&arguments.metadata, error, arguments.json),
     };
     let names = Names::beside(&arguments.metadata);
     if arguments.json {
@@ -108,6 +108,15 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     } else if !arguments.quiet {
         terminal.say(&report_text(&arguments.metadata, &report, &names));
         terminal.say(mended_text(mended));
+        if terminal.is_compatible {
+            terminal.say(&tool_text(&report));
+        }
+    }
+    if arguments.auto_repair && !mended.space_maps && report.verdict == Verdict::Damage {
+        let (name, shown) = (&terminal.name, arguments.metadata.display());
+        let words =
+            format!("{name}: {shown}: nothing was mended: more is damaged than counts in the space maps\n");
+        terminal.remark(&words);
     }
     let by_name = if terminal.is_compatible { ExitCodes::Compatible } else { ExitCodes::Fine };
     let is_compatible = arguments.exit_codes.unwrap_or(by_name) == ExitCodes::Compatible;
@@ -129,6 +138,15 @@ fn mended_text(mended: Mended) -> &'static str {
         (false, true) => "mended: needs_check was taken away\n",
         (true, true) => "mended: the space maps were made anew, needs_check was taken away\n",
     }
+}
+
+/// Lines that scripts for thin_check read.
+fn tool_text(report: &Report) -> String {
+    let summary = &report.superblock;
+    format!(
+        "TRANSACTION_ID={}\nMETADATA_FREE_BLOCKS={}\n",
+        summary.transaction_id, summary.metadata_free_blocks
+    )
 }
 
 fn report_json(path: &Path, report: &Report, names: &Names) -> String {
@@ -204,7 +222,11 @@ fn bytes(block: u64, kib: u64) -> u128 {
 
 fn verdict_text(report: &Report) -> String {
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
-    let leaked = report.data.over_counted;
+    let leaked = match (report.data.over_counted, report.metadata.over_counted) {
+        (data, 0) => format!("{data} data blocks"),
+        (0, metadata) => format!("{metadata} metadata blocks"),
+        (data, metadata) => format!("{data} data blocks and {metadata} metadata blocks"),
+    };
     match report.verdict {
         Verdict::Clean if report.superblock.needs_check => {
             "clean, though it asks for a check: thin_check --clear-needs-check-flag takes the flag away\n"
@@ -212,7 +234,7 @@ fn verdict_text(report: &Report) -> String {
         }
         Verdict::Clean => "clean\n".to_owned(),
         Verdict::Leaks => {
-            format!("leaks only: safe to use, {leaked} data blocks take space that nothing needs\n")
+            format!("leaks only: safe to use, {leaked} take space that nothing needs\n")
         }
         Verdict::Damage => {
             let places = count(Severity::Damage) as u64 + report.findings_omitted;

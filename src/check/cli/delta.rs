@@ -51,7 +51,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     match write(arguments, terminal) {
         Ok(()) => CLEAN,
-        Err(error) => terminal.failed(&error, false),
+        Err(error) => terminal.failed_on(&arguments.metadata, error, false),
     }
 }
 

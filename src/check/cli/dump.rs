@@ -3,16 +3,17 @@
 use super::beside::open_state;
 use super::progress::Watched;
 use super::restore::OverrideArguments;
-use super::{CLEAN, Terminal};
-use crate::check::dump::{HumanSink, JsonSink, Selection, State, XmlSink, dump, plan, superblock_of};
+use super::{CLEAN, Terminal, TextFile, open_metadata};
+use crate::check::dump::{
+    HumanSink, JsonSink, Selection, State, WRITING, XmlSink, dump, plan, superblock_of,
+};
 use crate::check::forest::{Collect, Refuse};
 use crate::check::repair::{SaneSink, salvage};
 use crate::check::source::Source;
 use crate::check::stream::Sink;
-use crate::error::{Error, Result};
+use crate::error::{ErrorKind, Result};
 use crate::units::MetaBlock;
 use clap::ValueEnum;
-use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -62,7 +63,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     match write_dump(arguments, terminal) {
         Ok(()) => CLEAN,
-        Err(error) => terminal.failed(&error, false),
+        Err(error) => terminal.failed_on(&arguments.metadata, error, false),
     }
 }
 
@@ -79,7 +80,12 @@ fn write_dump(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> 
     // A bar would run through what a terminal is shown.
     let state = state_of(arguments.metadata_snap);
     let is_shown = arguments.output.is_none() && std::io::stdout().is_terminal();
-    let disk = Watched::new(open_state(&arguments.metadata, state)?, "dumping", arguments.quiet || is_shown);
+    let disk = match arguments.repair {
+        // What is left may have no superblock.
+        true => Box::new(open_metadata(&arguments.metadata)?),
+        false => open_state(&arguments.metadata, state)?,
+    };
+    let disk = Watched::new(disk, "dumping", arguments.quiet || is_shown);
     let source = Source::new(&disk);
     let selection = Selection {
         volumes: arguments.dev_id.iter().copied().collect(),
@@ -118,8 +124,9 @@ pub(super) fn with_output(
 ) -> Result<()> {
     let Some(path) = path else { return write(terminal.out) };
     super::require_different(input, path)?;
-    let shown = path.display();
-    let mut file =
-        File::create(path).map_err(|error| Error::io(format_args!("{shown}: creating"), &error))?;
-    write(&mut file).map_err(|error| error.context(shown))
+    let mut output = TextFile::create(path)?;
+    write(&mut output.file).map_err(|error| match error.kind() {
+        ErrorKind::Io if error.message().starts_with(WRITING) => error.context(path.display()),
+        _ => error,
+    })
 }

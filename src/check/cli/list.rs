@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
             terminal.say(&text);
             CLEAN
         }
-        Err(error) => terminal.failed(&error, arguments.json),
+        Err(error) => terminal.failed_on(&arguments.metadata, error, arguments.json),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `uthin-fsck explain`, `map` and `damage`: for who looks into metadata, and for tests.
 
-use super::{CLEAN, Terminal, open_metadata, require_metadata, to_json};
+use super::{CLEAN, Terminal, open_metadata, open_pool, require_metadata, to_json};
 use crate::check::dump::{State, plan, superblock_of};
 use crate::check::source::Source;
 use crate::check::tools::explain::{Explained, explain};
@@ -31,7 +31,7 @@ pub(super) fn run_explain(arguments: &ExplainArguments, terminal: &mut Terminal<
             terminal.say(&if arguments.json { to_json(&explained) } else { words(&explained) });
             CLEAN
         }
-        Err(error) => terminal.failed(&error, arguments.json),
+        Err(error) => terminal.failed_on(&arguments.metadata, error, arguments.json),
     }
 }
 
@@ -70,12 +70,12 @@ pub(super) fn run_map(arguments: &MapArguments, terminal: &mut Terminal<'_>) -> 
             terminal.say(&text);
             CLEAN
         }
-        Err(error) => terminal.failed(&error, false),
+        Err(error) => terminal.failed_on(&arguments.metadata, error, false),
     }
 }
 
 fn picture(arguments: &MapArguments) -> Result<String> {
-    let disk = open_metadata(&arguments.metadata)?;
+    let disk = open_pool(&arguments.metadata)?;
     let source = Source::new(&disk);
     let plan = plan(source, &superblock_of(source, State::Live)?)?;
     let columns = usize::from(arguments.columns);
@@ -119,7 +119,7 @@ enum Fault {
 pub(super) fn run_damage(arguments: &DamageArguments, terminal: &mut Terminal<'_>) -> u8 {
     match damage(arguments) {
         Ok(()) => CLEAN,
-        Err(error) => terminal.failed(&error, false),
+        Err(error) => terminal.failed_on(&arguments.metadata, error, false),
     }
 }
 

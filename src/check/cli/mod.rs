@@ -21,7 +21,7 @@ mod shrink;
 mod size;
 mod trim;
 
-use super::dump::Text;
+use super::dump::{Text, WRITING};
 use super::open;
 use crate::disk::{FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,7 +30,9 @@ use crate::units::META_BLOCK_BYTES;
 use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -120,17 +122,46 @@ struct Terminal<'a> {
     name: String,
     /// Whether the exit status must be that of the tool of this name.
     is_compatible: bool,
+    /// Why the answer could not be written, or not all of it.
+    unwritten: Option<io::Error>,
 }
 
 impl Terminal<'_> {
-    /// Prints. A reader that went away is no reason to change the verdict.
+    /// Prints. What could not be written is told of when the command has ended.
     fn say(&mut self, text: &str) {
-        say(self.out, text);
+        if let Err(error) = say(self.out, text) {
+            self.unwritten.get_or_insert(error);
+        }
     }
 
     /// Words beside the output.
     fn remark(&mut self, text: &str) {
-        say(self.errors, text);
+        // There is nobody else to be told.
+        drop(say(self.errors, text));
+    }
+
+    /// The exit status, for a command that ended with `status`: an answer that is not there is a failure, whatever it was. A reader
+    /// that went away is no reason to change the verdict.
+    fn finish(&mut self, status: u8) -> u8 {
+        match self.unwritten.take() {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.failed(&Error::io(WRITING, &error), false)
+            }
+            Some(_) | None => status,
+        }
+    }
+
+    /// As [`Terminal::failed`], for a command about the metadata in `path`: damage of a block is told of with the file's name.
+    fn failed_on(&mut self, path: &Path, error: Error, as_json: bool) -> u8 {
+        let shown = path.display().to_string();
+        let is_of_metadata = match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound => true,
+            // The metadata's own blocks are the only ones that are called that.
+            ErrorKind::Io => error.message().starts_with("metadata block "),
+            _ => false,
+        };
+        let is_named = error.message().contains(&shown);
+        self.failed(&if is_of_metadata && !is_named { error.context(shown) } else { error }, as_json)
     }
 
     /// Tells of an error; answers the exit status for it.
@@ -139,7 +170,8 @@ impl Terminal<'_> {
             return FAILED;
         }
         let name = &self.name;
-        say(self.errors, &if as_json { error_json(error) } else { format!("{name}: {error}\n") });
+        let words = if as_json { error_json(error) } else { format!("{name}: {error}\n") };
+        self.remark(&words);
         FAILED
     }
 }
@@ -156,16 +188,19 @@ pub fn run(mut arguments: Vec<OsString>, out: &mut dyn Write, errors: &mut dyn W
         arguments.splice(0..1, ["uthin-fsck".into(), tool]);
     }
     let tool = arguments.get(1).filter(|word| is_tool(word)).map(|word| word.to_string_lossy().into_owned());
-    if tool.is_some() && matches!(arguments.get(2).and_then(|word| word.to_str()), Some("-V" | "--version")) {
-        say(out, TOOL_VERSION);
-        return CLEAN;
-    }
     let is_compatible = tool.is_some();
     let name = tool.unwrap_or_else(|| "uthin-fsck".to_owned());
-    match Fsck::try_parse_from(arguments) {
-        Ok(fsck) => fsck.command.run(&mut Terminal { out, errors, name, is_compatible }),
-        Err(error) => usage(&error, if is_compatible { FAILED } else { USAGE }, out, errors),
-    }
+    let mut terminal = Terminal { out, errors, name, is_compatible, unwritten: None };
+    let status = if is_compatible && asks_for_version(&arguments) {
+        terminal.say(TOOL_VERSION);
+        CLEAN
+    } else {
+        match Fsck::try_parse_from(arguments) {
+            Ok(fsck) => fsck.command.run(&mut terminal),
+            Err(error) => usage(&error, &mut terminal),
+        }
+    };
+    terminal.finish(status)
 }
 
 impl Command {
@@ -202,25 +237,39 @@ fn is_tool(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(TOOL_PREFIX)
 }
 
+/// Whether a tool is asked for its version, alone or with whatever else.
+fn asks_for_version(arguments: &[OsString]) -> bool {
+    let options = arguments.iter().skip(2).take_while(|word| *word != "--");
+    options.into_iter().any(|word| word == "-V" || word == "--version")
+}
+
 /// clap's words: help and version are no errors.
-fn usage(error: &clap::Error, status: u8, out: &mut dyn Write, errors: &mut dyn Write) -> u8 {
+fn usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> u8 {
     if error.use_stderr() {
-        say(errors, &error.to_string());
-        status
+        terminal.remark(&error.to_string());
+        if terminal.is_compatible { FAILED } else { USAGE }
     } else {
-        say(out, &error.to_string());
+        terminal.say(&error.to_string());
         CLEAN
     }
 }
 
-fn say(out: &mut dyn Write, text: &str) {
-    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+fn say(out: &mut dyn Write, text: &str) -> io::Result<()> {
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// Opens metadata for reading. What is no metadata for being no file, or too small, gets a hint at what it may be.
 fn open_metadata(path: &Path) -> Result<FileDisk> {
     require_metadata(path)?;
     FileDisk::open(path, OpenMode::ReadOnly)?.through_page_cache()
+}
+
+/// As [`open_metadata`], for what needs a pool's metadata, damaged or not: anything else is refused as a check refuses it.
+fn open_pool(path: &Path) -> Result<FileDisk> {
+    let disk = open_metadata(path)?;
+    open::require_pool(&disk)?;
+    Ok(disk)
 }
 
 fn require_metadata(path: &Path) -> Result<()> {
@@ -260,6 +309,32 @@ fn open_output(path: &Path) -> Result<FileDisk> {
         }
         _ => error,
     })
+}
+
+/// A file for text, or for what is packed, and emptied for it. Nobody else may be using it: it could be the metadata of a pool, given
+/// by mistake.
+struct TextFile {
+    file: File,
+    /// Holds the lock.
+    _locked: Option<FileDisk>,
+}
+
+impl TextFile {
+    fn create(path: &Path) -> Result<Self> {
+        let failed = |error: io::Error| Error::io(format_args!("{}: creating", path.display()), &error);
+        let locked = lock_output(path)?;
+        let file = File::create(path).map_err(failed)?;
+        Ok(TextFile { file, _locked: locked })
+    }
+}
+
+/// Locks an output that is there already, as metadata are locked; `Busy` when somebody has. Terminals and pipes are nobody's.
+fn lock_output(path: &Path) -> Result<Option<FileDisk>> {
+    let is_disk = std::fs::metadata(path).is_ok_and(|found| {
+        let kind = found.file_type();
+        kind.is_file() || kind.is_block_device()
+    });
+    is_disk.then(|| FileDisk::open(path, OpenMode::ReadWrite)).transpose()
 }
 
 /// Refuses an output that is the input.

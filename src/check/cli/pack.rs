@@ -1,12 +1,12 @@
 //! `uthin-fsck pack` and `unpack`, aliases `thin_metadata_pack` and `thin_metadata_unpack`.
 
-use super::{CLEAN, Terminal, open_metadata, require_different};
+use super::{CLEAN, Terminal, TextFile, open_metadata, require_different};
 use crate::check::pack::{Packed, pack};
 use crate::check::source::Source;
 use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::META_BLOCK_BYTES;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ fn finish(outcome: Result<()>, terminal: &mut Terminal<'_>) -> u8 {
 fn pack_file(arguments: &Arguments) -> Result<()> {
     let disk = open_metadata(&arguments.input)?;
     let file = output_file(arguments)?;
-    pack(Source::new(&disk), &mut BufWriter::new(file)).map(drop)
+    pack(Source::new(&disk), &mut BufWriter::new(file.file)).map(drop)
 }
 
 fn unpack_file(arguments: &Arguments) -> Result<()> {
@@ -61,7 +61,7 @@ fn unpacked_disk(arguments: &Arguments, size_bytes: u64) -> Result<FileDisk> {
     let path = &arguments.output;
     let is_file = !std::fs::metadata(path).is_ok_and(|found| !found.is_file());
     if is_file {
-        let resized = output_file(arguments)?.set_len(size_bytes);
+        let resized = output_file(arguments)?.file.set_len(size_bytes);
         resized.map_err(|error| Error::io(format_args!("{}: setting its size", path.display()), &error))?;
     } else if !arguments.force {
         return Err(exists(path));
@@ -83,15 +83,13 @@ fn unpacked_disk(arguments: &Arguments, size_bytes: u64) -> Result<FileDisk> {
 }
 
 /// An empty file for the output, which is never the input.
-fn output_file(arguments: &Arguments) -> Result<File> {
+fn output_file(arguments: &Arguments) -> Result<TextFile> {
     let path = &arguments.output;
     require_different(&arguments.input, path)?;
-    let mut options = OpenOptions::new();
-    options.write(true);
-    let opened = match arguments.force {
-        true => options.create(true).truncate(true).open(path),
-        false => options.create_new(true).open(path),
-    };
+    if arguments.force {
+        return TextFile::create(path);
+    }
+    let opened = File::create_new(path).map(|file| TextFile { file, _locked: None });
     opened.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => exists(path),
         _ => Error::io(format_args!("{}: creating", path.display()), &error),

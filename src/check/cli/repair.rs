@@ -76,7 +76,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
             }
             CLEAN
         }
-        Err(error) => terminal.failed(&error, arguments.json),
+        Err(error) => terminal.failed_on(&arguments.input, error, arguments.json),
     }
 }
 
@@ -96,6 +96,7 @@ fn repair(arguments: &Arguments) -> Result<(Salvage, Option<Built>)> {
     let salvage = salvage(source, &overrides, root, arguments.dry_run)?;
     let Some(output) = output else { return Ok((salvage, None)) };
     let mut builder = Builder::new(&output, overrides);
+    builder.expect_blocks(salvage.fewest_blocks);
     dump(
         source,
         &salvage.plan,

@@ -1,6 +1,6 @@
 //! `uthin-fsck rmap`, alias `thin_rmap`.
 
-use super::{CLEAN, Terminal, open_metadata};
+use super::{CLEAN, Terminal, open_pool};
 use crate::check::dump::{State, Text, plan, superblock_of};
 use crate::check::source::Source;
 use crate::check::tools::rmap::rmap;
@@ -37,12 +37,12 @@ impl FromStr for Region {
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     match write(arguments, terminal) {
         Ok(()) => CLEAN,
-        Err(error) => terminal.failed(&error, false),
+        Err(error) => terminal.failed_on(&arguments.metadata, error, false),
     }
 }
 
 fn write(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> {
-    let disk = open_metadata(&arguments.metadata)?;
+    let disk = open_pool(&arguments.metadata)?;
     let source = Source::new(&disk);
     let plan = plan(source, &superblock_of(source, State::Live)?)?;
     let regions: Vec<_> = arguments.regions.iter().map(|Region(region)| region.clone()).collect();

@@ -3,7 +3,7 @@
 use super::dump::with_output;
 use super::progress::Progress;
 use super::restore::{open_xml, parse};
-use super::{CLEAN, Terminal, open_metadata, open_output, require_different};
+use super::{CLEAN, Terminal, lock_output, open_output, open_pool, require_different};
 use crate::check::build::{Builder, Overrides};
 use crate::check::dump::{Selection, State, XmlSink, dump, plan, superblock_of};
 use crate::check::forest::Refuse;
@@ -60,7 +60,7 @@ fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<Moves> {
     let mode = if arguments.no_copy { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let data = FileDisk::open(&arguments.data, mode)?;
     if arguments.binary {
-        let input = open_metadata(&arguments.input)?;
+        let input = open_pool(&arguments.input)?;
         let output = open_output(&arguments.output)?;
         let read = |sink: &mut dyn Sink| read_metadata(Source::new(&input), sink);
         let moves = move_data(arguments, &data, &read)?;
@@ -68,6 +68,8 @@ fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<Moves> {
         return Ok(moves);
     }
     let read = |sink: &mut dyn Sink| parse(&arguments.input, open_xml(&arguments.input)?, sink);
+    // Asked before the data are moved, though the output is written after.
+    drop(lock_output(&arguments.output)?);
     let moves = move_data(arguments, &data, &read)?;
     with_output(Some(&arguments.output), &arguments.input, terminal, |out| {
         read(&mut Moved::new(&moves, &mut XmlSink::new(out)))

@@ -11,7 +11,7 @@ mod xml;
 pub(in crate::check) use human::HumanSink;
 pub(in crate::check) use json::JsonSink;
 pub(in crate::check) use sharing::Sharing;
-pub(in crate::check) use text::Text;
+pub(in crate::check) use text::{Text, WRITING};
 pub(in crate::check) use xml::XmlSink;
 
 use super::forest::{Damage, Forest, LeafPlace, Refuse, read_leaves};

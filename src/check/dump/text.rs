@@ -9,6 +9,9 @@ const BUFFER_BYTES: usize = 1 << 18;
 /// What is said of an output that nobody reads any more (`| head`): nothing was wrong, and there is nobody to be told.
 const NO_READER: &str = "nobody reads the output any more";
 
+/// How the words about an output begin that cannot be written.
+pub(in crate::check) const WRITING: &str = "writing the output";
+
 /// A buffered output of text.
 pub(in crate::check) struct Text<'a> {
     out: &'a mut dyn Write,
@@ -43,7 +46,7 @@ impl<'a> Text<'a> {
         self.buffer.clear();
         written.and_then(|()| self.out.flush()).map_err(|error| match error.kind() {
             std::io::ErrorKind::BrokenPipe => Error::new(ErrorKind::Failed, NO_READER),
-            _ => Error::io("writing the output", &error),
+            _ => Error::io(WRITING, &error),
         })
     }
 

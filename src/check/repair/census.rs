@@ -34,12 +34,15 @@ pub(super) struct Sum {
     pub(super) newest: (u32, u64),
     /// One past the last data block.
     pub(super) data_end: u64,
+    /// Mappings to data blocks past the end of the data device, which are none of those above.
+    pub(super) outside: u64,
 }
 
 impl Sum {
     pub(super) fn add(&mut self, other: &Sum) {
         self.mapped_blocks += other.mapped_blocks;
         self.data_end = self.data_end.max(other.data_end);
+        self.outside += other.outside;
         self.newest = match self.newest.0.cmp(&other.newest.0) {
             std::cmp::Ordering::Less => other.newest,
             std::cmp::Ordering::Equal => (self.newest.0, self.newest.1 + other.newest.1),
@@ -190,8 +193,10 @@ fn eight_byte_node(block: &Block, data_blocks: u64) -> Option<Seen> {
     for (_, record) in entries.iter() {
         let mapping = record.mapping();
         if mapping.block.0 < data_blocks {
-            let one = Sum { mapped_blocks: 1, newest: (mapping.time.0, 1), data_end: mapping.block.0 + 1 };
-            sum.add(&one);
+            let (newest, data_end) = ((mapping.time.0, 1), mapping.block.0 + 1);
+            sum.add(&Sum { mapped_blocks: 1, newest, data_end, outside: 0 });
+        } else {
+            sum.outside += 1;
         }
     }
     let could_be_root = |(key, record): (u64, MappingRecord)| {

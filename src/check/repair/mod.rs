@@ -15,6 +15,7 @@ pub(in crate::check) use sane::SaneSink;
 use super::build::Overrides;
 use super::dump::{Plan, VolumePlan, pool_record};
 use super::forest::LeafPlace;
+use super::open;
 use super::source::Source;
 use super::stream::{PoolRecord, VolumeRecord};
 use crate::error::{Error, ErrorKind, Result};
@@ -51,6 +52,8 @@ pub(super) struct Salvage {
     /// All pairs of trees, the best first, when they had to be searched for.
     pub(super) candidates: Vec<Candidate>,
     pub(super) losses: Vec<Loss>,
+    /// Metadata blocks that the volumes' trees take at least.
+    pub(super) fewest_blocks: u64,
     /// What was made up, in words.
     pub(super) assumptions: Vec<String>,
 }
@@ -63,7 +66,7 @@ pub(super) fn salvage(
     root: Option<Root>,
     search: bool,
 ) -> Result<Salvage> {
-    let superblock = source.superblock(MetaBlock::SUPERBLOCK);
+    let (superblock, number_fault) = superblock_to_believe(source);
     if let Err(error) = &superblock
         && error.kind() == ErrorKind::Unsupported
     {
@@ -71,23 +74,38 @@ pub(super) fn salvage(
     }
     let by_superblock =
         superblock.as_ref().ok().map(|superblock| superblock.data_space_map.total_blocks.get());
+    // What the superblock's device has not may still be on a larger one, if somebody says so. A smaller one is refused below.
+    let said = overrides.data_blocks.unwrap_or(0);
     let data_limit =
-        overrides.data_blocks.or(by_superblock.filter(|blocks| *blocks > 0)).unwrap_or(DataBlock::LIMIT);
+        by_superblock.filter(|blocks| *blocks > 0).map_or(DataBlock::LIMIT, |blocks| blocks.max(said));
     let census = Census::take(source, data_limit);
     let copies = census.superblocks.clone();
-    let mut reader = Reader::new(source, census);
+    let mut reader = Reader::new(source, census, data_limit);
 
     let (by_superblock, fault) = usable_root(&mut reader, &superblock);
+    let fault = fault.or(number_fault);
     let must_search = search || (root.is_none() && by_superblock.is_none());
-    let candidates = if must_search { reader.candidates()? } else { Vec::new() };
+    let mut candidates = if must_search { reader.candidates()? } else { Vec::new() };
+    // What the superblock names is what was in use.
+    let is_named = |candidate: &Candidate| {
+        by_superblock.is_some_and(|root| {
+            candidate.mapping_root == root.mapping.0
+                && candidate.details_root == root.details.map(|details| details.0)
+        })
+    };
+    candidates.sort_by_key(|candidate| !is_named(candidate));
     let best = candidates.first().map(|candidate| Root {
         mapping: MetaBlock(candidate.mapping_root),
         details: candidate.details_root.map(MetaBlock),
     });
     let root = root.or(by_superblock).or(best).ok_or_else(|| {
         let why = fault.clone().unwrap_or_default();
-        Error::new(ErrorKind::Corrupt, format!("{why}, and no tree of volumes was found anywhere"))
-            .hint("is this the metadata, in full? `uthin-fsck explain` says what single blocks are")
+        let beginning = source.raw(MetaBlock::SUPERBLOCK).ok();
+        let looks_like = beginning.and_then(|block| open::looks_like(&block.0));
+        Error::new(ErrorKind::Corrupt, format!("{why}, and no tree of volumes was found anywhere")).hint(
+            looks_like
+                .unwrap_or("is this the metadata, in full? `uthin-fsck explain` says what single blocks are"),
+        )
     })?;
     let mut assumptions = Vec::new();
     if superblock.is_ok() && by_superblock.is_none() {
@@ -103,7 +121,27 @@ pub(super) fn salvage(
         let pool = salvage.pool(superblock.as_ref().ok(), &copies, overrides, &trees)?;
         (salvage.plan(pool, trees), salvage.losses)
     };
-    Ok(Salvage { plan, superblock_fault: fault, root, candidates, losses, assumptions })
+    let roots: Vec<_> =
+        plan.volumes.iter().map(|volume| (volume.root, volume.record.mapped_blocks)).collect();
+    let fewest_blocks = reader.fewest_blocks(&roots)?;
+    Ok(Salvage { plan, superblock_fault: fault, root, candidates, losses, fewest_blocks, assumptions })
+}
+
+/// The superblock, or one that is sound but for the block number that it carries, with words about that.
+fn superblock_to_believe(source: Source<'_>) -> (Result<Superblock>, Option<String>) {
+    let superblock = source.superblock(MetaBlock::SUPERBLOCK);
+    let Err(error) = &superblock else { return (superblock, None) };
+    let carried = source.raw(MetaBlock::SUPERBLOCK).and_then(|block| {
+        let number = MetaBlock(block.stored_number());
+        Superblock::read(&block, number)
+    });
+    match carried {
+        Ok(carried) => {
+            let fault = error.message().to_owned();
+            (Ok(carried), Some(fault))
+        }
+        Err(_) => (superblock, None),
+    }
 }
 
 /// The superblock's roots, if both are what they should be; otherwise why not.
@@ -178,6 +216,13 @@ impl Salvaging<'_, '_> {
         };
         overrides.apply(&mut pool)?;
         let data_end = volumes.iter().map(|volume| volume.sum.data_end).max().unwrap_or(0);
+        if let Some(said) = overrides.data_blocks.filter(|said| *said < data_end) {
+            let message = format!(
+                "a data device of {said} blocks is too small: {data_end} at least are needed for what is mapped"
+            );
+            return Err(Error::new(ErrorKind::Invalid, message)
+                .hint(format!("--nr-data-blocks {data_end}, or more, loses nothing")));
+        }
         if pool.data_blocks < data_end {
             pool.data_blocks = data_end;
             self.assumptions.push(format!(

@@ -8,12 +8,13 @@
 use super::census::{Census, Sort, Sum};
 use crate::check::forest::{Collect, Forest, LeafPlace};
 use crate::check::source::Source;
+use crate::checksum::BlockKind;
 use crate::error::{Error, Result};
-use crate::format::{DetailsRecord, MappingRecord, RootRecord};
+use crate::format::{DetailsRecord, MappingRecord, Node, RootRecord, capacity};
 use crate::units::MetaBlock;
 use serde::Serialize;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Trees of details that are held against one tree of volumes.
 const PAIRS_LIMIT: usize = 64;
@@ -70,11 +71,58 @@ pub(super) struct Reader<'a> {
     census: Census,
     mappings: Forest<'a, MappingRecord>,
     trees: HashMap<MetaBlock, Tree>,
+    /// As the census has it: mappings from here on are lost.
+    data_blocks: u64,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(source: Source<'a>, census: Census) -> Self {
-        Reader { source, census, mappings: Forest::new(source), trees: HashMap::new() }
+    pub(super) fn new(source: Source<'a>, census: Census, data_blocks: u64) -> Self {
+        Reader { source, census, mappings: Forest::new(source), trees: HashMap::new(), data_blocks }
+    }
+
+    /// Mappings that at least one of these volumes has, each leaf's once, and the metadata blocks that any trees of them take, packed as
+    /// they may be: what volumes share is counted once, the nodes above it for each of them.
+    pub(super) fn fewest_blocks(&mut self, roots: &[(MetaBlock, u64)]) -> Result<u64> {
+        const CAPACITY: u64 = capacity(8) as u64;
+        let (mut seen, mut own_mappings, mut above) = (HashSet::new(), 0, 0);
+        for (root, mapped_blocks) in roots {
+            let mut leaves = Vec::new();
+            self.mappings.leaves(*root, &mut Collect::default(), &mut leaves)?;
+            for leaf in leaves {
+                let sum = self.census.leaf(leaf.number, &leaf.keys).unwrap_or_default();
+                own_mappings += if seen.insert(leaf.number) { sum.mapped_blocks } else { 0 };
+            }
+            let mut nodes = mapped_blocks.div_ceil(CAPACITY);
+            // An empty tree is a block of its own.
+            above += u64::from(nodes == 0);
+            while nodes > 1 {
+                nodes = nodes.div_ceil(CAPACITY);
+                above += nodes;
+            }
+        }
+        Ok(own_mappings.div_ceil(CAPACITY) + above)
+    }
+
+    /// The mappings of a leaf that lead past the end of the data device, those of neighbours together.
+    fn outside(&self, leaf: &LeafPlace) -> Result<Vec<(LeafPlace, String)>> {
+        let block = self.source.block(leaf.number, BlockKind::Node)?;
+        let Ok(Node::Leaf(entries)) = Node::<MappingRecord>::parse(&block) else { return Ok(Vec::new()) };
+        let mut found: Vec<(LeafPlace, String)> = Vec::new();
+        for (key, record) in entries.iter() {
+            let data = record.mapping().block.0;
+            match found.last_mut() {
+                _ if data < self.data_blocks => {}
+                Some((last, _)) if last.keys.end == key => last.keys.end = key.saturating_add(1),
+                Some(_) | None => {
+                    let keys = key..key.saturating_add(1);
+                    let end = self.data_blocks;
+                    let why =
+                        format!("mapped to data block {data}, past the end of the data device, {end} blocks");
+                    found.push((LeafPlace { number: leaf.number, keys }, why));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Whether a block can be taken for the root of the tree of volumes, when somebody says that it is.
@@ -118,7 +166,12 @@ impl<'a> Reader<'a> {
             let mut tree = Tree::default();
             for leaf in leaves {
                 match self.census.leaf(leaf.number, &leaf.keys) {
-                    Some(sum) => tree.sum.add(&sum),
+                    Some(sum) => {
+                        tree.sum.add(&sum);
+                        if sum.outside > 0 {
+                            tree.lost.extend(self.outside(&leaf)?);
+                        }
+                    }
                     None => {
                         let error = Error::corrupt(
                             leaf.number,
@@ -128,8 +181,8 @@ impl<'a> Reader<'a> {
                     }
                 }
             }
-            tree.lost =
-                damage.found.into_iter().map(|(place, error)| (place, error.message().to_owned())).collect();
+            tree.lost
+                .extend(damage.found.into_iter().map(|(place, error)| (place, error.message().to_owned())));
             self.trees.insert(root, tree);
         }
         Ok(&self.trees[&root])
