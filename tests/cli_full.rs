@@ -179,3 +179,35 @@ fn metadata_that_runs_full_is_told_of_and_helped_without_an_error() {
     daemon.signal(rustix::process::Signal::TERM);
     oracle::accepts(&fs::read(place.path("p/metadata")).expect("there"));
 }
+
+/// A client that left, or was killed, while its writes waited: they are gone with it, and so is its hold on the volume.
+#[test]
+fn the_writes_of_a_client_that_has_left_wait_no_longer() {
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "4M", "--when-full", "queue:0"]);
+    for volume in ["./p/a", "./p/b"] {
+        place.ok(&["volume", "create", volume, "--size", "16M"]);
+    }
+    let _daemon = place.serve(&[]);
+    let mut a = place.connect("a");
+    (0..64).for_each(|block| a.write(block * BLOCK, &[1; 65_536]).expect("there is space"));
+    a.flush().expect("durable");
+    // More of them than there are places for connections.
+    for number in 0..80 {
+        let waits_now = || wait_until(&place, waits);
+        place.connect("b").write_and_leave(number * BLOCK, &[2; 512], number % 2 == 0, waits_now);
+        wait_until(&place, |status| !waits(status));
+    }
+    let mut b = place.connect("b");
+    a.trim(0, 65_536).expect("discards work");
+    b.write(0, &[3; 512]).expect("there is space again");
+    b.flush().expect("durable");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(b.read(0, 512).expect("read"), [3; 512], "what was acknowledged stays");
+    drop(b);
+    place.ok(&["volume", "delete", "./p/b"]);
+}
+
+fn wait_until(place: &Place, is_so: impl Fn(&Value) -> bool) {
+    eventually("it comes to that", || is_so(&place.json(&["pool", "status", POOL])));
+}

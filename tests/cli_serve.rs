@@ -334,6 +334,42 @@ fn a_truncated_data_file_is_noticed_without_anybody_asking() {
 }
 
 #[test]
+fn a_limit_to_the_size_of_files_fails_a_write_and_not_the_daemon() {
+    let place = place_with_volume("1G");
+    let script = format!("ulimit -f 409600; exec {} serve {POOL}", env!("CARGO_BIN_EXE_uthin")); // of 512 bytes
+    let daemon = place.serve_by(std::process::Command::new("sh").args(["-c", &script]));
+    let mut client = place.connect("v");
+    client.write(0, &[1; 512]).expect("below the limit");
+    let too_large = (0..4096).find(|block| client.write(block * 65_536, &[1; 65_536]).is_err());
+    assert!(too_large.is_some_and(|block| block > 3000), "200 MiB are allowed, failed at {too_large:?}");
+    assert_eq!(client.read(65_536, 512), Ok(vec![1; 512]));
+    client.flush().expect("what was written is durable");
+    drop(client);
+    assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0);
+}
+
+#[test]
+fn a_truncated_metadata_file_is_noticed_and_not_written_to() {
+    let place = place_with_volume("1G");
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    client.write(0, &[1; 65_536]).expect("there is space");
+    let path = place.path("p/metadata");
+    let metadata = std::fs::OpenOptions::new().write(true).open(&path).expect("there");
+    metadata.set_len(8192).expect("truncated");
+    eventually("the pool fails", || place.json(&["pool", "status", POOL])["mode"] == "fail");
+    let status = place.json(&["pool", "status", POOL]);
+    assert!(status["failure"]["message"].to_string().contains("somebody has truncated it"), "{status}");
+    let hint = status["failure"]["hint"].to_string();
+    assert!(hint.contains("uthin-fsck repair") && !hint.contains("is safe"), "{status}");
+    assert_eq!(client.write(1 << 20, &[1; 512]), Err(nbd::IO));
+    assert_eq!(client.flush(), Err(nbd::IO));
+    drop(client);
+    assert_ne!(daemon.signal(rustix::process::Signal::TERM), 0, "it has failed");
+    assert_eq!(std::fs::metadata(&path).expect("there").len(), 8192, "nothing was written to it");
+}
+
+#[test]
 fn clients_that_say_nothing_keep_nobody_from_the_control_socket_and_not_the_daemon_from_its_end() {
     let place = place_with_volume("1G");
     let daemon = place.serve(&[]);

@@ -2,7 +2,8 @@
 
 The machine's CPU is emulated in software: only figures of one run compare, and only as ratios. Cases are interleaved (each
 round takes every peer once), and medians of the rounds are told. 4 KiB requests; a first write to a shared block is one 4 KiB
-write into a 64 KiB block of a filled volume from which a snapshot was just taken, each block once, in random order.
+write into a 64 KiB block of a filled volume from which a snapshot was just taken, each block once, in random order; a first write to a fresh block
+likewise, in an empty volume, fresh blocks being zeroed; a synchronous one is followed by a flush.
 
 A scenario to the lab: what it finds inside is told by tests/vm/guest/run. Results are left in $KEEP.
 """
@@ -33,10 +34,12 @@ STEADY = {
     "randread-2x16": ("random read, 2 jobs of depth 16", ["--rw=randread", "--iodepth=16", "--numjobs=2"]),
     "overwrite-2x16": ("overwrite, 2 jobs of depth 16", ["--rw=randwrite", "--iodepth=16", "--numjobs=2"]),
 }
-SHARED = {
+FIRST = {
     "shared-16": ("first write to a shared block, depth 16", 16, 1),
     "shared-1": ("first write to a shared block, depth 1", 1, 2),
+    "fresh-16": ("first write to a fresh block, depth 16", 16, 1),
 }
+SYNC = ("first writes to shared blocks, each flushed, depth 1", 200)
 
 
 def fio(device, name, *options):
@@ -57,7 +60,7 @@ def steady(device, case):
 
 
 def touch(device, folder, case):
-    _, depth, share = SHARED[case]
+    _, depth, share = FIRST[case]
     slots = list(range(0, VOLUME_BYTES // BLOCK, share))
     random.shuffle(slots)
     log = Path(folder) / "touch.log"
@@ -65,6 +68,11 @@ def touch(device, folder, case):
     lines += [f"{device} write {slot * BLOCK + 4096 * random.randrange(16)} 4096" for slot in slots]
     log.write_text("\n".join([*lines, f"{device} close", ""]))
     return fio(device, case, f"--read_iolog={log}", "--replay_no_stall=1", f"--iodepth={depth}", "--rw=randwrite")
+
+
+def touch_and_flush(device):
+    return fio(device, "sync", f"--filename={device}", "--rw=randwrite", "--iodepth=1", "--fsync=1", f"--size={VOLUME_BYTES}",
+               f"--number_ios={SYNC[1]}")
 
 
 def fill(device):
@@ -79,7 +87,7 @@ class Kernel:
     name = "dm-thin"
 
     def __init__(self, metadata, data):
-        self.pool = KernelPool(metadata, data, BLOCK, ["skip_block_zeroing"]).__enter__()
+        self.pool = KernelPool(metadata, data, BLOCK).__enter__()
         self.pool.create_thin(0, VOLUME_BYTES)
         self.device = Path("/dev/mapper/thin0")
         fill(self.device)
@@ -89,6 +97,13 @@ class Kernel:
 
     def drop_snapshot(self):
         self.pool.message("delete 1")
+
+    def fresh(self):
+        self.pool.create_thin(2, VOLUME_BYTES)
+        return Path("/dev/mapper/thin2")
+
+    def drop_fresh(self):
+        self.pool.delete(2)
 
     def open_seconds(self):
         """A thin that is there, from the command to the first byte read."""
@@ -102,11 +117,11 @@ class Kernel:
 
 
 class Ours:
-    name = "uthin"
-
-    def __init__(self, folder, metadata, data):
-        (Path(folder) / "ours").mkdir()
-        self.pool = UblkPool(Path(folder) / "ours", metadata, data, "--no-zero")
+    def __init__(self, name, folder, metadata, data, *options):
+        self.name = name
+        own = Path(folder) / name.replace(" ", "-")
+        own.mkdir()
+        self.pool = UblkPool(own, metadata, data, *options)
         self.pool.create("v", VOLUME_BYTES)
         self.pool.serve()
         self.device = self.pool.export("v", "--queues", "2")
@@ -118,6 +133,14 @@ class Ours:
     def drop_snapshot(self):
         self.pool.delete("s")
 
+    def fresh(self):
+        self.pool.create("fresh", VOLUME_BYTES)
+        return self.pool.export("fresh", "--queues", "2")
+
+    def drop_fresh(self):
+        self.pool.unexport("fresh")
+        self.pool.delete("fresh")
+
     def open_seconds(self):
         self.pool.unexport("v")
         begin = time.monotonic()
@@ -128,7 +151,6 @@ class Ours:
 
     def close(self):
         self.pool.unexport("v")
-        no_devices("at the end")
         self.pool.close()
 
 
@@ -145,6 +167,13 @@ class Raw:
         pass
 
 
+def beside_a_snapshot(peer, work):
+    peer.snapshot()
+    work()
+    peer.drop_snapshot()
+    fill(peer.device)  # what dm-thin still takes for shared is copied here, and not in the next round's overwrites
+
+
 def measure(folder, peers):
     figures = {}
     note = lambda case, peer, value: figures.setdefault(case, {}).setdefault(peer.name, []).append(value)
@@ -152,13 +181,16 @@ def measure(folder, peers):
         for case in STEADY:
             for peer in peers:
                 note(case, peer, steady(peer.device, case))
-        for case in SHARED:
-            for peer in peers[:2]:
-                peer.snapshot()
-                note(case, peer, touch(peer.device, folder, case))
-                peer.drop_snapshot()
-                fill(peer.device)  # what dm-thin still takes for shared is copied here, and not in the next round's overwrites
-        for peer in peers[:2]:
+        for case in FIRST:
+            for peer in peers[:-1]:
+                if case.startswith("fresh"):
+                    note(case, peer, touch(peer.fresh(), folder, case))
+                    peer.drop_fresh()
+                else:
+                    beside_a_snapshot(peer, lambda: note(case, peer, touch(peer.device, folder, case)))
+        for peer in peers[:-1]:
+            beside_a_snapshot(peer, lambda: note("sync", peer, touch_and_flush(peer.device)))
+        for peer in peers[:-1]:
             note("open", peer, peer.open_seconds() * 1000)
         say(f"round {number + 1} of {ROUNDS}")
     return figures
@@ -166,27 +198,33 @@ def measure(folder, peers):
 
 def table(figures, peers, heading):
     """Medians, and how we compare with the kernel: more is better, except for the time to open."""
-    titles = {case: entry[0] for case, entry in (STEADY | SHARED).items()} | {"open": "open to first read, ms"}
-    lines = [heading, "", "| 4 KiB, requests a second | " + " | ".join(peer.name for peer in peers) + " | uthin : dm-thin |"]
-    lines.append("| --- |" + " ---: |" * (len(peers) + 1))
+    titles = {case: entry[0] for case, entry in (STEADY | FIRST).items()} | {"sync": SYNC[0], "open": "open to first read, ms"}
+    ours = [peer.name for peer in peers if peer.name.startswith("uthin")]
+    columns = [peer.name for peer in peers] + [f"{name} : dm-thin" for name in ours]
+    lines = [heading, "", "| 4 KiB, requests a second | " + " | ".join(columns) + " |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
     for case, found in figures.items():
         medians = {name: statistics.median(values) for name, values in found.items()}
         cells = [f"{medians[peer.name]:.0f}" if peer.name in medians else "" for peer in peers]
-        lines.append(f"| {titles[case]} | " + " | ".join(cells) + f" | {medians['uthin'] / medians['dm-thin']:.2f} |")
+        cells += [f"{medians[name] / medians['dm-thin']:.2f}" for name in ours]
+        lines.append(f"| {titles[case]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def story(folder, _):
-    disks = ram_disks(5, 640 * MIB)
+    disks = ram_disks(7, 640 * MIB)
     load_module()
     random.seed(1)
-    peers = [Kernel(disks[0], disks[1]), Ours(folder, disks[2], disks[3]), Raw(disks[4])]
+    copying = Ours("uthin", folder, disks[2], disks[3])
+    partial = Ours("uthin small writes", folder, disks[4], disks[5], "--small-writes", "partial")
+    peers = [Kernel(disks[0], disks[1]), copying, partial, Raw(disks[6])]
     say("filled")
     figures = measure(folder, peers)
     for peer in peers:
         peer.close()
-    check(disks[0])
-    check(disks[2])
+    no_devices("at the end")
+    for metadata in (disks[0], disks[2], disks[4]):
+        check(metadata)
     release = os.uname().release
     heading = f"Linux {release}, {os.cpu_count()} emulated CPUs (QEMU without KVM), {ROUNDS} rounds of {SECONDS} s, medians"
     keep = Path(os.environ["KEEP"])

@@ -76,6 +76,9 @@ pub struct DataSpace {
     pub used_bytes: u64,
     /// The rest.
     pub free_bytes: u64,
+    /// How often a write that needs a block found none after others had found one, since the daemon was started.
+    #[serde(default)]
+    pub times_full: u64,
 }
 
 /// Space on the metadata disk.
@@ -92,6 +95,9 @@ pub struct MetadataSpace {
     /// Something was refused for lack of it, and there has not been more since; some may be free, but not enough.
     #[serde(default)]
     pub is_full: bool,
+    /// How often that began, since the daemon was started.
+    #[serde(default)]
+    pub times_full: u64,
 }
 
 impl MetadataSpace {
@@ -793,13 +799,19 @@ mod tests {
             transaction_id: 0,
             time: 0,
             block_size_bytes: 65_536,
-            data: DataSpace { total_bytes: 65_536_000_000, used_bytes: 0, free_bytes: 65_536_000_000 },
+            data: DataSpace {
+                total_bytes: 65_536_000_000,
+                used_bytes: 0,
+                free_bytes: 65_536_000_000,
+                times_full: 0,
+            },
             metadata: MetadataSpace {
                 total_bytes: 1024 * 4096,
                 used_bytes: 70 * 4096,
                 free_bytes: 852 * 4096,
                 reserve_bytes: 102 * 4096,
                 is_full: false,
+                times_full: 0,
             },
             volumes: 0,
             virtual_bytes: 0,

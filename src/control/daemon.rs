@@ -83,6 +83,8 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     // First of all, so that no signal from here on ends the process in the middle of something.
     let listen_to = |kind| signal(kind).map_err(|source| Error::io("listening to signals", &source));
     let mut signals = (listen_to(SignalKind::terminate())?, listen_to(SignalKind::interrupt())?);
+    // A file that may not get larger (`ulimit -f`) is an error of that write, as a full disk is, and not the end.
+    let _too_large = listen_to(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let dir = PoolDir::of(pool);
     // Before the pool is touched: certificates are where mistakes are made.
     let limits = limits(options)?;

@@ -8,7 +8,8 @@ use super::service::{Executor, Parts, Service};
 use crate::disk::{Disk, FileDisk};
 use crate::driver::blocking::Blocking;
 use crate::engine::{
-    Answer, Command, Keeper, KeeperOptions, Kind, Mode, PoolStatus, SharingInfo, VolumeInfo, WhenFull,
+    Answer, Command, Keeper, KeeperOptions, Kind, Mode, PoolStatus, SharingInfo, TimesFull, VolumeInfo,
+    WhenFull,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Count, Metadata, VolumeSharing};
@@ -138,6 +139,7 @@ impl Onlooker {
             block_size: metadata.geometry().block_size,
             usage: metadata.usage(),
             out_of_metadata_space: false,
+            times_full: TimesFull::default(),
             held_root: metadata.held_root().map(|MetaBlock(block)| block),
             // As a daemon does it unless told otherwise.
             discard: self.options.discard,

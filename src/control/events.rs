@@ -143,10 +143,45 @@ impl Level {
     }
 }
 
+/// What the last look at a space has shown.
+#[derive(Default)]
+struct SeenSpace {
+    level: Level,
+    times_full: u64,
+    /// Nothing is free, and nobody has been refused yet: who is next will be, and that is told already.
+    is_full_unasked: bool,
+}
+
+impl SeenSpace {
+    /// What there is to tell now. What came and went between two looks is told as well: who got full at once has been low, and who
+    /// got space and is full again has to be helped again.
+    fn look(&mut self, free_bytes: u64, has_none: bool, mark_bytes: u64, times_full: u64) -> Vec<Level> {
+        let before = self.level;
+        self.level = before.of(free_bytes, has_none, mark_bytes);
+        let was_full = times_full != std::mem::replace(&mut self.times_full, times_full);
+        let is_told = was_full && std::mem::take(&mut self.is_full_unasked);
+        let has_been_full = was_full && !is_told && before != Level::Full;
+        let mut told = Vec::new();
+        if before == Level::Ok && (has_been_full || self.level == Level::Full) {
+            told.push(Level::Low);
+        }
+        if has_been_full || (self.level == Level::Full && (before != Level::Full || (was_full && !is_told))) {
+            told.push(Level::Full);
+        }
+        if self.level != Level::Full && *told.last().unwrap_or(&before) != self.level {
+            told.push(self.level);
+        }
+        if self.level == Level::Full && before != Level::Full {
+            self.is_full_unasked = !was_full;
+        }
+        told
+    }
+}
+
 /// What the last look at the pool has shown.
 struct Seen {
-    data: Level,
-    metadata: Level,
+    data: SeenSpace,
+    metadata: SeenSpace,
     mode: Mode,
 }
 
@@ -165,7 +200,7 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        let seen = Seen { data: Level::Ok, metadata: Level::Ok, mode: Mode::Rw };
+        let seen = Seen { data: SeenSpace::default(), metadata: SeenSpace::default(), mode: Mode::Rw };
         let ring = Ring { kept: VecDeque::new(), last: 0, seen };
         Events { ring: Mutex::new(ring), more: Condvar::new(), last: watch::Sender::new(0) }
     }
@@ -220,9 +255,8 @@ impl Events {
             ..Event::new(kind)
         };
         let (free, total) = (info.data.free_bytes, info.data.total_bytes);
-        let level = ring.seen.data.of(free, free == 0, info.options.low_water.bytes_of(total));
-        if level != ring.seen.data {
-            ring.seen.data = level;
+        let (mark, times) = (info.options.low_water.bytes_of(total), info.data.times_full);
+        for level in ring.seen.data.look(free, free == 0, mark, times) {
             let kind = match level {
                 Level::Ok => Kind::DataOk,
                 Level::Low => Kind::DataLow,
@@ -231,9 +265,8 @@ impl Events {
             self.emit(&mut ring, space(kind, free, total));
         }
         let (free, total) = (info.metadata.free_bytes, info.metadata.total_bytes);
-        let level = ring.seen.metadata.of(free, info.metadata.has_none(), info.metadata_low_water_bytes());
-        if level != ring.seen.metadata {
-            ring.seen.metadata = level;
+        let (mark, times) = (info.metadata_low_water_bytes(), info.metadata.times_full);
+        for level in ring.seen.metadata.look(free, info.metadata.has_none(), mark, times) {
             let kind = match level {
                 Level::Ok => Kind::MetadataOk,
                 Level::Low => Kind::MetadataLow,
@@ -317,11 +350,34 @@ mod tests {
         look(total / 10, &[]);
         look(total / 10 - 65_536, &[]);
         look(total / 8, &["data-ok"]);
-        look(0, &["data-full"]);
+        look(0, &["data-low", "data-full"]);
         look(65_536, &["data-low"]);
         look(total, &["data-ok"]);
         let last = events.after(0).events.pop().expect("there were some");
-        assert_eq!((last.free_bytes, last.total_bytes, last.number), (Some(total), Some(total), 5));
+        assert_eq!((last.free_bytes, last.total_bytes, last.number), (Some(total), Some(total), 6));
+    }
+
+    #[test]
+    fn what_came_and_went_between_two_looks_is_told() {
+        let events = Events::default();
+        let mut info = sample_pool();
+        let total = info.data.total_bytes;
+        let mut look = |free_bytes: u64, times_full: u64, expected: &[&str]| {
+            let before = events.after(0).last;
+            (info.data.free_bytes, info.data.times_full) = (free_bytes, times_full);
+            events.observe(&info);
+            events.observe(&info);
+            assert_eq!(words(&events, before), expected, "{free_bytes} free, full {times_full} times");
+        };
+        look(0, 1, &["data-low", "data-full"]);
+        look(0, 2, &["data-full"]); // it got space, and that is gone
+        look(total, 2, &["data-ok"]);
+        look(total, 3, &["data-low", "data-full", "data-ok"]);
+        look(total / 20, 3, &["data-low"]);
+        look(total / 20, 4, &["data-full", "data-low"]);
+        look(0, 4, &["data-full"]); // the last block was handed out
+        look(0, 5, &[]); // and who came next was refused
+        look(0, 6, &["data-full"]);
     }
 
     #[test]

@@ -470,6 +470,7 @@ impl PoolApi for Service {
                 total_bytes: usage.data_total * block_size,
                 used_bytes: usage.data_allocated * block_size,
                 free_bytes: usage.data_total.saturating_sub(usage.data_allocated) * block_size,
+                times_full: status.times_full.data,
             },
             metadata: MetadataSpace {
                 total_bytes: meta_bytes(usage.metadata_total),
@@ -479,6 +480,7 @@ impl PoolApi for Service {
                 ),
                 reserve_bytes: meta_bytes(usage.metadata_reserve),
                 is_full: status.out_of_metadata_space,
+                times_full: status.times_full.metadata,
             },
             volumes: status.volumes as u64,
             virtual_bytes: catalog.volumes.total_bytes(),

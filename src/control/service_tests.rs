@@ -263,6 +263,7 @@ fn status_of(world: &World) -> PoolStatus {
             data_allocated: 10,
         },
         out_of_metadata_space: false,
+        times_full: engine::TimesFull::default(),
         held_root: None,
         discard: engine::Discard::Passdown,
         zero_new_blocks: true,

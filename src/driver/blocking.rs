@@ -306,6 +306,7 @@ impl<M: Disk, D: Disk> Blocking<M, D> {
                     (op, Step::Write { disk_offset_bytes, length_bytes, from })
                 }
                 Action::Ask { op, ask } => (op, Step::Ask(ask)),
+                Action::GiveUp { op } => (op, Step::Ask(Ask::GiveUp)),
                 Action::ZeroRequest { tag, offset_bytes, length_bytes } => {
                     lane.bytes_mut(Place::Request(tag, offset_bytes), length_bytes).fill(0);
                     continue;

@@ -83,7 +83,8 @@ fn is_answered_at_once(ask: &Ask) -> bool {
         | Ask::Settle
         | Ask::Flush
         | Ask::Thaw(_)
-        | Ask::AwaitSpace(_) => false,
+        | Ask::AwaitSpace(_)
+        | Ask::GiveUp => false,
     }
 }
 

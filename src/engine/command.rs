@@ -240,6 +240,8 @@ pub struct PoolStatus {
     /// Whether something was refused for lack of metadata space, and there has not been more since. Some may be free: what
     /// is refused is what might need more than that.
     pub out_of_metadata_space: bool,
+    /// For who looks from time to time: how often it was full.
+    pub times_full: TimesFull,
     /// The metadata snapshot's block, if one is held.
     pub held_root: Option<u64>,
     /// What becomes of discards and freed blocks.
@@ -264,6 +266,15 @@ pub struct PoolStatus {
     pub counts: u64,
     /// Bytes of map tables in memory.
     pub map_bytes: u64,
+}
+
+/// How often something was refused for lack of space after there had been some, since the pool was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TimesFull {
+    /// Writes that need a data block.
+    pub data: u64,
+    /// Whatever needs metadata.
+    pub metadata: u64,
 }
 
 /// One volume.

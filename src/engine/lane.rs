@@ -31,6 +31,7 @@ pub struct Lane {
     block_size: BlockSize,
     requests: Slab<Running>,
     ops: Slab<Op>,
+    has_hung_up: bool,
 }
 
 /// A request under way.
@@ -139,13 +140,35 @@ enum FillStep {
 impl Lane {
     /// A lane in seat `id` of `epochs`, which nobody else holds.
     pub fn new(id: LaneId, epochs: Arc<Epochs>, block_size: BlockSize) -> Self {
-        Lane { presence: Presence::new(id, epochs), block_size, requests: Slab::new(), ops: Slab::new() }
+        Lane {
+            presence: Presence::new(id, epochs),
+            block_size,
+            requests: Slab::new(),
+            ops: Slab::new(),
+            has_hung_up: false,
+        }
     }
 
     /// Gone with its requests, as when the process dies.
     #[cfg(test)]
     pub fn die(mut self) {
         self.requests = Slab::new();
+    }
+
+    /// Nobody waits for the requests' ends any more: what waits without bound gives up, and nothing that changes anything begins
+    /// anew, lest it overwrite what others have written meanwhile. What is under way ends.
+    pub fn hang_up(&mut self, out: &mut Vec<Action>) {
+        if std::mem::replace(&mut self.has_hung_up, true) {
+            return;
+        }
+        for (op, slot) in self.ops.slots.iter().enumerate() {
+            if slot
+                .as_ref()
+                .is_some_and(|Op { step, epoch, .. }| matches!(step, Step::Asked) && epoch.is_none())
+            {
+                out.push(Action::GiveUp { op: op_id(op) });
+            }
+        }
     }
 
     /// Whether no request is running.
@@ -214,11 +237,8 @@ impl Lane {
         }
         let epoch = self.presence.enter();
         self.ops.get_mut(op).epoch = Some(epoch);
+        let changes = self.changes(op);
         let request = &self.requests.get(self.ops.get(op).request).request;
-        let changes = match request.kind {
-            Kind::Write { .. } | Kind::Discard | Kind::WriteZeroes { .. } | Kind::Settle => true,
-            Kind::Read | Kind::Flush | Kind::Extents => false,
-        };
         match request.volume.changes() {
             Changes::Frozen if changes => {
                 let volume = request.volume.id();
@@ -239,6 +259,14 @@ impl Lane {
     fn ask(&mut self, op: usize, ask: Ask, out: &mut Vec<Action>) {
         self.ops.get_mut(op).step = Step::Asked;
         out.push(Action::Ask { op: op_id(op), ask });
+    }
+
+    /// Whether it is part of a request that changes something.
+    fn changes(&self, op: usize) -> bool {
+        match self.requests.get(self.ops.get(op).request).request.kind {
+            Kind::Write { .. } | Kind::Discard | Kind::WriteZeroes { .. } | Kind::Settle => true,
+            Kind::Read | Kind::Flush | Kind::Extents => false,
+        }
     }
 
     /// Looks at the map and takes the next step. Called at the start and after every `Again`.
@@ -393,6 +421,9 @@ impl Lane {
         let op = op.0 as usize;
         let Op { work, step, epoch, .. } = *self.ops.get(op);
         match (step, reply) {
+            (Step::Asked, Reply::Again | Reply::NoSpaceNow) if self.has_hung_up && self.changes(op) => {
+                self.finish(op, Err(IoError::Gone), out);
+            }
             (Step::Asked, Reply::Again) if epoch.is_none() => self.start(op, out), // was parked
             (Step::Asked, Reply::Again) => self.advance(op, out),
             (Step::Asked, Reply::Fill { target, source }) => {

@@ -76,7 +76,8 @@ fn op_of(action: &Action) -> OpId {
         Action::ReadData { op, .. }
         | Action::ReadOrigin { op, .. }
         | Action::WriteData { op, .. }
-        | Action::Ask { op, .. } => *op,
+        | Action::Ask { op, .. }
+        | Action::GiveUp { op } => *op,
         other => panic!("{other:?} has no op"),
     }
 }
@@ -452,4 +453,25 @@ fn a_description_tells_the_origin_from_holes() {
         extent(3 * BLOCK - 1024 - 512, ExtentState::Hole),
     ];
     assert_eq!(out, [Action::Extents { tag: Tag(1), extents }, complete()]);
+}
+
+#[test]
+fn who_has_left_waits_for_nothing_and_writes_nothing_anew() {
+    for woken_first in [false, true] {
+        let mut bench = bench(BlockSize::MIN, 4); // block 0 is a hole
+        let op = op_of(&bench.begin(Kind::Write { fua: false }, 0, 512)[0]);
+        assert_eq!(
+            bench.reply(op, Reply::NoSpaceNow),
+            [Action::Ask { op, ask: Ask::AwaitSpace(bench.id()) }]
+        );
+        let mut out = Vec::new();
+        bench.lane.hang_up(&mut out);
+        assert_eq!(out, [Action::GiveUp { op }]);
+        let answer = if woken_first { Reply::Again } else { Reply::Failed(IoError::Gone) };
+        assert_eq!(bench.reply(op, answer), [failed(IoError::Gone)]);
+        assert!(bench.lane.is_idle());
+        // What it had sent before it left is begun, and does not wait.
+        let op = op_of(&bench.begin(Kind::Write { fua: false }, 0, 512)[0]);
+        assert_eq!(bench.reply(op, Reply::NoSpaceNow), [failed(IoError::Gone)]);
+    }
 }

@@ -164,6 +164,11 @@ pub enum Action {
         /// What.
         ask: Ask,
     },
+    /// Tell the keeper [`Ask::GiveUp`], which is no question of its own.
+    GiveUp {
+        /// Whose question is taken back.
+        op: OpId,
+    },
     /// The answer to [`Kind::Extents`]; comes right before its `Complete`.
     Extents {
         /// Whose.
@@ -205,6 +210,9 @@ pub enum ExtentState {
 /// What a lane asks of the keeper.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ask {
+    /// Nobody waits for this op any more: if it waits for space, or for its volume to be thawed, answer it with `Failed`. Has no
+    /// answer of its own.
+    GiveUp,
     /// Load the map page that holds this block. Answer: `Again`.
     Load(VolumeId, VirtualBlock),
     /// A data block to put this block's next contents in. Answer: `Fill` or `FillPart`, `Again` if somebody else did it meanwhile, or

@@ -200,6 +200,11 @@ impl<D: Disk> Metadata<D> {
         self.space.disk.name()
     }
 
+    /// See [`Disk::check_size`].
+    pub fn check_disk_size(&self) -> std::io::Result<()> {
+        self.space.disk.check_size()
+    }
+
     /// Block size and number of data blocks.
     pub fn geometry(&self) -> Geometry {
         let block_size = self.superblock.data_block_size().expect("checked when the superblock was read");

@@ -394,7 +394,8 @@ impl World {
             if let Action::ReadData { op, .. }
             | Action::ReadOrigin { op, .. }
             | Action::WriteData { op, .. }
-            | Action::Ask { op, .. } = action
+            | Action::Ask { op, .. }
+            | Action::GiveUp { op } = action
             {
                 story.begins(lane, *op, whose);
             }
@@ -576,6 +577,9 @@ impl World {
                 }
                 Action::Ask { op, ask } => {
                     self.add_event(Event::Ask(Asker::Lane(LaneId(lane as u16), op), ask));
+                }
+                Action::GiveUp { op } => {
+                    self.add_event(Event::Ask(Asker::Lane(LaneId(lane as u16), op), Ask::GiveUp));
                 }
                 Action::Extents { .. } => return Err("extents that nobody asked for".to_owned()),
                 Action::Complete { tag, result } => self.complete(lane, tag, result)?,

@@ -63,6 +63,23 @@ impl Client {
         length_bytes: u32,
         payload: &[u8],
     ) -> Result<u32> {
+        self.send(flags, kind, offset_bytes, length_bytes, payload)?;
+        let mut reply = [0; 16];
+        self.stream.read_exact(&mut reply)?;
+        if reply[..4] != 0x6744_6698_u32.to_be_bytes() || reply[8..] != 7_u64.to_be_bytes() {
+            return Err(protocol("no simple reply to our request"));
+        }
+        Ok(u32::from_be_bytes(reply[4..8].try_into().expect("4 bytes")))
+    }
+
+    fn send(
+        &mut self,
+        flags: u16,
+        kind: u16,
+        offset_bytes: u64,
+        length_bytes: u32,
+        payload: &[u8],
+    ) -> Result<()> {
         let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
         request.extend(flags.to_be_bytes());
         request.extend(kind.to_be_bytes());
@@ -70,13 +87,22 @@ impl Client {
         request.extend(offset_bytes.to_be_bytes());
         request.extend(length_bytes.to_be_bytes());
         request.extend(payload);
-        self.stream.write_all(&request)?;
-        let mut reply = [0; 16];
-        self.stream.read_exact(&mut reply)?;
-        if reply[..4] != 0x6744_6698_u32.to_be_bytes() || reply[8..] != 7_u64.to_be_bytes() {
-            return Err(protocol("no simple reply to our request"));
+        self.stream.write_all(&request)
+    }
+
+    /// Sends a write, and leaves without waiting for its end; with a goodbye, or as a killed client does.
+    pub fn write_and_leave(
+        mut self,
+        offset_bytes: u64,
+        bytes: &[u8],
+        says_goodbye: bool,
+        before: impl FnOnce(),
+    ) {
+        self.send(0, 1, offset_bytes, bytes.len() as u32, bytes).expect("sent");
+        before();
+        if says_goodbye {
+            self.send(0, 2, 0, 0, &[]).expect("sent");
         }
-        Ok(u32::from_be_bytes(reply[4..8].try_into().expect("4 bytes")))
     }
 
     /// Reads; the protocol's error number if it fails.

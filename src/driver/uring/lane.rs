@@ -154,6 +154,12 @@ impl UringLane {
         self.execute(ring);
     }
 
+    /// See [`Lane::hang_up`].
+    pub fn hang_up(&mut self, ring: &mut impl Submit) {
+        self.lane.hang_up(&mut self.actions);
+        self.execute(ring);
+    }
+
     /// Whether a completion is this lane's.
     pub fn owns(&self, completion: &Completion) -> bool {
         completion.user_data() & !BELL == self.user_data(0)
@@ -399,6 +405,7 @@ impl UringLane {
                     assert!(self.waiting.insert(op), "an op asks one question at a time");
                     self.asks.push((op, ask));
                 }
+                Action::GiveUp { op } => self.asks.push((op, Ask::GiveUp)),
                 Action::Extents { extents, .. } => self.extents = Some(extents),
                 Action::Complete { tag, result } => self.completed(tag, result),
             }

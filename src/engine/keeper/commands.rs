@@ -494,6 +494,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             block_size: self.block_size(),
             usage: self.metadata.usage(),
             out_of_metadata_space: self.is_out_of_metadata_space(),
+            times_full: self.times_full,
             held_root: self.metadata.held_root().map(|MetaBlock(block)| block),
             discard: match self.discard {
                 Discard::Passdown if self.cannot_discard => Discard::NoPassdown,

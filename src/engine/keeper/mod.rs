@@ -25,7 +25,8 @@ mod space;
 mod stop;
 
 use super::command::{
-    Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, SmallWrites, VolumeInfo, WhenFull,
+    Answer, Command, Discard, IdStep, Mode, PoolStatus, SharingInfo, SmallWrites, TimesFull, VolumeInfo,
+    WhenFull,
 };
 use super::epochs::{Epoch, Epochs};
 use super::map_table::{Lookup, page_of};
@@ -222,6 +223,8 @@ pub struct Keeper<M: Disk, D: Disk> {
     out_of_data_space: bool,
     /// Something was refused for lack of metadata space, when so many blocks were free.
     lacking_metadata: Option<u64>,
+    /// How often these two began.
+    times_full: TimesFull,
 
     /// What commits freed, and the epoch that lanes must have passed.
     limbo: VecDeque<(Epoch, Vec<Range<u64>>)>,
@@ -306,6 +309,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             volumes_when_full: options.volumes_when_full,
             out_of_data_space: false,
             lacking_metadata: None,
+            times_full: TimesFull::default(),
             limbo: VecDeque::new(),
             holders_lost: None,
             discards: FreedRanges::default(),
@@ -364,6 +368,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 None => out.reply(from, Reply::Failed(IoError::Gone)),
             },
             Ask::AwaitSpace(volume) => self.space_waiters.add(volume, from),
+            Ask::GiveUp => self.give_up(from, out),
         }
     }
 
@@ -460,7 +465,6 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ok((target, may_be_partial)) => (target, base.filter(|_| may_be_partial)),
             Err(error) if is_no_space(&error) => {
                 self.starved = true;
-                self.out_of_data_space = error.kind() == ErrorKind::NoDataSpace;
                 self.note_lack(&error);
                 return out.reply(from, Reply::NoSpaceNow);
             }

@@ -92,6 +92,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             );
             return self.stop(Failure::Truncated, error, out);
         }
+        if !self.is_stopped()
+            && let Err(error) = self.check_metadata_size()
+        {
+            return self.stop(Failure::MetadataTruncated, error, out);
+        }
         if !self.is_stopped() && self.is_dirty() {
             // A failure is on record, and everybody who waited has been told.
             let _ = self.commit(out);
@@ -108,6 +113,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             (if has_shrunk { Failure::Truncated } else { Failure::Data }, error)
         });
         let freed = flushed.and_then(|data_first| {
+            // Before anything is written: a file that was cut off would become as long as before, with a hole in it.
+            self.check_metadata_size().map_err(|error| (Failure::MetadataTruncated, error))?;
             self.commit_metadata(data_first, &units).map_err(|error| (Failure::Metadata, error))
         });
         match freed {
@@ -132,6 +139,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 Err(self.refusal().expect("the pool has just stopped"))
             }
         }
+    }
+
+    fn check_metadata_size(&self) -> Result<()> {
+        self.metadata.check_disk_size().map_err(|source| Error::io(self.metadata.disk_name(), &source))
     }
 
     /// The blocks that this freed, and whether any block has lost a holder.

@@ -51,6 +51,13 @@ impl SpaceWaiters {
         }
     }
 
+    /// Whether it was there.
+    pub fn remove(&mut self, asker: Asker) -> bool {
+        let count = self.count();
+        self.0.values_mut().for_each(|waiting| waiting.askers.retain(|other| *other != asker));
+        self.count() < count
+    }
+
     /// Everybody.
     pub fn take_all(&mut self) -> impl Iterator<Item = Asker> {
         self.0.values_mut().flat_map(|waiting| waiting.askers.drain(..))
@@ -61,6 +68,15 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// What becomes of a volume's writes on a full pool.
     fn when_full_of(&self, volume: VolumeId) -> WhenFull {
         self.volumes_when_full.get(&volume).copied().unwrap_or(self.when_full)
+    }
+
+    /// See [`Ask::GiveUp`].
+    pub(super) fn give_up(&mut self, from: Asker, out: &mut Outbox) {
+        let thaws = self.thaws.len();
+        self.thaws.retain(|(_, asker)| *asker != from);
+        if self.space_waiters.remove(from) || self.thaws.len() < thaws {
+            out.reply(from, Reply::Failed(IoError::Gone));
+        }
     }
 
     /// Wakes those who wait for space when there may be some, or when none can be hoped for.
@@ -92,10 +108,19 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.space_waiters = waiters;
     }
 
-    /// Remembers what was refused for lack of metadata space.
+    /// Remembers what was refused for lack of space.
     pub(super) fn note_lack(&mut self, error: &Error) {
-        if error.kind() == ErrorKind::NoMetadataSpace {
-            self.lacking_metadata = Some(self.free_metadata());
+        match error.kind() {
+            ErrorKind::NoDataSpace => {
+                self.times_full.data += u64::from(!self.out_of_data_space);
+                self.out_of_data_space = true;
+            }
+            ErrorKind::NoMetadataSpace => {
+                self.times_full.metadata += u64::from(!self.is_out_of_metadata_space());
+                self.lacking_metadata = Some(self.free_metadata());
+                self.out_of_data_space = false;
+            }
+            _ => {}
         }
     }
 

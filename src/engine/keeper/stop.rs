@@ -30,6 +30,8 @@ pub(super) enum Failure {
     Metadata,
     /// The data disk has become smaller: what is missing cannot be told from what was never written.
     Truncated,
+    /// The metadata disk has: what is missing may be anything.
+    MetadataTruncated,
 }
 
 /// What was done since the last commit.
@@ -109,6 +111,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             (Some(Stop::OpenedReadOnly(_) | Stop::ReadOnly(_)), Ask::Load(id, block)) => {
                 self.on_load(from, id, block, out);
             }
+            (_, Ask::GiveUp) => {} // everybody who waited was told
             // Nobody has written anything.
             (Some(Stop::OpenedReadOnly(_)), Ask::Flush) => out.reply(from, Reply::Done),
             (
@@ -137,7 +140,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let fallen_back = match failure {
             Failure::Data => self.fall_back(false),
             Failure::Metadata => self.fall_back(true),
-            Failure::Truncated => Err(error.clone()),
+            Failure::Truncated | Failure::MetadataTruncated => Err(error.clone()),
         };
         // With those that are back.
         self.volumes.values().for_each(|volume| volume.refuse_changes());
@@ -166,6 +169,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let hint = match failure {
             Failure::Data | Failure::Truncated => {
                 format!("close the pool, find out about {}, and open it again", self.data.name())
+            }
+            Failure::MetadataTruncated => {
+                return error.hint(format!(
+                    "close the pool, and see with `uthin-fsck repair -i {metadata}` what is left of it, or take a backup"
+                ));
             }
             Failure::Metadata => format!(
                 "close the pool, find out about the disk, run `uthin-fsck check --clear-needs-check-flag {metadata}`, \

@@ -95,6 +95,10 @@ pub fn serve(
             session.close(Closing::Asked);
         }
         move_on(&mut session, &mut stream, &mut channel);
+        if has_left(&session, &stream) {
+            channel.lane.hang_up(&mut channel.ring);
+            move_on(&mut session, &mut stream, &mut channel);
+        }
         if is_over(&session, &stream) {
             break;
         }
@@ -152,6 +156,16 @@ fn move_on(session: &mut Session, stream: &mut SocketStream, channel: &mut Chann
             return;
         }
     }
+}
+
+/// Whether the client has left. Nobody waits for its requests then, so they must not wait either: not for space, that is without
+/// bound, and keep its volume in use and the connection's place taken.
+fn has_left(session: &Session, stream: &SocketStream) -> bool {
+    let has_said_so = match session.closing() {
+        Some(Closing::Disconnect | Closing::Broken(_)) => true,
+        Some(Closing::Asked) | None => false,
+    };
+    has_said_so || !matches!(stream.state(), StreamState::Open)
 }
 
 /// Whether nothing is left to do, or nobody left to do it for.
