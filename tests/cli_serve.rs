@@ -336,12 +336,12 @@ fn a_truncated_data_file_is_noticed_without_anybody_asking() {
 #[test]
 fn a_limit_to_the_size_of_files_fails_a_write_and_not_the_daemon() {
     let place = place_with_volume("1G");
-    let script = format!("ulimit -f 409600; exec {} serve {POOL}", env!("CARGO_BIN_EXE_uthin")); // of 512 bytes
+    let script = format!("ulimit -f 81920; exec {} serve {POOL}", env!("CARGO_BIN_EXE_uthin")); // of 512 bytes
     let daemon = place.serve_by(std::process::Command::new("sh").args(["-c", &script]));
     let mut client = place.connect("v");
     client.write(0, &[1; 512]).expect("below the limit");
-    let too_large = (0..4096).find(|block| client.write(block * 65_536, &[1; 65_536]).is_err());
-    assert!(too_large.is_some_and(|block| block > 3000), "200 MiB are allowed, failed at {too_large:?}");
+    let too_large = (0..1024).find(|block| client.write(block * 65_536, &[1; 65_536]).is_err());
+    assert!(too_large.is_some_and(|block| block > 600), "40 MiB are allowed, failed at {too_large:?}");
     assert_eq!(client.read(65_536, 512), Ok(vec![1; 512]));
     client.flush().expect("what was written is durable");
     drop(client);
