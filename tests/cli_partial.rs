@@ -138,12 +138,16 @@ fn what_takes_mappings_for_whole_blocks_refuses_and_says_what_to_do() {
     for file in ["p/repaired", "p/shrunk"] {
         fs::File::create(place.path(file)).and_then(|file| file.set_len(4 << 20)).expect("made");
     }
+    // One that carries the wrong number is believed by `repair`.
+    fs::copy(place.path("p/metadata"), place.path("p/numbered")).expect("copied");
+    assert_eq!(fsck(&place, &["damage", "numbered", "--block", "0", "--fault", "number"]).0, 0);
     for words in [
         &["dump", "metadata"][..],
         &["ls", "metadata"],
         &["delta", "--snap1", "0", "--snap2", "1", "metadata"],
         &["rmap", "--region", "0..1000", "metadata"],
         &["repair", "-i", "metadata", "-o", "repaired"],
+        &["repair", "-i", "numbered", "-o", "repaired"],
         &["shrink", "--binary", "-i", "metadata", "-o", "shrunk", "--data", "data", "--nr-blocks", "1000"],
     ] {
         let (code, said) = fsck(&place, words);

@@ -55,15 +55,7 @@ impl<'a> Source<'a> {
     /// The superblock, which must be sound, or its copy in a metadata snapshot. `Unsupported` when the pool has partial blocks,
     /// whose mappings say less than they seem to; only a check knows of these.
     pub(super) fn superblock(&self, number: MetaBlock) -> Result<Superblock> {
-        let superblock = Superblock::read(&*self.raw(number)?, number)?;
-        match superblock.partial_tree() {
-            None => Ok(superblock),
-            Some(_) => Err(Error::new(
-                ErrorKind::Unsupported,
-                "the pool has partial blocks, which only `check` and the pool's own daemon know",
-            )
-            .hint("`uthin pool settle POOL` makes whole blocks of them; then close the pool and try again")),
-        }
+        of_whole_blocks(Superblock::read(&*self.raw(number)?, number)?)
     }
 
     /// Requires a block to be one of the device's.
@@ -141,4 +133,16 @@ impl Batch {
 fn run_length(numbers: &[MetaBlock]) -> usize {
     let follows = numbers.windows(2).take_while(|pair| pair[0].0.checked_add(1) == Some(pair[1].0));
     1 + follows.count()
+}
+
+/// The superblock, unless the pool has partial blocks: see [`Source::superblock`].
+pub(super) fn of_whole_blocks(superblock: Superblock) -> Result<Superblock> {
+    match superblock.partial_tree() {
+        None => Ok(superblock),
+        Some(_) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the pool has partial blocks, which only `check` and the pool's own daemon know",
+        )
+        .hint("`uthin pool settle POOL` makes whole blocks of them; then close the pool and try again")),
+    }
 }

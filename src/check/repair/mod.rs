@@ -16,7 +16,7 @@ use super::build::Overrides;
 use super::dump::{Plan, VolumePlan, pool_record};
 use super::forest::LeafPlace;
 use super::open;
-use super::source::Source;
+use super::source::{Source, of_whole_blocks};
 use super::stream::{PoolRecord, VolumeRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{SUPERBLOCK_VERSION, Superblock};
@@ -131,6 +131,9 @@ pub(super) fn salvage(
 fn superblock_to_believe(source: Source<'_>) -> (Result<Superblock>, Option<String>) {
     let superblock = source.superblock(MetaBlock::SUPERBLOCK);
     let Err(error) = &superblock else { return (superblock, None) };
+    if error.kind() == ErrorKind::Unsupported {
+        return (superblock, None);
+    }
     let carried = source.raw(MetaBlock::SUPERBLOCK).and_then(|block| {
         let number = MetaBlock(block.stored_number());
         Superblock::read(&block, number)
@@ -138,7 +141,7 @@ fn superblock_to_believe(source: Source<'_>) -> (Result<Superblock>, Option<Stri
     match carried {
         Ok(carried) => {
             let fault = error.message().to_owned();
-            (Ok(carried), Some(fault))
+            (of_whole_blocks(carried), Some(fault))
         }
         Err(_) => (superblock, None),
     }
