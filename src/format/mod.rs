@@ -13,6 +13,7 @@
 mod bitmap;
 mod block;
 mod index;
+mod journal;
 mod node;
 mod node_mut;
 mod records;
@@ -21,6 +22,10 @@ mod superblock;
 pub use bitmap::{BITMAP_ENTRIES, BITMAP_PLAIN_ENTRIES, Bitmap, BitmapMut, InlineCount};
 pub use block::Block;
 pub use index::{INDEX_ENTRIES, MetadataIndex};
+pub use journal::{
+    BootId, JOURNAL_HEADER_BYTES, JOURNAL_PAGE_BYTES, JOURNAL_SLOT_BYTES, JournalHeader, JournalPlace,
+    JournalRecord, SLOTS_PER_PAGE,
+};
 pub use node::{Entries, Node, NodeFault, NodeHeader, NodeKind, NodeValue, capacity, smallest_occupancy};
 pub use node_mut::{EntryBytes, NodeMut};
 pub use records::{
@@ -28,8 +33,8 @@ pub use records::{
     SpaceMapRoot,
 };
 pub use superblock::{
-    FEATURE_PARTIAL_BLOCKS, FLAG_NEEDS_CHECK, METADATA_BLOCK_SECTORS, SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION,
-    Superblock,
+    FEATURE_JOURNAL, FEATURE_PARTIAL_BLOCKS, FLAG_NEEDS_CHECK, JournalMark, METADATA_BLOCK_SECTORS,
+    SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION, Superblock,
 };
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ pub const FLAG_NEEDS_CHECK: u32 = 1;
 /// mappings for whole blocks reads what nobody has written. Set exactly while the tree of them is not empty. From the top,
 /// because the kernel will give out its bits from the bottom.
 pub const FEATURE_PARTIAL_BLOCKS: u32 = 1 << 31;
+/// Bit of [`Superblock::incompat_flags`], ours: a journal beside the metadata holds changes on top of this commit
+/// ([`Superblock::journal`]), and who does not bring them in loses what was promised to be durable.
+pub const FEATURE_JOURNAL: u32 = 1 << 30;
 /// Size of a metadata block in sectors, the only one there is.
 pub const METADATA_BLOCK_SECTORS: u32 = 8;
 
@@ -56,7 +59,22 @@ struct Raw {
     incompat_flags: U32,
     /// Ours, with [`FEATURE_PARTIAL_BLOCKS`]; else it means nothing.
     partial_root: U64,
-    tail: [u8; META_BLOCK_BYTES - 372],
+    /// Ours, with [`FEATURE_JOURNAL`]; else they mean nothing.
+    journal_id: U64,
+    journal_generation: U64,
+    journal_from: U64,
+    tail: [u8; META_BLOCK_BYTES - 396],
+}
+
+/// Which records of which journal are not in the trees yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JournalMark {
+    /// The number by which journal and superblock know each other; another one each time that a journal is begun.
+    pub id: u64,
+    /// Steps with every commit, which empties the journal.
+    pub generation: u64,
+    /// The first slot of this generation whose record is not in the trees; 0 unless a replay has got so far.
+    pub from: u64,
 }
 
 /// A superblock's fields. What is read by [`Superblock::decode`] and given to [`Superblock::encode`] unchanged yields the
@@ -99,6 +117,8 @@ pub struct Superblock {
     pub incompat_flags: u32,
     /// With [`FEATURE_PARTIAL_BLOCKS`]: root of the tree of partial blocks. Without: whatever was found there, zeros mostly.
     pub partial_root: u64,
+    /// With [`FEATURE_JOURNAL`]: what the journal holds on top of this commit. Without: whatever was found there, zeros mostly.
+    pub journal_fields: JournalMark,
     rest: Rest,
 }
 
@@ -144,6 +164,11 @@ impl Superblock {
             compat_ro_flags: raw.compat_ro_flags.get(),
             incompat_flags: raw.incompat_flags.get(),
             partial_root: raw.partial_root.get(),
+            journal_fields: JournalMark {
+                id: raw.journal_id.get(),
+                generation: raw.journal_generation.get(),
+                from: raw.journal_from.get(),
+            },
             rest: Rest {
                 after_data_root: raw.data_space_map.padding,
                 after_metadata_root: raw.metadata_space_map.padding,
@@ -167,6 +192,21 @@ impl Superblock {
         self.incompat_flags |= root.map_or(0, |_| FEATURE_PARTIAL_BLOCKS);
     }
 
+    /// What a journal holds on top of this commit; `None`: there is nothing but what the trees say.
+    pub fn journal(&self) -> Option<JournalMark> {
+        (self.incompat_flags & FEATURE_JOURNAL != 0).then_some(self.journal_fields)
+    }
+
+    /// Says which journal is to be looked at: with one the feature, without one zeros.
+    pub fn set_journal(&mut self, mark: Option<JournalMark>) {
+        if self.journal() == mark {
+            return; // what means nothing stays
+        }
+        self.journal_fields = mark.unwrap_or(JournalMark { id: 0, generation: 0, from: 0 });
+        self.incompat_flags &= !FEATURE_JOURNAL;
+        self.incompat_flags |= mark.map_or(0, |_| FEATURE_JOURNAL);
+    }
+
     /// What a metadata snapshot keeps of it: everything but the space maps, which go on without it (format §7.3).
     pub fn for_metadata_snapshot(&self) -> Self {
         let mut copy = self.clone();
@@ -175,6 +215,7 @@ impl Superblock {
             (SpaceMapRoot::new_zeroed(), SpaceMapRoot::new_zeroed());
         // The live one goes on, and is of all blocks that either has.
         copy.set_partial_tree(None);
+        copy.set_journal(None);
         copy.rest.after_data_root.fill(0);
         copy.rest.after_metadata_root.fill(0);
         copy
@@ -209,7 +250,7 @@ impl Superblock {
             );
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
-        let unknown = self.incompat_flags & !FEATURE_PARTIAL_BLOCKS;
+        let unknown = self.incompat_flags & !(FEATURE_PARTIAL_BLOCKS | FEATURE_JOURNAL);
         if unknown != 0 {
             let what =
                 format!("metadata block {number}: found incompatible features {unknown:#x}, expected none");
@@ -265,7 +306,7 @@ impl Superblock {
 
     /// The block's bytes, sealed with `number` (0, or the copy's own in a metadata snapshot).
     pub fn encode(&self, number: MetaBlock) -> Block {
-        let mut tail = [0; META_BLOCK_BYTES - 372];
+        let mut tail = [0; META_BLOCK_BYTES - 396];
         tail.copy_from_slice(&self.rest.tail);
         let raw = Raw {
             checksum: U32::ZERO,
@@ -291,6 +332,9 @@ impl Superblock {
             compat_ro_flags: U32::new(self.compat_ro_flags),
             incompat_flags: U32::new(self.incompat_flags),
             partial_root: U64::new(self.partial_root),
+            journal_id: U64::new(self.journal_fields.id),
+            journal_generation: U64::new(self.journal_fields.generation),
+            journal_from: U64::new(self.journal_fields.from),
             tail,
         };
         let mut block = Block(transmute!(raw));
@@ -311,6 +355,8 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Raw, mapping_root), 320);
         assert_eq!(std::mem::offset_of!(Raw, metadata_blocks_at_format), 344);
         assert_eq!(std::mem::offset_of!(Raw, partial_root), 364);
+        assert_eq!(std::mem::offset_of!(Raw, journal_id), 372);
+        assert_eq!(std::mem::offset_of!(Raw, tail), 396);
         assert_eq!(size_of::<Raw>(), META_BLOCK_BYTES);
     }
 

@@ -1,0 +1,272 @@
+//! The journal's bytes: a header, and slots of 64 bytes with one record each. An extension of ours; a file of its own, no
+//! part of dm-thin's metadata.
+//!
+//! - A record carries the number of its journal, its generation and its slot, and a checksum over all of it. So it is known
+//!   wherever it is read whether it is one that was written there for this generation: what an older one left behind is none.
+//! - The header says in which run of the operating system the journal was begun: by that a reader knows whether the records are
+//!   those that were written, or those that a power cut has left of them.
+//! - Reading takes any bytes; what a record says is for whoever carries it out to check.
+
+use crate::units::{DataBlock, VirtualBlock, VolumeId};
+use std::ops::Range;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute, transmute_ref};
+
+/// Size of a record with all that belongs to it.
+pub const JOURNAL_SLOT_BYTES: usize = 64;
+/// Slots are written in pages of this size, after one for the header. What a flush has made durable shares its page with nothing
+/// that is written later.
+pub const JOURNAL_PAGE_BYTES: usize = 4096;
+/// Slots of a page.
+pub const SLOTS_PER_PAGE: u64 = (JOURNAL_PAGE_BYTES / JOURNAL_SLOT_BYTES) as u64;
+/// Size of the header: a sector, which is written as a whole or not at all.
+pub const JOURNAL_HEADER_BYTES: usize = 512;
+
+const MAGIC: [u8; 16] = *b"uthin journal\n\x1a\0";
+const VERSION: u32 = 1;
+
+/// One run of the operating system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BootId(pub [u8; 16]);
+
+impl BootId {
+    /// None: who reads this takes no record for good that was not flushed.
+    pub const UNKNOWN: BootId = BootId([0; 16]);
+
+    /// Whether `other` is the same run, and known.
+    pub fn is_same(self, other: BootId) -> bool {
+        self == other && self != Self::UNKNOWN
+    }
+}
+
+/// The beginning of a journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JournalHeader {
+    /// The number by which the superblock knows it.
+    pub id: u64,
+    /// The run of the operating system in which it was begun.
+    pub boot: BootId,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 16],
+    version: U32,
+    checksum: U32,
+    id: U64,
+    boot: [u8; 16],
+    rest: [u8; JOURNAL_HEADER_BYTES - 48],
+}
+
+impl JournalHeader {
+    /// Its bytes.
+    pub fn encode(self) -> [u8; JOURNAL_HEADER_BYTES] {
+        let mut raw = RawHeader {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            checksum: U32::ZERO,
+            id: U64::new(self.id),
+            boot: self.boot.0,
+            rest: [0; _],
+        };
+        raw.checksum = U32::new(crc32fast::hash(raw.as_bytes()));
+        transmute!(raw)
+    }
+
+    /// What these bytes are the header of; why they are none, in words.
+    pub fn decode(bytes: &[u8; JOURNAL_HEADER_BYTES]) -> Result<Self, String> {
+        let raw: &RawHeader = transmute_ref!(bytes);
+        if raw.magic != MAGIC {
+            return Err("it does not begin as a journal does".to_owned());
+        }
+        if raw.version.get() != VERSION {
+            return Err(format!("found version {}, expected {VERSION}", raw.version.get()));
+        }
+        let sum = crc32fast::hash(RawHeader { checksum: U32::ZERO, ..*raw }.as_bytes());
+        if sum != raw.checksum.get() {
+            return Err(format!("found checksum {:#x} in its header, expected {sum:#x}", raw.checksum.get()));
+        }
+        Ok(JournalHeader { id: raw.id.get(), boot: BootId(raw.boot) })
+    }
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JournalPlace {
+    /// The journal's number.
+    pub id: u64,
+    /// Which of its generations.
+    pub generation: u64,
+    /// Slot, from the first page after the header on.
+    pub slot: u64,
+}
+
+/// What a record says has happened, in the order of the slots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JournalRecord {
+    /// A virtual block is at this data block now, which was free.
+    Map {
+        /// Whose.
+        volume: VolumeId,
+        /// Which.
+        block: VirtualBlock,
+        /// Where.
+        target: DataBlock,
+        /// If it is a partial block: its base (`None`: zeros) and the units that it holds.
+        partial: Option<(Option<DataBlock>, u64)>,
+    },
+    /// Virtual blocks are mapped no more.
+    Unmap {
+        /// Whose.
+        volume: VolumeId,
+        /// First block, and the one after the last.
+        blocks: (u64, u64),
+    },
+    /// A partial block holds these units, too.
+    Units {
+        /// The data block.
+        block: DataBlock,
+        /// Those that have come.
+        units: u64,
+    },
+    /// The data that all records before this one name is durable.
+    Flushed,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    checksum: U32,
+    kind: U32,
+    id: U64,
+    generation: U64,
+    slot: U32,
+    volume: U32,
+    fields: [U64; 4],
+}
+
+const MAP: u32 = 1;
+const MAP_PART: u32 = 2;
+const UNMAP: u32 = 3;
+const UNITS: u32 = 4;
+const FLUSHED: u32 = 5;
+
+impl JournalRecord {
+    /// The slot's bytes.
+    pub fn encode(self, place: JournalPlace) -> [u8; JOURNAL_SLOT_BYTES] {
+        let (kind, volume, fields) = match self {
+            JournalRecord::Map { volume, block, target, partial: None } => {
+                (MAP, volume.get(), [block.0, target.0, 0, 0])
+            }
+            JournalRecord::Map { volume, block, target, partial: Some((base, units)) } => {
+                let base = base.map_or(0, |base| base.0 + 1);
+                (MAP_PART, volume.get(), [block.0, target.0, base, units])
+            }
+            JournalRecord::Unmap { volume, blocks } => (UNMAP, volume.get(), [blocks.0, blocks.1, 0, 0]),
+            JournalRecord::Units { block, units } => (UNITS, 0, [block.0, units, 0, 0]),
+            JournalRecord::Flushed => (FLUSHED, 0, [0; 4]),
+        };
+        let mut raw = Raw {
+            checksum: U32::ZERO,
+            kind: U32::new(kind),
+            id: U64::new(place.id),
+            generation: U64::new(place.generation),
+            slot: U32::new(u32::try_from(place.slot).expect("a journal has fewer slots")),
+            volume: U32::new(u32::try_from(volume).expect("a volume's number has 24 bits")),
+            fields: fields.map(U64::new),
+        };
+        raw.checksum = U32::new(crc32fast::hash(raw.as_bytes()));
+        transmute!(raw)
+    }
+
+    /// The record that was written to this place; `None`: these bytes are none.
+    pub fn decode(bytes: &[u8; JOURNAL_SLOT_BYTES], place: JournalPlace) -> Option<Self> {
+        let raw: &Raw = transmute_ref!(bytes);
+        let found = (raw.id.get(), raw.generation.get(), u64::from(raw.slot.get()));
+        if found != (place.id, place.generation, place.slot) {
+            return None;
+        }
+        if crc32fast::hash(Raw { checksum: U32::ZERO, ..*raw }.as_bytes()) != raw.checksum.get() {
+            return None;
+        }
+        let [first, second, third, fourth] = raw.fields.map(U64::get);
+        let volume = VolumeId::new(u64::from(raw.volume.get()))?;
+        Some(match raw.kind.get() {
+            kind @ (MAP | MAP_PART) => {
+                let base = third.checked_sub(1).map(DataBlock);
+                let partial = (kind == MAP_PART).then_some((base, fourth));
+                JournalRecord::Map { volume, block: VirtualBlock(first), target: DataBlock(second), partial }
+            }
+            UNMAP => JournalRecord::Unmap { volume, blocks: (first, second) },
+            UNITS => JournalRecord::Units { block: DataBlock(first), units: second },
+            FLUSHED => JournalRecord::Flushed,
+            _ => return None,
+        })
+    }
+
+    /// The unmapping of a range.
+    pub fn unmap(volume: VolumeId, blocks: Range<u64>) -> Self {
+        JournalRecord::Unmap { volume, blocks: (blocks.start, blocks.end) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records() -> [JournalRecord; 6] {
+        let volume = VolumeId::new(0xff_fffe).expect("a number");
+        let (block, target) = (VirtualBlock(7), DataBlock((1 << 40) - 1));
+        [
+            JournalRecord::Map { volume, block, target, partial: None },
+            JournalRecord::Map { volume, block, target, partial: Some((None, 1)) },
+            JournalRecord::Map { volume, block, target, partial: Some((Some(DataBlock(0)), 0b110)) },
+            JournalRecord::unmap(volume, 3..u64::MAX),
+            JournalRecord::Units { block: target, units: 1 << 63 },
+            JournalRecord::Flushed,
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read_at_its_place_and_at_no_other() {
+        let place = JournalPlace { id: 9, generation: 3, slot: 70 };
+        for record in records() {
+            let bytes = record.encode(place);
+            assert_eq!(JournalRecord::decode(&bytes, place), Some(record));
+            for other in [
+                JournalPlace { id: 8, ..place },
+                JournalPlace { generation: 2, ..place },
+                JournalPlace { generation: 4, ..place },
+                JournalPlace { slot: 71, ..place },
+            ] {
+                assert_eq!(JournalRecord::decode(&bytes, other), None);
+            }
+        }
+    }
+
+    #[test]
+    fn every_wrong_bit_is_seen() {
+        let place = JournalPlace { id: 9, generation: 3, slot: 70 };
+        for record in records() {
+            for bit in 0..JOURNAL_SLOT_BYTES * 8 {
+                let mut bytes = record.encode(place);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(JournalRecord::decode(&bytes, place), None, "bit {bit}");
+            }
+        }
+        let header = JournalHeader { id: 5, boot: BootId([7; 16]) };
+        assert_eq!(JournalHeader::decode(&header.encode()), Ok(header));
+        for bit in 0..JOURNAL_HEADER_BYTES * 8 {
+            let mut bytes = header.encode();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(JournalHeader::decode(&bytes).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_nobody_knows_is_no_run() {
+        assert!(BootId([1; 16]).is_same(BootId([1; 16])) && !BootId([1; 16]).is_same(BootId([2; 16])));
+        assert!(!BootId::UNKNOWN.is_same(BootId::UNKNOWN));
+    }
+}
