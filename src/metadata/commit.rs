@@ -50,6 +50,7 @@ impl<D: Disk> Metadata<D> {
         superblock.time = self.time;
         superblock.transaction_id = self.transaction_id;
         superblock.held_root = self.held_root;
+        superblock.set_journal(self.journal);
         self.final_step(|this| {
             write_superblock(&this.space.disk, &superblock.encode(MetaBlock::SUPERBLOCK))
         })?;

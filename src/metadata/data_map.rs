@@ -210,6 +210,23 @@ impl DataMap {
         Ok(None)
     }
 
+    /// Hands out this block, if it may be; whether it did.
+    pub fn reserve_exactly<D: Disk>(&mut self, space: &mut Space<D>, block: DataBlock) -> Result<bool> {
+        let sets = [&self.reserved, &self.taken, &self.withheld];
+        if block.0 >= self.total || sets.iter().any(|set| set.contains(block.0)) {
+            return Ok(false);
+        }
+        let bitmap = self.committed[bitmap_of(block.0)].bitmap();
+        let bytes = space.cache.get(&space.disk, bitmap, BlockKind::Bitmap)?;
+        let count = Bitmap::new(bytes).get((block.0 % BITMAP_ENTRIES as u64) as usize);
+        if count != InlineCount::Free {
+            return Ok(false);
+        }
+        self.reserved.insert(block.0);
+        self.window = None;
+        Ok(true)
+    }
+
     fn may_have_free(&self, bitmap: usize) -> bool {
         let sets = [&self.reserved, &self.taken, &self.withheld];
         self.committed[bitmap].free.get() > sets.iter().map(|set| set.len_in(bitmap)).sum()

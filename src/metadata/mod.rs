@@ -13,7 +13,7 @@
 //! - After any other error in a changing method the in-core state is not to be trusted: only [`Metadata::abort`] leads on.
 //!
 //! The files, from the bottom: `cache` (blocks), `meta_map` (metadata counts), `data_log` and `data_map` (data counts),
-//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `partial` (blocks of which only a part is there), `sharing` (what is whose), `budget` (worst cases), `backing` (the disk's own space), `open`,
+//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `partial` (blocks of which only a part is there), `replay` (what a journal says), `sharing` (what is whose), `budget` (worst cases), `backing` (the disk's own space), `open`,
 //! `commit`.
 
 mod backing;
@@ -28,6 +28,7 @@ mod meta_map;
 mod open;
 mod partial;
 mod pending;
+mod replay;
 mod scarcity;
 mod sharing;
 mod space;
@@ -37,6 +38,7 @@ mod volumes;
 
 use crate::disk::{DataFlushed, Disk};
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::format::JournalMark;
 use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
 use crate::units::{
     BlockSize, DataBlock, META_BLOCK_BYTES, META_BLOCKS_LIMIT, Mapping, MetaBlock, SnapTime, TransactionId,
@@ -151,6 +153,10 @@ pub struct Metadata<D: Disk> {
     cache_bytes: usize,
     /// A count of what is shared, under way.
     walk: Option<sharing::Walk>,
+    /// The journal that the next superblock names.
+    journal: Option<JournalMark>,
+    /// It holds changes that are not here yet.
+    awaits_replay: bool,
 }
 
 impl<D: Disk> Metadata<D> {
@@ -264,6 +270,7 @@ impl<D: Disk> Metadata<D> {
         (self.transaction_id, self.time, self.held_root)
             != (self.superblock.transaction_id, self.superblock.time, self.superblock.held_root)
             || self.partials.root != self.superblock.partial_tree()
+            || self.journal != self.superblock.journal()
     }
 
     /// All volumes in order of their ids. Applies pending mappings, by which `mapped_blocks` is exact.
@@ -554,6 +561,11 @@ impl<D: Disk> Metadata<D> {
     fn require_changeable(&self) -> Result<()> {
         self.require_sound()?;
         match self.access {
+            Access::ReadWrite if self.awaits_replay => Err(Error::new(
+                ErrorKind::WrongState,
+                "a journal holds changes on top of the metadata, which must be brought in first",
+            )
+            .hint("open the pool with its journal: `uthin serve` does so")),
             Access::ReadWrite => Ok(()),
             Access::ReadOnly => Err(Error::new(ErrorKind::WrongState, "the metadata was opened read-only")),
         }

@@ -62,6 +62,8 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         backing: Backing::default(),
         cache_bytes: DEFAULT_CLEAN_BYTES,
         walk: None,
+        journal: None,
+        awaits_replay: false,
     };
     metadata.back_new()?;
     metadata.write_transaction()?;
@@ -199,6 +201,8 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         held_root: superblock.held_root,
         time: superblock.time,
         transaction_id: superblock.transaction_id,
+        journal: superblock.journal(),
+        awaits_replay: superblock.journal().is_some(),
         superblock,
         pending: Pending::default(),
         partials: Partials::default(),
@@ -349,6 +353,7 @@ impl<D: Disk> Metadata<D> {
         (self.mapping_root, self.details_root, self.shape) = (mapping_root, details_root, shape);
         (self.time, self.transaction_id) = (self.superblock.time, self.superblock.transaction_id);
         self.held_root = self.superblock.held_root;
+        self.journal = self.superblock.journal();
         self.pending = Pending::default();
         (self.checked_reservations, self.checked_partials) = (0, 0);
         self.has_grown = false;

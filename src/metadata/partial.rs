@@ -129,6 +129,19 @@ impl<D: Disk> Metadata<D> {
         Ok(all.into_iter().map(|(block, partial)| (DataBlock(block), partial)).collect())
     }
 
+    /// What is known of a block if it is a partial one.
+    pub(super) fn partial_of(&mut self, block: DataBlock) -> Result<Option<Partial>> {
+        if let Some(waiting) = self.partials.pending.get(&block.0) {
+            return Ok(Some(*waiting));
+        }
+        match self.partials.root {
+            Some(root) if self.partials.blocks.contains(block.0) => {
+                Ok(self.space.lookup::<PartialRecord>(root, block.0)?.map(Partial::of))
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
+
     /// As [`Metadata::map`], of a block that was reserved with [`Metadata::reserve_partial_block`] and holds only some units.
     /// The base is none itself, and what `block` is mapped to until now, if it is a block.
     pub fn map_partial(
@@ -146,7 +159,7 @@ impl<D: Disk> Metadata<D> {
     }
 
     /// Some units, not all, and no others than there are.
-    fn is_proper(&self, units: u64) -> bool {
+    pub(super) fn is_proper(&self, units: u64) -> bool {
         let all = self.geometry().block_size.all_units();
         units != 0 && units != all && units & !all == 0
     }
