@@ -3,7 +3,7 @@
 //! A thin pool in the kernel's on-disk format (dm-thin metadata version 2), served as block devices without the
 //! kernel target. Rooms, each importing only from those above it (a test enforces it):
 //!
-//! `units`, `error`, `checksum`, `manual` → `disk` → `format` → `metadata` → `engine` → `driver` → `frontend` → `check` →
+//! `units`, `error`, `checksum`, `manual` → `disk` → `format` → `metadata` → `journal` → `engine` → `driver` → `frontend` → `check` →
 //! `control` → `cli`.
 //!
 //! Four rules hold the engine together:
@@ -26,6 +26,7 @@ pub mod format;
 pub mod frontend;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod journal;
 mod manual;
 pub mod metadata;
 #[cfg(any(test, feature = "sim"))]

@@ -13,11 +13,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in order: each may import from those before it (and from its own group).
-const GROUPS: [&[&str]; 12] = [
+const GROUPS: [&[&str]; 13] = [
     &["units", "error", "checksum", "manual"],
     &["disk"],
     &["format"],
     &["metadata"],
+    &["journal"],
     &["engine"],
     &["driver"],
     &["frontend"],
@@ -33,7 +34,7 @@ const MAY_NOT_KNOW: [(&str, &[&str]); 4] = [
     ("frontend", &["metadata", "format"]),
     ("control", &["format"]),
     // An independent second opinion on what the engine writes.
-    ("check", &["metadata", "engine", "driver", "frontend"]),
+    ("check", &["metadata", "journal", "engine", "driver", "frontend"]),
     // Drives the engine itself, in place of threads and sockets.
     ("sim", &["driver", "frontend", "control"]),
 ];

@@ -1,0 +1,189 @@
+//! The journal: what has changed since the last commit, in a file beside the metadata, so that a flush needs no commit and the
+//! death of the process loses nothing.
+//!
+//! What must hold:
+//!
+//! - A record is written before anybody is told of what it says, and before anybody else can build on it. It then is where the
+//!   death of the process does not reach: in the file's page cache, or further.
+//! - Records follow each other without a gap, and each is known as one of this journal, this generation and this slot. The
+//!   first slot without one is the end, torn or not written.
+//! - A flush first makes the data durable that the records name, then adds a record that says so, then makes that durable. After a
+//!   power cut only what stands before such a record counts: of the rest, the operating system may have written a record of its
+//!   own accord whose data it had not. After the death of the process alone, all count ([`BootId`]).
+//! - What a flush has made durable shares its page with nothing that is written later.
+//! - A commit makes it empty: the superblock that it writes names the next generation. Nothing of that is written before the
+//!   superblock is durable, and nothing in the file has to be made so for it.
+//!
+//! Who fails to write or flush it gives it up: a commit without one makes everything durable that it held. `replay` brings in
+//! what a journal holds; the keeper says what is recorded, and when.
+
+mod replay;
+
+pub use crate::format::{BootId, JournalRecord};
+pub use replay::{Recovered, recover};
+
+use crate::disk::{DataFlushed, Disk, flush_data};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    JOURNAL_HEADER_BYTES, JOURNAL_PAGE_BYTES, JOURNAL_SLOT_BYTES, JournalHeader, JournalMark, JournalPlace,
+    SLOTS_PER_PAGE,
+};
+use crate::metadata::Metadata;
+use std::io;
+use std::sync::Arc;
+
+/// What is written at a time at the least.
+const SECTOR_BYTES: usize = 512;
+/// The least that a journal can be: its header, and a page of records.
+pub const BYTES_MIN: u64 = 2 * JOURNAL_PAGE_BYTES as u64;
+
+/// A journal that is being written.
+pub struct Journal {
+    disk: Arc<dyn Disk>,
+    id: u64,
+    generation: u64,
+    /// How many there are.
+    slots: u64,
+    /// The one that is written next.
+    next: u64,
+    /// The page that it is in, as far as it is written.
+    page: Box<[u8; JOURNAL_PAGE_BYTES]>,
+    /// There are records behind the last flush.
+    has_unflushed: bool,
+}
+
+/// Begins a journal on `disk`, whatever it holds: metadata without one get one, with a commit. `id` is a number that no
+/// journal of this pool has had. Nobody uses the pool yet.
+pub fn begin<M: Disk>(
+    metadata: &mut Metadata<M>,
+    data: &impl Disk,
+    disk: Arc<dyn Disk>,
+    id: u64,
+    boot: BootId,
+) -> Result<Journal> {
+    assert!(metadata.journal().is_none(), "a pool has one journal");
+    let name = disk.name();
+    if disk.size_bytes() < BYTES_MIN {
+        let what = format!("{name}: {} bytes are too few for a journal", disk.size_bytes());
+        return Err(Error::new(ErrorKind::Invalid, what).hint(format!("it takes {BYTES_MIN} at least")));
+    }
+    // Durable before the superblock names it: who does not find it there knows that the file is another one.
+    write_header(&*disk, JournalHeader { id, boot })
+        .and_then(|()| disk.flush())
+        .map_err(|error| Error::io(format_args!("{name}: writing the journal's header"), &error))?;
+    let pages = disk.size_bytes() / JOURNAL_PAGE_BYTES as u64 - 1;
+    let journal = Journal {
+        disk,
+        id,
+        generation: 0,
+        slots: (pages * SLOTS_PER_PAGE).min(u64::from(u32::MAX)),
+        next: 0,
+        page: Box::new([0; JOURNAL_PAGE_BYTES]),
+        has_unflushed: false,
+    };
+    metadata.set_journal(Some(journal.mark()));
+    let flushed = flush_data(data)
+        .map_err(|error| Error::io(format_args!("{}: flushing the data disk", data.name()), &error))?;
+    commit(metadata, flushed)?;
+    Ok(journal)
+}
+
+impl Journal {
+    /// What the superblock says while the journal holds what it does.
+    fn mark(&self) -> JournalMark {
+        JournalMark { id: self.id, generation: self.generation, from: 0 }
+    }
+
+    /// What the superblock is to say of a commit that makes the journal empty.
+    pub fn next_mark(&self) -> JournalMark {
+        JournalMark { generation: self.generation + 1, ..self.mark() }
+    }
+
+    /// The superblock that says so is durable.
+    pub fn committed(&mut self) {
+        self.generation += 1;
+        (self.next, self.has_unflushed) = (0, false);
+    }
+
+    /// Whether anything is in it.
+    pub fn has_records(&self) -> bool {
+        self.next > 0
+    }
+
+    /// Whether there is room for a record and for the flush behind it.
+    pub fn has_room(&self) -> bool {
+        self.next + 2 <= self.slots
+    }
+
+    /// Whether it is time to make it empty.
+    pub fn is_large(&self) -> bool {
+        self.next > self.slots - self.slots / 4
+    }
+
+    /// Bytes of it that are in use, and that there are.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.next * JOURNAL_SLOT_BYTES as u64, self.slots * JOURNAL_SLOT_BYTES as u64)
+    }
+
+    /// What to call it.
+    pub fn name(&self) -> String {
+        self.disk.name()
+    }
+
+    /// Adds a record, for which there is room. After an error nothing more may be added.
+    pub fn append(&mut self, record: JournalRecord) -> io::Result<()> {
+        assert!(self.next < self.slots, "who adds a record has looked whether there is room");
+        let place = JournalPlace { id: self.id, generation: self.generation, slot: self.next };
+        let at = (self.next % SLOTS_PER_PAGE) as usize * JOURNAL_SLOT_BYTES;
+        if at == 0 {
+            self.page.fill(0);
+        }
+        self.page[at..at + JOURNAL_SLOT_BYTES].copy_from_slice(&record.encode(place));
+        let sector = at / SECTOR_BYTES * SECTOR_BYTES;
+        let offset_bytes = page_offset(self.next) + sector as u64;
+        self.disk.write_at(offset_bytes, &self.page[sector..sector + SECTOR_BYTES])?;
+        self.next += 1;
+        self.has_unflushed = true;
+        Ok(())
+    }
+
+    /// Makes durable what it holds; the data that it names is, says `_data_first`. After an error nothing more may be added.
+    pub fn flush(&mut self, _data_first: DataFlushed) -> io::Result<()> {
+        if !self.has_unflushed {
+            return Ok(());
+        }
+        self.append(JournalRecord::Flushed)?;
+        self.disk.flush()?;
+        self.has_unflushed = false;
+        self.next = self.next.next_multiple_of(SLOTS_PER_PAGE).min(self.slots);
+        Ok(())
+    }
+
+    /// The data that records name may be lost although the operating system goes on: what was not flushed counts no more, as
+    /// after a power cut.
+    pub fn distrust(&mut self) {
+        if let Err(error) = write_header(&*self.disk, JournalHeader { id: self.id, boot: BootId::UNKNOWN }) {
+            tracing::error!("{}: records whose data may be lost cannot be marked: {error}", self.name());
+        }
+    }
+}
+
+fn write_header(disk: &dyn Disk, header: JournalHeader) -> io::Result<()> {
+    let bytes: [u8; JOURNAL_HEADER_BYTES] = header.encode();
+    disk.write_at(0, &bytes)
+}
+
+/// Where the page begins that a slot is in.
+fn page_offset(slot: u64) -> u64 {
+    (1 + slot / SLOTS_PER_PAGE) * JOURNAL_PAGE_BYTES as u64
+}
+
+/// Commits; nobody uses the pool, so what that frees can be had at once.
+fn commit<M: Disk>(metadata: &mut Metadata<M>, data_first: DataFlushed) -> Result<()> {
+    let freed = metadata.commit(data_first)?;
+    freed.into_iter().for_each(|range| metadata.make_reusable(range));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! Journals on disks in memory: what is written is brought in, once, and by nobody else.
+
+use super::*;
+use crate::disk::MemoryDisk;
+use crate::format::JournalRecord;
+use crate::metadata::{Access, Base, Geometry, Partial};
+use crate::units::{BlockSize, DataBlock, VirtualBlock, VolumeId};
+
+const BOOT: BootId = BootId([1; 16]);
+const OTHER_BOOT: BootId = BootId([2; 16]);
+const PAGES: u64 = 4;
+
+struct Pool {
+    metadata: MemoryDisk,
+    data: MemoryDisk,
+    journal: MemoryDisk,
+}
+
+fn volume() -> VolumeId {
+    VolumeId::new(0).expect("a number")
+}
+
+impl Pool {
+    /// With one volume, of which nothing is mapped.
+    fn new() -> Pool {
+        let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 1000 };
+        let (disk, data) = (MemoryDisk::zeroed(1 << 20), MemoryDisk::zeroed(1000 << 16));
+        let mut metadata = Metadata::format(disk.clone(), geometry).expect("there is room");
+        metadata.create_volume(volume()).expect("it is new");
+        metadata.commit(flush_data(&data).expect("memory")).expect("committed");
+        let journal = MemoryDisk::zeroed((1 + PAGES) * JOURNAL_PAGE_BYTES as u64);
+        Pool { metadata: disk, data, journal }
+    }
+
+    fn open(&self) -> Metadata<MemoryDisk> {
+        Metadata::open(self.metadata.clone(), Access::ReadWrite).expect("it is sound")
+    }
+
+    fn begin(&self, id: u64) -> Journal {
+        begin(&mut self.open(), &self.data, Arc::new(self.journal.clone()), id, BOOT).expect("begun")
+    }
+
+    fn recover(&self, boot: BootId) -> Result<(Metadata<MemoryDisk>, Option<Recovered>)> {
+        let mut metadata = self.open();
+        let recovered = recover(&mut metadata, &self.data, Some(&self.journal), boot)?;
+        Ok((metadata, recovered))
+    }
+
+    fn flush(&self, journal: &mut Journal) {
+        journal.flush(flush_data(&self.data).expect("memory")).expect("flushed");
+    }
+}
+
+fn map(block: u64) -> JournalRecord {
+    let (block, target) = (VirtualBlock(block), DataBlock(block + 100));
+    JournalRecord::Map { volume: volume(), block, target, partial: None }
+}
+
+fn mapped(metadata: &mut Metadata<MemoryDisk>) -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    let mut add =
+        |block: VirtualBlock, mapping: crate::units::Mapping| found.push((block.0, mapping.block.0));
+    metadata.for_each_mapping(volume(), 0..u64::MAX, &mut add).expect("a volume");
+    found
+}
+
+fn expected(blocks: std::ops::Range<u64>) -> Vec<(u64, u64)> {
+    blocks.map(|block| (block, block + 100)).collect()
+}
+
+#[test]
+fn what_was_recorded_is_there_and_what_was_not_flushed_only_without_a_power_cut() {
+    for (boot, blocks) in [(BOOT, 30), (OTHER_BOOT, 20), (BootId::UNKNOWN, 20)] {
+        let pool = Pool::new();
+        let mut journal = pool.begin(7);
+        (0..20).for_each(|block| journal.append(map(block)).expect("memory"));
+        pool.flush(&mut journal);
+        pool.flush(&mut journal); // nothing to do
+        assert_eq!(journal.next, SLOTS_PER_PAGE);
+        (20..30).for_each(|block| journal.append(map(block)).expect("memory"));
+        let (mut metadata, recovered) = pool.recover(boot).expect("brought in");
+        assert_eq!(recovered, Some(Recovered { records: blocks, after_power_cut: boot != BOOT }));
+        assert_eq!(mapped(&mut metadata), expected(0..blocks));
+        // Never again.
+        let (mut metadata, recovered) = pool.recover(boot).expect("there is nothing");
+        assert_eq!((recovered, mapped(&mut metadata)), (None, expected(0..blocks)));
+        assert_eq!(pool.metadata.to_bytes()[360..512], [0; 152]);
+    }
+}
+
+#[test]
+fn records_of_an_older_generation_or_journal_are_none() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    let mut metadata = pool.open();
+    metadata.begin_replay();
+    (0..10).for_each(|block| journal.append(map(block)).expect("memory"));
+    // As the keeper does it: all that was recorded is in the trees.
+    (0..10).for_each(|block| {
+        metadata.map_again(volume(), VirtualBlock(block), DataBlock(block + 100), None).expect("free");
+    });
+    metadata.set_journal(Some(journal.next_mark()));
+    metadata.commit(flush_data(&pool.data).expect("memory")).expect("committed");
+    journal.committed();
+    (10..13).for_each(|block| journal.append(map(block)).expect("memory"));
+    drop(metadata);
+    let (mut metadata, recovered) = pool.recover(BOOT).expect("brought in");
+    assert_eq!(recovered.map(|recovered| recovered.records), Some(3));
+    assert_eq!(mapped(&mut metadata), expected(0..13));
+    drop(metadata);
+    pool.begin(8);
+    assert_eq!(pool.recover(BOOT).expect("sound").1.map(|recovered| recovered.records), Some(0));
+}
+
+#[test]
+fn another_file_is_refused_and_so_is_none() {
+    let pool = Pool::new();
+    drop(pool.begin(7));
+    let refusal = |disk: Option<&dyn Disk>| {
+        let mut metadata = pool.open();
+        let error = recover(&mut metadata, &pool.data, disk, BOOT).expect_err("refused");
+        assert_eq!(metadata.reserve_block().expect_err("not before").kind(), ErrorKind::WrongState);
+        error.kind()
+    };
+    assert_eq!(refusal(None), ErrorKind::NotFound);
+    assert_eq!(refusal(Some(&MemoryDisk::zeroed(100))), ErrorKind::WrongState);
+    assert_eq!(refusal(Some(&MemoryDisk::zeroed(1 << 20))), ErrorKind::WrongState);
+    let other = Pool::new();
+    drop(other.begin(8));
+    assert_eq!(refusal(Some(&other.journal)), ErrorKind::WrongState);
+    assert!(recover(&mut pool.open(), &pool.data, Some(&pool.journal), BOOT).is_ok());
+}
+
+/// Sound records that say what cannot be, as no keeper writes them.
+#[test]
+fn records_that_can_never_have_been_are_refused() {
+    let base = |units| Some((Some(DataBlock(5)), units));
+    let wrong = [
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(0),
+            target: DataBlock(1000),
+            partial: None,
+        },
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(0),
+            target: DataBlock(u64::MAX),
+            partial: None,
+        },
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(0),
+            target: DataBlock(101),
+            partial: None,
+        },
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(9),
+            target: DataBlock(9),
+            partial: base(1),
+        },
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(9),
+            target: DataBlock(9),
+            partial: Some((None, 0)),
+        },
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(9),
+            target: DataBlock(9),
+            partial: Some((None, 0xffff)),
+        },
+        JournalRecord::Map {
+            volume: VolumeId::new(3).expect("a number"),
+            block: VirtualBlock(0),
+            target: DataBlock(9),
+            partial: None,
+        },
+        JournalRecord::unmap(VolumeId::new(3).expect("a number"), 0..1),
+        JournalRecord::Units { block: DataBlock(9), units: 1 << 16 },
+    ];
+    for record in wrong {
+        let pool = Pool::new();
+        let mut journal = pool.begin(7);
+        journal.append(map(1)).expect("memory");
+        journal.append(record).expect("memory");
+        let error = pool.recover(BOOT).err().unwrap_or_else(|| panic!("{record:?} is taken"));
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.message().contains("record 1"), "{error}");
+        assert_eq!(mapped(&mut pool.open()), [], "nothing of it is durable");
+    }
+    // What is merely odd does no harm.
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    for record in [
+        JournalRecord::unmap(volume(), 7..3),
+        JournalRecord::unmap(volume(), 0..u64::MAX),
+        JournalRecord::Units { block: DataBlock(u64::MAX), units: 1 },
+    ] {
+        journal.append(record).expect("memory");
+    }
+    assert!(pool.recover(BOOT).is_ok());
+}
+
+#[test]
+fn any_bytes_are_read_without_a_panic() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    for block in 0..100 {
+        let partial = (block % 3 == 0).then_some((None, 1 + block));
+        let (block, target) = (VirtualBlock(block), DataBlock(block + 100));
+        journal.append(JournalRecord::Map { volume: volume(), block, target, partial }).expect("memory");
+        if target.0 % 7 == 0 {
+            pool.flush(&mut journal);
+        }
+        if !journal.has_room() {
+            break;
+        }
+    }
+    let (sound, metadata) = (pool.journal.to_bytes(), pool.metadata.to_bytes());
+    let mut state = 1_u64;
+    let mut random = |limit: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % limit
+    };
+    for _ in 0..300 {
+        let mut bytes = sound.clone();
+        match random(3) {
+            0 => bytes.truncate(random(sound.len())),
+            1 => (0..4).for_each(|_| bytes[random(sound.len())] = random(256) as u8),
+            _ => {
+                let (from, to) = (random(sound.len() / 64) * 64, random(sound.len() / 64) * 64);
+                bytes.copy_within(from..from + 64, to);
+            }
+        }
+        let pool = Pool {
+            metadata: MemoryDisk::from_bytes(metadata.clone()),
+            data: MemoryDisk::zeroed(1000 << 16),
+            journal: MemoryDisk::from_bytes(bytes),
+        };
+        let boot = if random(2) == 0 { BOOT } else { OTHER_BOOT };
+        let _ = pool.recover(boot);
+    }
+}
+
+#[test]
+fn units_come_to_a_partial_block_until_it_is_whole() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    let (block, target) = (VirtualBlock(3), DataBlock(9));
+    let records = [
+        JournalRecord::Map { volume: volume(), block, target, partial: Some((None, 0b1)) },
+        JournalRecord::Units { block: target, units: 0b110 },
+        JournalRecord::Units { block: DataBlock(500), units: 0b110 },
+    ];
+    records.into_iter().for_each(|record| journal.append(record).expect("memory"));
+    let (mut metadata, _) = pool.recover(BOOT).expect("brought in");
+    let partial = Partial { base: Base::Zeros, units: 0b111 };
+    assert_eq!(metadata.partials().expect("sound"), [(target, partial)]);
+    drop(metadata);
+    let mut journal = pool.begin(8);
+    journal.append(JournalRecord::Units { block: target, units: 0xffff }).expect("memory");
+    journal.append(JournalRecord::unmap(volume(), 3..4)).expect("memory");
+    let (metadata, _) = pool.recover(BOOT).expect("brought in");
+    assert_eq!((metadata.partial_blocks(), metadata.usage().data_allocated), (0, 0));
+}
+
+#[test]
+fn a_full_journal_has_room_for_its_flush() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    let mut count = 0;
+    while journal.has_room() {
+        journal.append(map(count)).expect("memory");
+        count += 1;
+    }
+    assert!(journal.is_large());
+    pool.flush(&mut journal);
+    assert_eq!(count, PAGES * SLOTS_PER_PAGE - 1);
+    assert!(!journal.has_room());
+    let (mut metadata, _) = pool.recover(OTHER_BOOT).expect("brought in");
+    assert_eq!(mapped(&mut metadata), expected(0..count));
+}
