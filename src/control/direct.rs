@@ -8,8 +8,8 @@ use super::service::{Executor, Parts, Service};
 use crate::disk::{Disk, FileDisk};
 use crate::driver::blocking::Blocking;
 use crate::engine::{
-    Answer, Command, Keeper, KeeperOptions, Kind, Mode, PoolStatus, SharingInfo, TimesFull, VolumeInfo,
-    WhenFull,
+    Answer, Command, JournalStatus, Keeper, KeeperOptions, Kind, Mode, PoolStatus, SharingInfo, TimesFull,
+    VolumeInfo, WhenFull,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Count, Metadata, VolumeSharing};
@@ -153,6 +153,7 @@ impl Onlooker {
             deleting,
             counts: 1,
             map_bytes: 0,
+            journal: JournalStatus::Off,
         })
     }
 

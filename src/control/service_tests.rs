@@ -276,6 +276,7 @@ fn status_of(world: &World) -> PoolStatus {
         deleting: world.disks.dying.difference(&world.disks.gone_in_core).copied().collect(),
         counts: 0,
         map_bytes: 0,
+        journal: engine::JournalStatus::Off,
     }
 }
 

@@ -75,7 +75,7 @@ impl<M: Disk> AskAtOnce for Desk<M> {
 
 fn is_answered_at_once(ask: &Ask) -> bool {
     match ask {
-        Ask::Fill(..) | Ask::Publish(..) | Ask::PublishPart(..) => true,
+        Ask::Fill(..) | Ask::Publish(..) | Ask::PublishPart(..) | Ask::PutUnits(..) => true,
         Ask::Load(..)
         | Ask::Abandon(..)
         | Ask::Unmap(..)

@@ -70,6 +70,18 @@ pub enum SmallWrites {
     Partial,
 }
 
+/// Whether a pool keeps a journal while it is served.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JournalMode {
+    /// A flush is a metadata transaction, and the death of the process loses what nobody has flushed: dm-thin's way.
+    #[default]
+    None,
+    /// In a file beside the metadata. While the pool is served, and after its death until it is opened again, the pool is none
+    /// that dm-thin knows.
+    File,
+}
+
 /// How a running pool is to behave from now on; `None` leaves a thing as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Behaviour {
@@ -266,6 +278,25 @@ pub struct PoolStatus {
     pub counts: u64,
     /// Bytes of map tables in memory.
     pub map_bytes: u64,
+    /// Whether changes are recorded in a journal.
+    pub journal: JournalStatus,
+}
+
+/// What a pool has of a journal.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum JournalStatus {
+    /// None: changes are durable with a commit, and the death of the process loses those since the last.
+    #[default]
+    Off,
+    /// Changes since the last commit are in it.
+    On {
+        /// What they take.
+        used_bytes: u64,
+        /// What they may take.
+        total_bytes: u64,
+    },
+    /// None any more: it could not be written.
+    Failed,
 }
 
 /// How often something was refused for lack of space after there had been some, since the pool was opened.

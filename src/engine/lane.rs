@@ -101,6 +101,8 @@ enum Step {
     Writing { fill: Fill },
     /// The keeper has been asked to map the filled block.
     Publishing,
+    /// The keeper has been asked to say that these units are there.
+    Putting { fill: Fill, units: u64 },
     /// The keeper has been asked to forget the block, because of this.
     Abandoning(IoError),
 }
@@ -453,6 +455,13 @@ impl Lane {
                 self.ask(op, Ask::AwaitSpace(volume), out);
             }
             (Step::Asked | Step::Publishing, Reply::Done) => self.finish(op, Ok(()), out),
+            (Step::Putting { .. }, Reply::Done) => {
+                out.push(Action::DropScratch { op: op_id(op) });
+                self.finish(op, Ok(()), out);
+            }
+            (Step::Putting { fill, units }, Reply::Failed(error)) => {
+                self.give_units_back(op, fill, units, error, out);
+            }
             (Step::Abandoning(error), Reply::Done | Reply::Failed(_)) => self.finish(op, Err(error), out),
             (Step::Asked | Step::Publishing, Reply::Failed(error)) => self.finish(op, Err(error), out),
             (
@@ -462,6 +471,7 @@ impl Lane {
                 | Step::Reading { .. }
                 | Step::Writing { .. }
                 | Step::Publishing
+                | Step::Putting { .. }
                 | Step::Abandoning(_),
                 reply,
             ) => unreachable!("the keeper answered {reply:?} to nothing"),
@@ -499,7 +509,10 @@ impl Lane {
                 self.write_chunk(op, piece, fill, chunk_bytes, out)
             }
             (Step::Writing { fill }, Ok(())) => self.fill(op, piece, fill, out),
-            (Step::Asked | Step::Publishing | Step::Abandoning(_), Ok(()) | Err(_)) => {
+            (
+                Step::Asked | Step::Publishing | Step::Putting { .. } | Step::Abandoning(_),
+                Ok(()) | Err(_),
+            ) => {
                 unreachable!("an I/O ended that nobody began")
             }
         }
@@ -617,7 +630,8 @@ impl Lane {
                 | Step::InPlace { .. }
                 | Step::ReadingParts { .. }
                 | Step::Reading { .. }
-                | Step::Writing { .. } => {}
+                | Step::Writing { .. }
+                | Step::Putting { .. } => {}
             }
         }
         let request = self.ops.remove(op).request;

@@ -53,6 +53,8 @@ pub(super) struct Partials {
     pub settled: AtomicU64,
     /// That is not to be slow.
     pub hurry: AtomicBool,
+    /// The keeper records what comes: lanes leave it to it to say that units are there.
+    pub is_recorded: AtomicBool,
 }
 
 #[derive(Default)]
@@ -90,6 +92,7 @@ impl Partials {
             dirty: Mutex::default(),
             settled: AtomicU64::new(0),
             hurry: AtomicBool::new(false),
+            is_recorded: AtomicBool::new(false),
         }
     }
 

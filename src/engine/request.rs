@@ -226,6 +226,8 @@ pub enum Ask {
     Abandon(VolumeId, VirtualBlock, DataBlock),
     /// Unmap these whole blocks. Answer: `Done`.
     Unmap(VolumeId, Range<u64>),
+    /// These units of a partial block are written, and the pool keeps a journal: say that they are there. Answer: `Done`.
+    PutUnits(DataBlock, u64),
     /// Wait until nobody else is writing these units of a partial block. Answer: `Again`.
     AwaitUnits(DataBlock, u64),
     /// A partial block to make whole. Answer: `Settle`, or `Done` when there is none that has to be now.

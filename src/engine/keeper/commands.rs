@@ -118,6 +118,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     ) -> Result<Answer> {
         self.check_step(step)?;
         self.change(out, |metadata| metadata.create_volume(id))?;
+        self.journal.is_behind = true;
         self.change(out, |metadata| metadata.set_transaction_id(step.from, step.to))?;
         let time = self.metadata.time();
         self.volumes.insert(id, self.new_volume(id, size_bytes, time, behind));
@@ -283,6 +284,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                     return Err(error);
                 }
             };
+            self.journal.is_behind = true;
             let origin = &self.volumes[origin];
             origin.set_snapshotted(time);
             // What the origin does not map shows through here as it does there.
@@ -361,6 +363,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         self.metadata.grow_disk(metadata_bytes.unwrap_or(0))?;
         self.change(out, Metadata::grow_metadata)?;
+        self.journal.is_behind = true;
 
         let block_bytes = self.block_size().bytes();
         if let Some(bytes) = data_bytes {
@@ -373,6 +376,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         })?;
         let blocks = data_bytes.unwrap_or(self.data.size_bytes()) / block_bytes;
         self.change(out, |metadata| metadata.grow_data(blocks))?;
+        self.journal.is_behind = true;
         self.starved = false;
         self.out_of_data_space = false;
         self.space_waiters.begin_anew();
@@ -462,6 +466,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if busy {
             return Err(Error::new(ErrorKind::Busy, "requests are still running on the pool"));
         }
+        self.metadata.set_journal(None);
+        self.journal.journal = None;
         self.commit(out)?;
         // Nobody reads any more. What the data disk is not told now, it is told never: holes of a sparse file.
         let freed = self.limbo.drain(..).flat_map(|(_, freed)| freed);
@@ -510,6 +516,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             map_bytes: self.map_memory.used_bytes(),
             deleting: self.deletions.iter().copied().collect(),
             counts: self.sharing_counts(),
+            journal: self.journal.status(),
         }
     }
 

@@ -13,10 +13,12 @@
 //! - A block's units that were added to a partial one become durable after their bytes (`partial`).
 //! - A snapshot is taken when its origin is frozen and every change that began before has finished. The origin thaws
 //!   when the snapshot is durable.
+//! - With a journal, a change is recorded before a lane can see it (`journal`).
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (`stop`).
 
 mod commands;
 mod freed;
+mod journal;
 mod map_memory;
 mod partial;
 mod settle;
@@ -35,9 +37,11 @@ use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
 use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
-use crate::metadata::{Base, Metadata, Progress};
+use crate::journal::JournalRecord;
+use crate::metadata::{Base, Metadata, Partial, Progress};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
 use freed::FreedRanges;
+use journal::JournalWork;
 use map_memory::MapMemory;
 use partial::PartialWork;
 use space::SpaceWaiters;
@@ -210,7 +214,9 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// The last step of a deletion lacked metadata space; the next tick tries again.
     deletions_stalled: bool,
 
-    /// Who gets an answer from the next commit.
+    journal: JournalWork,
+
+    /// Who gets an answer from the next commit, or flush of the journal.
     flushes: Vec<Asker>,
     committed_answers: Vec<(u64, Answer)>,
     /// Who waits for free blocks.
@@ -301,6 +307,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             thaws: Vec::new(),
             deletions: VecDeque::new(),
             deletions_stalled: false,
+            journal: JournalWork::default(),
             flushes: Vec::new(),
             committed_answers: Vec::new(),
             space_waiters: SpaceWaiters::default(),
@@ -350,6 +357,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ask::PublishPart(volume, block, target, units) => {
                 self.on_publish(from, volume, block, (target, Some(units)), out);
             }
+            Ask::PutUnits(block, units) => self.put_units(from, block, units, out),
             Ask::AwaitUnits(block, units) => self.await_units(from, block, units, out),
             Ask::Settle => self.on_settle(from, out),
             Ask::Abandon(volume, block, target) => {
@@ -499,10 +507,20 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         (target, units): (DataBlock, Option<u64>),
         out: &mut Outbox,
     ) {
-        let mapping = match units {
-            Some(units) => self.publish_part(id, block, target, units),
-            None => self.metadata.map(id, block, target),
+        if !self.make_room(out) {
+            return out.reply(from, Reply::Failed(IoError::Io)); // who waited for the fill was told as well
+        }
+        let (mapping, partial) = match units {
+            Some(units) => {
+                let (mapping, partial) = self.publish_part(id, block, target, units);
+                (mapping, Some(partial))
+            }
+            None => (self.metadata.map(id, block, target), None),
         };
+        let record = published(id, block, target, partial);
+        if !self.record(record, out) {
+            return out.reply(from, Reply::Failed(IoError::Io));
+        }
         let volume = self.volumes.get(&id).expect("a volume with a request in flight is open and cannot go");
         volume.table.set(block, Some(mapping));
         self.uncommitted.map(id, block);
@@ -537,7 +555,20 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             None => left.end,
         };
         let left = left.start..end;
+        if !self.make_room(out) {
+            let refusal = self.refusal().expect("the pool has just stopped");
+            return out.fail(unmap.asker, IoError::Io, &refusal);
+        }
         let step = self.change(out, |metadata| metadata.unmap_range(id, left.clone(), UNMAP_STEP_MAPPINGS));
+        let gone = match &step {
+            Ok(Progress::Done) => left.start..left.end,
+            Ok(Progress::More(next)) => left.start..*next,
+            Err(_) => left.start..left.start,
+        };
+        if !gone.is_empty() && !self.record(JournalRecord::unmap(id, gone), out) {
+            let refusal = self.refusal().expect("the pool has just stopped");
+            return out.fail(unmap.asker, IoError::Io, &refusal);
+        }
         match step {
             Ok(Progress::Done) => {
                 volume.table.clear(left.clone());
@@ -586,6 +617,20 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     }
 }
 
+/// The record of a fill that is published.
+fn published(
+    volume: VolumeId,
+    block: VirtualBlock,
+    target: DataBlock,
+    partial: Option<Partial>,
+) -> JournalRecord {
+    let partial = partial.map(|Partial { base, units }| match base {
+        Base::Zeros => (None, units),
+        Base::Block(base) => (Some(base), units),
+    });
+    JournalRecord::Map { volume, block, target, partial }
+}
+
 fn is_no_space(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NoDataSpace | ErrorKind::NoMetadataSpace)
 }
@@ -605,6 +650,8 @@ fn is_refusal(error: &Error) -> bool {
     }
 }
 
+#[cfg(test)]
+mod journal_tests;
 #[cfg(test)]
 mod stop_tests;
 #[cfg(test)]

@@ -7,7 +7,6 @@
 use super::*;
 use crate::engine::command::SmallWrites;
 use crate::engine::partials::Partials;
-use crate::metadata::Partial;
 use crate::units::SnapTime;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -118,7 +117,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// Whether there is anything to commit.
     pub(super) fn is_dirty(&self) -> bool {
-        self.metadata.is_dirty() || self.partial.table.is_dirty()
+        self.metadata.is_dirty() || self.partial.table.is_dirty() || self.journal.has_records()
     }
 
     /// See [`Ask::AwaitUnits`].
@@ -165,12 +164,12 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         block: VirtualBlock,
         target: DataBlock,
         units: u64,
-    ) -> Mapping {
+    ) -> (Mapping, Partial) {
         let filling = self.filling.get(&(id, block)).expect("what is published is being filled");
         let base = filling.base.expect("only who was told so fills a part");
         let partial = Partial { base, units };
         // First: whoever sees the mapping must see this.
         self.partial.table.add(target, partial);
-        self.metadata.map_partial(id, block, target, partial)
+        (self.metadata.map_partial(id, block, target, partial), partial)
     }
 }

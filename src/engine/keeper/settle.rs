@@ -23,10 +23,20 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if self.is_stopped() {
             return Settled::Idle; // what was begun must not be committed by what comes next
         }
-        let wanted = !self.flushes.is_empty() || !self.committed_answers.is_empty();
+        let flushes = !self.flushes.is_empty();
+        let wanted = !self.committed_answers.is_empty()
+            || (flushes && !self.can_flush_journal())
+            || self.journal.is_large();
         // Freed blocks become usable with a commit: worth one when somebody waits for space.
         let frees = !self.space_waiters.is_empty() && self.is_dirty();
-        if (wanted || frees) && self.commit(out).is_err() {
+        let done = if wanted || frees {
+            self.commit(out)
+        } else if flushes {
+            self.flush_journal(out)
+        } else {
+            Ok(())
+        };
+        if done.is_err() {
             return Settled::Idle;
         }
         for freeze in taken {
@@ -49,7 +59,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// Whether something is there to be settled that the last [`Keeper::settle`] may not have seen.
     pub fn wants_to_settle(&self) -> bool {
         let is_waited_for = !self.space_waiters.is_empty() || !self.freezes.is_empty();
-        is_waited_for || self.has_many_pending() || self.what_is_left() == Settled::HasWork
+        is_waited_for
+            || self.has_many_pending()
+            || self.journal.is_large()
+            || self.what_is_left() == Settled::HasWork
     }
 
     fn has_many_pending(&self) -> bool {
@@ -107,11 +120,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn commit(&mut self, out: &mut Outbox) -> Result<()> {
         // First: the bytes of these units have been written, and the flush makes them durable. Of those that come now, it need not.
         let units = self.partial.table.take_dirty();
-        let flushed = flush_data(&self.data).map_err(|error| {
-            let error = Error::io(format_args!("{}: flushing the data disk", self.data.name()), &error);
-            let has_shrunk = self.data.check_size().is_err();
-            (if has_shrunk { Failure::Truncated } else { Failure::Data }, error)
-        });
+        let flushed = flush_data(&self.data).map_err(|error| self.data_flush_failed(&error));
+        let empties = self.journal.has_records();
         let freed = flushed.and_then(|data_first| {
             // Before anything is written: a file that was cut off would become as long as before, with a hole in it.
             self.check_metadata_size().map_err(|error| (Failure::MetadataTruncated, error))?;
@@ -119,6 +129,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         });
         match freed {
             Ok((freed, lost_holders)) => {
+                self.journal.committed(empties);
                 self.uncommitted = Uncommitted::default();
                 self.starved = false;
                 self.partial.committed(&units, &self.epochs);
@@ -152,6 +163,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         units: &[(DataBlock, u64)],
     ) -> Result<(Freed, bool)> {
         self.metadata.put_units(units)?;
+        if let Some(journal) = self.journal.journal.as_ref().filter(|journal| journal.has_records()) {
+            // What it holds is in the trees with this commit.
+            self.metadata.set_journal(Some(journal.next_mark()));
+        }
         if !self.metadata.is_dirty() {
             return Ok((Freed::new(), false));
         }

@@ -120,6 +120,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 | Ask::Fill(..)
                 | Ask::Publish(..)
                 | Ask::PublishPart(..)
+                | Ask::PutUnits(..)
                 | Ask::AwaitUnits(..)
                 | Ask::Settle
                 | Ask::Abandon(..)
@@ -137,6 +138,16 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return;
         }
         let error = self.with_way_back(failure, error);
+        match failure {
+            Failure::Data | Failure::Truncated => {
+                // Records may name data that are lost.
+                if let Some(journal) = &mut self.journal.journal {
+                    journal.distrust();
+                }
+            }
+            // What it holds is brought in when the pool is opened again.
+            Failure::Metadata | Failure::MetadataTruncated => {}
+        }
         let fallen_back = match failure {
             Failure::Data => self.fall_back(false),
             Failure::Metadata => self.fall_back(true),

@@ -124,6 +124,10 @@ impl Lane {
 
     /// The claimed units of a partial block are written: they are there from now on.
     pub(super) fn put_units(&mut self, op: usize, fill: Fill, units: u64, out: &mut Vec<Action>) {
+        if self.volume_of(op).partials().is_recorded.load(Ordering::Relaxed) {
+            self.ops.get_mut(op).step = Step::Putting { fill, units };
+            return out.push(Action::Ask { op: op_id(op), ask: Ask::PutUnits(fill.target, units) });
+        }
         self.volume_of(op).partials().put(fill.target, units);
         out.push(Action::DropScratch { op: op_id(op) });
         self.finish(op, Ok(()), out);
