@@ -93,6 +93,11 @@ impl SimDisk {
         self.lock().operations_left = Some(operations);
     }
 
+    /// The power does not go after all.
+    pub fn keep_power(&self) {
+        self.lock().operations_left = None;
+    }
+
     /// Whether the power is gone.
     pub fn is_off(&self) -> bool {
         self.lock().operations_left == Some(0)
@@ -185,6 +190,18 @@ impl SimDisk {
     pub fn forget_failure(&self) {
         let mut inner = self.lock();
         (inner.has_failed, inner.faults, inner.doomed) = (false, 0, BTreeMap::new());
+    }
+
+    /// The process that used it has died, and the operating system goes on: all that was written can be read.
+    pub fn outlive(&self) {
+        let mut inner = self.lock();
+        (inner.has_failed, inner.faults) = (false, 0);
+        inner.until_second_fault = None;
+    }
+
+    /// Whether there is anything that a flush has failed to make durable.
+    pub fn has_doomed(&self) -> bool {
+        !self.lock().doomed.is_empty()
     }
 
     /// A read, or any other operation; fails when it is its turn to.

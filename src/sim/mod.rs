@@ -49,7 +49,10 @@ mod tests {
                 .chain((0..with_reads[0]).map(|at| Mishap::MetadataFaults(at, (at + seed) % 5)))
                 .chain((0..with_reads[0]).map(Mishap::MetadataFlip))
                 .chain((0..with_reads[0]).map(Mishap::MetadataStray))
-                .chain(scarce.into_iter().flat_map(scarcity));
+                .chain(scarce.into_iter().flat_map(scarcity))
+                .chain((0..whole.journal_operations.0).map(Mishap::JournalPower))
+                .chain((0..whole.journal_operations.1).map(Mishap::JournalFault))
+                .chain((0..500).step_by(7).filter(|_| whole.journal_operations.0 > 0).map(Mishap::Kill));
             for mishap in all {
                 let outcome = run(WorldOptions::small(seed, Some(mishap)));
                 survived += outcome.power_cuts.min(1).max(outcome.strays_found);
@@ -86,6 +89,8 @@ mod tests {
         assert!(
             total.partial_fills > 0 && total.unit_waits > 0 && total.settled > 0 && total.settled_pools > 0
         );
+        assert!(total.strict_kills > 0 && total.power_replays > 0 && total.replays > total.power_replays);
+        assert!(total.cut_openings > 0 && total.failed_journals > 0);
         assert!(total.read_only > 0 && total.double_faults > 0 && total.configured > 0);
     }
 }

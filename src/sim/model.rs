@@ -110,6 +110,13 @@ impl SectorHistory {
         past.chain(later).flatten().chain(in_flight).chain(&self.rivals).copied().collect()
     }
 
+    /// What it may hold when the process has died: what was acknowledged last, or what was under way.
+    fn after_kill(&self) -> BTreeSet<Stamp> {
+        let in_flight = self.in_flight.iter().map(|(_, stamp)| stamp);
+        let rivals = self.rivals.iter().filter(|_| !self.in_flight.is_empty());
+        self.now().iter().chain(in_flight).chain(rivals).copied().collect()
+    }
+
     fn after_power_cut(&self) -> BTreeSet<Stamp> {
         let in_flight = self.in_flight.iter().map(|(_, stamp)| stamp);
         self.acknowledged.iter().flat_map(|(_, values)| values).chain(in_flight).copied().collect()
@@ -392,6 +399,58 @@ impl Model {
     /// The pool was opened after a power cut and holds `found`: each volume's sectors. Checks that this may be, and takes
     /// it as what is durable now.
     pub fn after_power_cut(&mut self, found: &BTreeMap<VolumeId, Vec<Stamp>>) -> Result<(), String> {
+        self.check_found(found, SectorHistory::after_power_cut)?;
+        self.clock += 1;
+        let clock = self.clock;
+        // What is half deleted is deleted again, and may be cut off again.
+        self.deleting.retain(|id, _| found.contains_key(id));
+        let deleting = &self.deleting;
+        self.volumes = found
+            .iter()
+            .filter(|(id, _)| !deleting.contains_key(id))
+            .map(|(id, stamps)| {
+                (*id, ModelVolume::holding(stamps.iter().map(|s| BTreeSet::from([*s])), clock))
+            })
+            .collect();
+        self.moments.clear();
+        Ok(())
+    }
+
+    /// The pool was opened after its process had died, and holds `found`. With `strict`, everything acknowledged must be there.
+    /// Nothing is more durable than it was.
+    pub fn after_kill(&mut self, found: &BTreeMap<VolumeId, Vec<Stamp>>, strict: bool) -> Result<(), String> {
+        self.check_found(
+            found,
+            if strict { SectorHistory::after_kill } else { SectorHistory::after_power_cut },
+        )?;
+        self.clock += 1;
+        let clock = self.clock;
+        self.deleting.retain(|id, _| found.contains_key(id));
+        for (id, volume) in &mut self.volumes {
+            volume.taken = None;
+            for (sector, stamp) in volume.sectors.iter_mut().zip(&found[id]) {
+                // What was under way may have got as far as a cache.
+                let possible = sector.after_kill();
+                let other = possible.iter().any(|value| !sector.now().contains(value));
+                if other {
+                    sector.acknowledged.push((clock, possible));
+                }
+                sector.in_flight.clear();
+                sector.rivals.clear();
+                sector.past.clear();
+                sector.acknowledged.push((clock, BTreeSet::from([*stamp])));
+            }
+        }
+        self.moments.clear();
+        Ok(())
+    }
+
+    /// Whether the pool may hold that.
+    fn check_found(
+        &mut self,
+        found: &BTreeMap<VolumeId, Vec<Stamp>>,
+        allowed: impl Fn(&SectorHistory) -> BTreeSet<Stamp>,
+    ) -> Result<(), String> {
         for id in self.volumes.keys() {
             if !found.contains_key(id) {
                 return Err(format!("volume {id} is lost"));
@@ -399,7 +458,7 @@ impl Model {
         }
         for (id, stamps) in found {
             let allowed: Vec<BTreeSet<Stamp>> = if let Some(volume) = self.volumes.get(id) {
-                volume.sectors.iter().map(SectorHistory::after_power_cut).collect()
+                volume.sectors.iter().map(&allowed).collect()
             } else if self.deleting.contains_key(id) {
                 continue; // half deleted: nobody reads it any more
             } else {
@@ -418,19 +477,6 @@ impl Model {
                 narrowed.map_err(|wrong| format!("snapshot {id} sector {at}: {wrong}"))?;
             }
         }
-        self.clock += 1;
-        let clock = self.clock;
-        // What is half deleted is deleted again, and may be cut off again.
-        self.deleting.retain(|id, _| found.contains_key(id));
-        let deleting = &self.deleting;
-        self.volumes = found
-            .iter()
-            .filter(|(id, _)| !deleting.contains_key(id))
-            .map(|(id, stamps)| {
-                (*id, ModelVolume::holding(stamps.iter().map(|s| BTreeSet::from([*s])), clock))
-            })
-            .collect();
-        self.moments.clear();
         Ok(())
     }
 }

@@ -30,6 +30,8 @@ pub struct WorldOptions {
     pub map_bytes: u64,
     /// What the first write to a block does with its rest; where it may leave it, that changes at times.
     pub small_writes: SmallWrites,
+    /// Whether the pool keeps a journal, and in how many pages. Then its process is killed, too.
+    pub journal_pages: Option<u64>,
     /// The one mishap of a world without chance in such things.
     pub mishap: Option<Mishap>,
 }
@@ -51,6 +53,12 @@ pub enum Mishap {
     MetadataFlip(u64),
     /// What is written to the metadata disk lands beside its place, after so many reads, writes and flushes.
     MetadataStray(u64),
+    /// The power goes after so many writes and flushes of the journal.
+    JournalPower(u64),
+    /// One read, write or flush of the journal fails, after so many.
+    JournalFault(u64),
+    /// The process is killed in this step.
+    Kill(u64),
     /// Some in a row who ask for that go without, after so many.
     Scarcity(Scarce, u64),
 }
@@ -83,6 +91,7 @@ impl WorldOptions {
             // A page, or two, or all that there are.
             map_bytes: PAGE_BYTES * [1, 2, 100][(seed % 3) as usize],
             small_writes: if (seed / 3).is_multiple_of(2) { SmallWrites::Partial } else { SmallWrites::Copy },
+            journal_pages: has_journal(seed).then(|| [1, 2, 8, 40][(seed / 5 % 4) as usize]),
             mishap: None,
         }
     }
@@ -98,6 +107,11 @@ impl WorldOptions {
             ..WorldOptions::crowded(seed)
         }
     }
+}
+
+/// Half of the seeds, whatever else follows from their numbers.
+fn has_journal(seed: u64) -> bool {
+    seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 1
 }
 
 /// What a run did.
@@ -119,6 +133,18 @@ pub struct Outcome {
     pub deletions: u64,
     /// Power cuts survived.
     pub power_cuts: u64,
+    /// Times that the process was killed.
+    pub kills: u64,
+    /// Of these, those after which everything acknowledged had to be there.
+    pub strict_kills: u64,
+    /// Times that a journal held something when the pool was opened.
+    pub replays: u64,
+    /// Of these, after a power cut.
+    pub power_replays: u64,
+    /// Times that opening was cut off itself.
+    pub cut_openings: u64,
+    /// Journals that failed.
+    pub failed_journals: u64,
     /// Reads and writes of the data disk that failed although the power was there.
     pub faults: u64,
     /// Sectors of data disks that went bad.
@@ -153,6 +179,8 @@ pub struct Outcome {
     pub operations: [u64; 2],
     /// The same with the reads.
     pub operations_and_reads: [u64; 2],
+    /// Writes and flushes of the journal, and with the reads.
+    pub journal_operations: (u64, u64),
     /// How often data blocks, metadata space and metadata blocks were asked for.
     pub asked: [u64; 3],
 }
@@ -168,6 +196,12 @@ impl Outcome {
         self.grown_blocks += other.grown_blocks;
         self.deletions += other.deletions;
         self.power_cuts += other.power_cuts;
+        self.kills += other.kills;
+        self.strict_kills += other.strict_kills;
+        self.replays += other.replays;
+        self.power_replays += other.power_replays;
+        self.cut_openings += other.cut_openings;
+        self.failed_journals += other.failed_journals;
         self.faults += other.faults;
         self.bad_sectors += other.bad_sectors;
         self.disk_faults += other.disk_faults;

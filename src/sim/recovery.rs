@@ -2,24 +2,51 @@
 //! must hold what the model allows.
 
 use super::commands::UnderWay;
+use super::disk::SimDisk;
 use super::model::Stamp;
 use super::world::{Event, SECTOR, Source, UNASKED, World, stamps_of};
 use crate::check::{CheckOptions, MendOptions, Verdict, check_and_mend};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
-    Action, Answer, Command, IoError, Kind, Mode, Outbox, Request, Settled, SmallWrites, Tag, VolumeInfo,
+    Action, Answer, Command, IoError, JournalStatus, Kind, Mode, Outbox, Request, Settled, SmallWrites, Tag,
+    VolumeInfo,
 };
+use crate::error::{Error, ErrorKind};
+use crate::journal::{self, Recovered};
 use crate::metadata::{Access, Metadata};
 use crate::units::VolumeId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// No more faults than that lie in wait.
+const OPENINGS_LIMIT: usize = 6;
+
 impl World {
     /// The power goes and comes back; the pool is opened by production code and must hold what the model allows.
     pub(super) fn power_cycle(&mut self) -> Result<(), String> {
-        self.outcome.power_cuts += 1;
+        self.die(false)
+    }
+
+    /// The process is killed, and the operating system goes on; everything that was acknowledged must be there. If it cannot
+    /// be because something else has gone wrong before, the power is cut.
+    pub(super) fn kill(&mut self) -> Result<(), String> {
+        // What such a flush has left behind is there for readers, until it is not: nothing can be promised on top of that.
+        let is_possible = !self.is_off() && !self.metadata_disk.has_doomed();
+        self.die(is_possible)?;
+        // Neither can be of data, but nobody may see what others have written.
+        if is_possible && self.data_disk.has_doomed() { self.die(false) } else { Ok(()) }
+    }
+
+    fn die(&mut self, is_killed: bool) -> Result<(), String> {
         self.judge_mode()?;
-        self.tell(None, format_args!("the power is cut"));
+        let journal = self.status().journal;
+        self.outcome.failed_journals += u64::from(journal == JournalStatus::Failed);
+        let has_journal = matches!(journal, JournalStatus::On { .. });
+        let mut is_strict = is_killed && has_journal && !self.data_disk.has_doomed();
+        self.tell(
+            None,
+            format_args!("{}", if is_killed { "the process is killed" } else { "the power is cut" }),
+        );
         self.patient.clear();
         self.forget_lanes();
         for (_, event) in std::mem::take(&mut self.events) {
@@ -33,14 +60,17 @@ impl World {
                 }
             }
         }
-        for disk in [&self.metadata_disk, &self.data_disk] {
-            let chance = &mut self.chance;
-            disk.power_cycle(&mut |n| chance.below(n as u64) as usize);
+        if is_killed {
+            self.outcome.kills += 1;
+            self.disks().for_each(SimDisk::outlive);
+        } else {
+            self.cut_power();
         }
         self.in_flight.clear();
         self.buffers.clear();
         self.scratch.clear();
-        self.recover()?;
+        let cuts = self.outcome.power_cuts;
+        is_strict &= self.recover()? && cuts == self.outcome.power_cuts;
         self.check_metadata(Verdict::Clean)?;
         if let Some(UnderWay { volumes, step, .. }) = self.command.take() {
             let id = self.status().transaction_id;
@@ -55,7 +85,12 @@ impl World {
         }
         let half_deleted: Vec<VolumeId> =
             found.keys().copied().filter(|id| self.model.is_being_deleted(*id)).collect();
-        self.model.after_power_cut(&found)?;
+        if is_killed && cuts == self.outcome.power_cuts {
+            self.outcome.strict_kills += u64::from(is_strict);
+            self.model.after_kill(&found, is_strict)?;
+        } else {
+            self.model.after_power_cut(&found)?;
+        }
         for volume in half_deleted {
             // As the catalog has it: what was being deleted is deleted.
             self.keeper.command(UNASKED, Command::Delete { volume, step: None }, &mut Outbox::default());
@@ -63,34 +98,89 @@ impl World {
         Ok(())
     }
 
-    /// Opens the pool, and reads all the map. A disk that fails on the way is tried again: nothing may be lost by that.
-    fn recover(&mut self) -> Result<(), String> {
+    /// All disks lose what was not flushed, and a new run of the operating system begins.
+    fn cut_power(&mut self) {
+        self.outcome.power_cuts += 1;
+        self.boot += 1;
+        let chance = &mut self.chance;
+        let mut choose = |n: usize| chance.below(n as u64) as usize;
+        self.metadata_disk.power_cycle(&mut choose);
+        self.data_disk.power_cycle(&mut choose);
+        if let Some(disk) = &self.journal_disk {
+            disk.power_cycle(&mut choose);
+        }
+    }
+
+    /// Opens the pool, and reads all the map. A disk that fails on the way is tried again, and so is a power cut or the death of
+    /// the process in the middle of it: nothing may be lost by that. Whether the data disk has done all that it was told.
+    fn recover(&mut self) -> Result<bool, String> {
         let read = |world: &mut Self| {
             world.reopen()?;
             let volumes = world.volume_infos()?;
             volumes.into_iter().try_for_each(|volume| world.read_volume(volume.id).map(drop))
         };
-        let recovered = read(self);
-        if recovered.is_ok() || !self.has_failed() {
-            return recovered;
+        if self.journal_disk.is_some() && self.chance.one_in(3) {
+            self.trouble_opening();
         }
+        let mut recovered = read(self);
+        while recovered.is_err() && self.is_off() {
+            self.outcome.cut_openings += 1;
+            self.begin_again();
+            self.tell(None, format_args!("the power is cut again"));
+            self.cut_power();
+            recovered = read(self);
+        }
+        self.disks().for_each(SimDisk::keep_power);
+        let mut faults = self.data_disk.faults();
+        for _ in 0..OPENINGS_LIMIT {
+            if recovered.is_ok() || !self.has_failed_disk() {
+                break;
+            }
+            self.outcome.cut_openings += u64::from(self.journal_disk.is_some());
+            self.begin_again();
+            self.disks().for_each(SimDisk::forget_failure);
+            recovered = read(self);
+            faults += self.data_disk.faults();
+        }
+        recovered.map(|()| faults == 0)
+    }
+
+    /// Something will go wrong while the pool is opened, perhaps.
+    fn trouble_opening(&mut self) {
+        let after = self.chance.below(24);
+        let disk = match self.chance.below(3) {
+            0 => &self.metadata_disk,
+            1 => &self.data_disk,
+            _ => self.journal_disk.as_ref().expect("there is a journal"),
+        };
+        match self.chance.one_in(2) {
+            true => disk.cut_power_after(after),
+            false => disk.fail_after(after, None),
+        }
+    }
+
+    fn begin_again(&mut self) {
         self.forget_lanes();
         self.events.clear();
         self.buffers.clear();
-        self.metadata_disk.forget_failure();
-        self.data_disk.forget_failure();
-        read(self)
     }
 
     /// Opens the pool as a daemon does. Metadata that asks for a check is served for reading first; then the checker must
     /// find it sound, and clears the flag.
     fn reopen(&mut self) -> Result<(), String> {
-        self.start()?;
-        let Mode::ReadOnly(_) = self.status().mode else { return Ok(()) };
-        self.outcome.checks += 1;
-        for volume in self.volume_infos()? {
-            self.read_volume(volume.id)?;
+        let wrong = |error: crate::error::Error| format!("reopening after a power cut: {error}");
+        match self.start() {
+            // A journal is brought in only after that.
+            Err(error) if error.kind() == ErrorKind::NeedsCheck => {}
+            Err(error) => return Err(wrong(error)),
+            Ok(()) => {
+                let Mode::ReadOnly(_) = self.status().mode else { return Ok(()) };
+                for volume in self.volume_infos()? {
+                    self.read_volume(volume.id)?;
+                }
+            }
         }
+        self.outcome.checks += 1;
         self.lanes.clear();
         let mend = MendOptions { needs_check: true, ..MendOptions::default() };
         let (report, mended) = check_and_mend(&self.metadata_disk, &CheckOptions::default(), mend)
@@ -98,18 +188,29 @@ impl World {
         if report.verdict != Verdict::Clean || !mended.needs_check {
             return Err(format!("what asks for a check is not sound: {:?}", report.findings));
         }
-        self.start()
+        self.start().map_err(wrong)
     }
 
-    fn start(&mut self) -> Result<(), String> {
-        let wrong = |error: crate::error::Error| format!("reopening after a power cut: {error}");
-        let metadata = Metadata::open_to_serve(self.metadata_disk.clone()).map_err(wrong)?;
+    fn start(&mut self) -> Result<(), Error> {
+        let mut metadata = Metadata::open_to_serve(self.metadata_disk.clone())?;
         let data = self.data_disk.clone();
+        let disk = self.journal_disk.clone();
+        let boot = self.boot_id();
+        let recovered =
+            journal::recover(&mut metadata, &data, disk.as_ref().map(|disk| disk as &dyn Disk), boot)?;
+        if let Some(Recovered { records, after_power_cut }) = recovered {
+            self.tell(None, format_args!("{records} records are brought in; power cut: {after_power_cut}"));
+            self.outcome.replays += u64::from(records > 0);
+            self.outcome.power_replays += u64::from(records > 0 && after_power_cut);
+        }
         let mut options = self.options.clone();
         if self.is_partial() && self.chance.one_in(4) {
             options.small_writes = SmallWrites::Copy; // the partial blocks that there are stay what they are
         }
-        self.keeper = Self::keeper(&options, metadata, data, self.origins.behind()).map_err(wrong)?;
+        let begins_journal =
+            disk.is_some() && !self.chance.one_in(8) && metadata.access() == Access::ReadWrite;
+        let journal = begins_journal.then(|| self.begin_journal(&mut metadata)).transpose()?;
+        self.keeper = Self::keeper(&options, metadata, data, self.origins.behind(), journal)?;
         self.has_stopped = false;
         self.seat_lanes();
         Ok(())
@@ -140,7 +241,7 @@ impl World {
         let faults = self.metadata_disk.faults() + self.data_disk.faults();
         self.outcome.disk_faults += faults.min(1);
         self.outcome.double_faults += faults.saturating_sub(1);
-        let is_off = self.metadata_disk.is_off() || self.data_disk.is_off();
+        let is_off = self.is_off();
         let status = self.status();
         match status.mode {
             Mode::Write | Mode::OutOfDataSpace => Ok(()),
@@ -273,6 +374,11 @@ impl World {
                 let bytes = self.metadata_disk.to_bytes();
                 if is_settled && bytes[360..512].iter().any(|byte| *byte != 0) {
                     return Err("a settled pool has a feature that the kernel does not know".to_owned());
+                }
+                let metadata = MemoryDisk::from_bytes(bytes);
+                let closed = Metadata::open(metadata, Access::ReadOnly).map_err(|error| error.to_string())?;
+                if closed.journal().is_some() {
+                    return Err("a pool that was closed names a journal".to_owned());
                 }
                 self.outcome.settled_pools += u64::from(is_settled);
                 self.check_metadata(Verdict::Clean)

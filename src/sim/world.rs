@@ -15,10 +15,13 @@ use crate::engine::{
     Mode, OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
 };
 use crate::error::Result;
+use crate::format::JOURNAL_PAGE_BYTES;
+use crate::journal::{self, BootId, Journal};
 use crate::metadata::{Access, Geometry, Metadata, Scarcity};
 use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 pub(super) const SECTOR: u64 = 512;
 pub(super) const BLOCK_SECTORS: u64 = 128;
@@ -68,6 +71,10 @@ pub struct World {
     pub(super) habits: Habits,
     pub(super) metadata_disk: SimDisk,
     pub(super) data_disk: SimDisk,
+    pub(super) journal_disk: Option<SimDisk>,
+    /// Runs of the operating system so far, and journals that were begun.
+    pub(super) boot: u64,
+    journals: u64,
     scarcity: Scarcity,
     /// See [`World::has_failed`].
     pub(super) has_stopped: bool,
@@ -103,7 +110,11 @@ impl World {
         let mut metadata = Metadata::format(metadata_disk.clone(), geometry)?;
         let scarcity = Scarcity::default();
         metadata.set_scarcity(scarcity.clone());
-        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new())?;
+        let journal_disk = options
+            .journal_pages
+            .map(|pages| SimDisk::new("journal", (1 + pages as usize) * JOURNAL_PAGE_BYTES));
+        // Made by a daemon that was closed again.
+        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new(), None)?;
         let mut chance = Chance::new(options.seed);
         let volume_sectors = options.volume_blocks * BLOCK_SECTORS;
         let mut world = World {
@@ -114,6 +125,9 @@ impl World {
             keeper,
             metadata_disk,
             data_disk,
+            journal_disk,
+            boot: 1,
+            journals: 0,
             scarcity,
             has_stopped: false,
             model: Model::default(),
@@ -132,6 +146,14 @@ impl World {
             options,
         };
         world.seat_lanes();
+        if world.journal_disk.is_some() {
+            let mut metadata = Metadata::open(world.metadata_disk.clone(), Access::ReadWrite)?;
+            metadata.set_scarcity(world.scarcity.clone());
+            let journal = world.begin_journal(&mut metadata)?;
+            let data = world.data_disk.clone();
+            world.keeper = Self::keeper(&world.options, metadata, data, HashMap::new(), Some(journal))?;
+            world.seat_lanes();
+        }
         match world.options.mishap {
             None => {}
             Some(Mishap::MetadataPower(after)) => world.metadata_disk.cut_power_after(after),
@@ -143,6 +165,9 @@ impl World {
             }
             Some(Mishap::MetadataFlip(after)) => world.metadata_disk.flip_after(after),
             Some(Mishap::MetadataStray(after)) => world.metadata_disk.stray_after(after),
+            Some(Mishap::JournalPower(after)) => world.journal_disk().cut_power_after(after),
+            Some(Mishap::JournalFault(after)) => world.journal_disk().fail_after(after, None),
+            Some(Mishap::Kill(_)) => {}
             Some(Mishap::Scarcity(what, after)) => {
                 world.scarcity.refuse(what, after..after + Mishap::scarce_for(what));
             }
@@ -155,6 +180,7 @@ impl World {
         mut metadata: Metadata<SimDisk>,
         data: SimDisk,
         behind: HashMap<VolumeId, Behind>,
+        journal: Option<Journal>,
     ) -> Result<Keeper<SimDisk, SimDisk>> {
         let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
         let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
@@ -168,7 +194,42 @@ impl World {
             small_writes,
             ..KeeperOptions::default()
         };
-        Keeper::new(metadata, data, options)
+        let mut keeper = Keeper::new(metadata, data, options)?;
+        if let Some(journal) = journal {
+            keeper.use_journal(journal);
+        }
+        Ok(keeper)
+    }
+
+    /// The run of the operating system.
+    pub(super) fn boot_id(&self) -> BootId {
+        BootId(u128::from(self.boot).to_le_bytes())
+    }
+
+    fn journal_disk(&self) -> &SimDisk {
+        self.journal_disk.as_ref().expect("a mishap of a journal comes in a world that has one")
+    }
+
+    /// A journal for what has just been opened.
+    pub(super) fn begin_journal(&mut self, metadata: &mut Metadata<SimDisk>) -> Result<Journal> {
+        self.journals += 1;
+        let disk = Arc::new(self.journal_disk().clone());
+        journal::begin(metadata, &self.data_disk, disk, self.journals, self.boot_id())
+    }
+
+    /// All there are.
+    pub(super) fn disks(&self) -> impl Iterator<Item = &SimDisk> {
+        [&self.metadata_disk, &self.data_disk].into_iter().chain(&self.journal_disk)
+    }
+
+    /// Whether the power is gone.
+    pub(super) fn is_off(&self) -> bool {
+        self.disks().any(SimDisk::is_off)
+    }
+
+    /// Whether any disk has failed since the power came.
+    pub(super) fn has_failed_disk(&self) -> bool {
+        self.disks().any(SimDisk::has_failed) || self.has_stopped
     }
 
     pub(super) fn seat_lanes(&mut self) {
@@ -187,6 +248,9 @@ impl World {
         self.outcome.operations = disks.map(SimDisk::operations);
         self.outcome.asked = self.scarcity.asked();
         self.outcome.operations_and_reads = disks.map(SimDisk::operations_and_reads);
+        if let Some(disk) = &self.journal_disk {
+            self.outcome.journal_operations = (disk.operations(), disk.operations_and_reads());
+        }
         result.map(|()| self.outcome).map_err(|wrong| match &self.story {
             Some(story) => format!("seed {seed}: {wrong}\n{}", story.of(&wrong)),
             // Once more, exactly as before.
@@ -210,11 +274,26 @@ impl World {
 
     fn run_steps(&mut self) -> Result<(), String> {
         for _ in 0..self.options.steps {
-            let is_off = self.metadata_disk.is_off() || self.data_disk.is_off();
-            if is_off || (self.has_failed() && self.chance.one_in(STEPS_AFTER_A_FAULT)) {
-                self.power_cycle()?;
+            let kills = self.journal_disk.is_some()
+                && match self.options.mishap {
+                    Some(Mishap::Kill(step)) => step == self.now,
+                    Some(_) => false,
+                    None => self.chance.one_in(self.options.steps_between_power_cuts / 2),
+                };
+            if kills && !self.is_off() {
+                self.kill()?;
+                self.now += 1;
+            } else if self.is_off() || (self.has_failed() && self.chance.one_in(STEPS_AFTER_A_FAULT)) {
+                match self.journal_disk.is_some() && self.chance.one_in(2) {
+                    true => self.kill()?,
+                    false => self.power_cycle()?,
+                }
             } else if self.chance.one_in(self.options.steps_between_power_cuts) {
-                match self.chance.below(3) {
+                match self.chance.below(if self.journal_disk.is_some() { 4 } else { 3 }) {
+                    3 => {
+                        let after = self.chance.below(30);
+                        self.journal_disk().cut_power_after(after);
+                    }
                     0 => self.metadata_disk.cut_power_after(self.chance.below(30)),
                     1 => self.data_disk.cut_power_after(self.chance.below(30)),
                     _ => self.power_cycle()?,
@@ -245,7 +324,11 @@ impl World {
             self.outcome.bad_sectors += 1;
             return self.tell(None, format_args!("sector {sector} of the data disk goes bad"));
         }
-        let disk = if self.chance.one_in(3) { &self.data_disk } else { &self.metadata_disk };
+        let disk = match &self.journal_disk {
+            Some(disk) if self.chance.one_in(3) => disk,
+            Some(_) | None if self.chance.one_in(3) => &self.data_disk,
+            Some(_) | None => &self.metadata_disk,
+        };
         let after = self.chance.below(40);
         disk.fail_after(after, then);
         let name = disk.name();
@@ -426,7 +509,7 @@ impl World {
 
     /// Whether nobody has a reason to report an error of a disk.
     pub(super) fn is_powered(&self) -> bool {
-        !self.metadata_disk.is_off() && !self.data_disk.is_off() && !self.has_failed()
+        !self.is_off() && !self.has_failed()
     }
 
     fn add_event(&mut self, event: Event) {

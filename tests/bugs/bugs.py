@@ -21,6 +21,9 @@ PARTIALS = "engine/partials.rs"
 PARTIAL_LANE = "engine/lane/partial.rs"
 PARTIAL_KEEPER = "engine/keeper/partial.rs"
 PARTIAL_METADATA = "metadata/partial.rs"
+JOURNAL = "journal/mod.rs"
+REPLAY = "journal/replay.rs"
+JOURNAL_KEEPER = "engine/keeper/journal.rs"
 
 BUGS = {
     "epochs-not-waited-for": (
@@ -36,11 +39,11 @@ BUGS = {
             self.volumes[&id].table.set(block, Some(mapping));
         }
         out.reply(from, reply);"""),
-         (KEEPER, "            None => self.metadata.map(id, block, target),",
+         (KEEPER, "            None => (self.metadata.map(id, block, target), None),",
           """            None if BUG && self.filling[&(id, block)].base.is_none() => {
-                Mapping { block: target, time: self.metadata.time() }
+                (Mapping { block: target, time: self.metadata.time() }, None)
             }
-            None => self.metadata.map(id, block, target),""")],
+            None => (self.metadata.map(id, block, target), None),""")],
     ),
     "reused-at-once": (
         "blocks that a commit freed go to the allocator before lanes have passed",
@@ -400,5 +403,63 @@ BUGS = {
     "feature-outlives-its-tree": (
         "the superblock keeps the feature of partial blocks when there are none any more",
         [(COMMIT, "            superblock.set_partial_tree(self.partials.root);", "            if !BUG || self.partials.root.is_some() { superblock.set_partial_tree(self.partials.root); }")],
+    ),
+    "mapping-not-recorded": (
+        "a fill is published without a record in the journal",
+        [(KEEPER, "        if !self.record(record, out) {", "        if !BUG && !self.record(record, out) {")],
+    ),
+    "unmapping-not-recorded": (
+        "a discard leaves no record in the journal",
+        [(KEEPER, "        if !gone.is_empty() && !self.record(", "        if !BUG && !gone.is_empty() && !self.record(")],
+    ),
+    "units-not-recorded": (
+        "units come to a partial block without a record in the journal",
+        [(JOURNAL_KEEPER, "        let recorded = self.append(JournalRecord::Units { block, units });",
+          "        let recorded = if BUG { Ok(()) } else { self.append(JournalRecord::Units { block, units }) };")],
+    ),
+    "journal-without-data": (
+        "a flush makes records durable, and not the data that they name",
+        [(JOURNAL_KEEPER, "        let data_first = match flush_data(&self.data) {",
+          "        let data_first = match if BUG { flush_data(&crate::disk::MemoryDisk::zeroed(0)) } else { flush_data(&self.data) } {")],
+    ),
+    "journal-not-flushed": (
+        "a flush writes that the records count, and does not flush the journal",
+        [(JOURNAL, "        self.disk.flush()?;\n        self.has_unflushed = false;", "        if !BUG { self.disk.flush()?; }\n        self.has_unflushed = false;")],
+    ),
+    "unflushed-records-count": (
+        "after a power cut all records count, whether their data got to the disk or not",
+        [(REPLAY, "    let after_power_cut = !header.boot.is_same(boot);", "    let after_power_cut = !BUG && !header.boot.is_same(boot);")],
+    ),
+    "records-outlive-their-commit": (
+        "a commit leaves the journal's generation as it was, and what it held counts again",
+        [(JOURNAL, "JournalMark { generation: self.generation + 1, ..self.mark() }", "JournalMark { generation: self.generation + u64::from(!BUG), ..self.mark() }"),
+         (JOURNAL, "        self.generation += 1;", "        self.generation += u64::from(!BUG);")],
+    ),
+    "records-trusted-after-a-failed-flush": (
+        "the data disk fails a flush, and records whose data may be lost go on to count",
+        [(STOP, "                    journal.distrust();", "                    if !BUG { journal.distrust(); }")],
+    ),
+    "replay-trusts-a-failed-flush": (
+        "the flush of a replay fails, and the next one takes the records for good that it is for",
+        [(REPLAY, "            match write_header(disk, JournalHeader { boot: BootId::UNKNOWN, ..header }) {",
+          "            match if BUG { Ok(()) } else { write_header(disk, JournalHeader { boot: BootId::UNKNOWN, ..header }) } {")],
+    ),
+    "recorded-on-what-is-not-durable": (
+        "a record names blocks by which the pool has grown since the last commit",
+        [(JOURNAL_KEEPER, "journal.has_room() && !self.is_behind)", "journal.has_room() && (BUG || !self.is_behind))")],
+        "engine::keeper::journal_tests::a_record_names_no_block_by_which_the_pool_is_not_durably_larger",
+    ),
+    "replayed-from-the-beginning": (
+        "a replay that was cut off begins with records that are in the trees",
+        [(REPLAY, "            if place.slot >= mark.from {", "            if BUG || place.slot >= mark.from {")],
+    ),
+    "failed-journal-still-named": (
+        "the commit that gives a failed journal up names it all the same",
+        [(JOURNAL_KEEPER, "        self.metadata.set_journal(None);\n        self.commit(out).is_ok()",
+          "        if !BUG { self.metadata.set_journal(None); }\n        self.commit(out).is_ok()")],
+    ),
+    "closed-with-a-journal": (
+        "a pool that is closed goes on to name its journal",
+        [(COMMANDS, "        self.metadata.set_journal(None);\n        self.journal.journal = None;", "        if !BUG { self.metadata.set_journal(None); }\n        self.journal.journal = None;")],
     ),
 }
