@@ -153,6 +153,7 @@ fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) ->
         data: outcome.data,
         metadata: outcome.metadata,
         partial_blocks: outcome.partial_blocks,
+        journal: superblock.journal().is_some(),
         nodes,
         findings,
         findings_omitted,
@@ -200,6 +201,8 @@ pub struct Mended {
     pub space_maps: bool,
     /// The flag by which the pool asks for a check was taken away.
     pub needs_check: bool,
+    /// The journal that the superblock named is forgotten.
+    pub journal: bool,
 }
 
 /// What a mend in place may do.
@@ -209,6 +212,8 @@ pub struct MendOptions {
     pub space_maps: bool,
     /// Take the flag away by which the pool asks for a check, when nothing is damaged.
     pub needs_check: bool,
+    /// Go on without the changes in a journal that is lost.
+    pub journal: bool,
 }
 
 /// Checks, and mends in place what can be mended without a loss. New space maps go to free blocks and count once the
@@ -246,6 +251,12 @@ pub fn check_and_mend(
         build::replace_superblock(disk, &looked.superblock)?;
         mended.needs_check = true;
         looked.report.superblock.needs_check = false;
+    }
+    if mend.journal && looked.superblock.journal().is_some() && looked.report.verdict != Verdict::Damage {
+        looked.superblock.set_journal(None);
+        build::replace_superblock(disk, &looked.superblock)?;
+        mended.journal = true;
+        looked = look(disk, options)?;
     }
     Ok((looked.report, mended))
 }

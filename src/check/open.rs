@@ -9,8 +9,9 @@ use crate::units::{META_BLOCK_BYTES, MetaBlock};
 
 /// Where the superblock's fields end; behind them everything is zero unless somebody extended the format.
 const FIELDS_END: usize = 364;
-/// The same of a superblock with a tree of partial blocks.
+/// The same of a superblock with a tree of partial blocks, and of one that names a journal.
 const EXTENDED_FIELDS_END: usize = 372;
+const JOURNAL_FIELDS_END: usize = 396;
 
 /// Beginnings of things that are given instead of metadata by mistake.
 const LOOKS_LIKE: [(&[u8], usize, &str); 7] = [
@@ -70,6 +71,14 @@ fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
         );
         findings.note(Severity::Damage, Some(MetaBlock::SUPERBLOCK), "superblock", message);
     }
+    if let Some(journal) = superblock.journal() {
+        let message = format!(
+            "a journal holds changes on top of this commit (number {:#x}, generation {}): the pool was not closed. Serving it \
+             brings them in",
+            journal.id, journal.generation
+        );
+        findings.note(Severity::Note, Some(MetaBlock::SUPERBLOCK), "superblock", message);
+    }
     let mut note = |message: String| {
         findings.note(Severity::Note, Some(MetaBlock::SUPERBLOCK), "superblock", message);
     };
@@ -85,7 +94,13 @@ fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
     if superblock.compat_flags != 0 {
         note(format!("unknown compatible features {:#x}", superblock.compat_flags));
     }
-    let end = if extended || superblock.partial_root != 0 { EXTENDED_FIELDS_END } else { FIELDS_END };
+    let end = if superblock.journal().is_some() {
+        JOURNAL_FIELDS_END
+    } else if extended || superblock.partial_root != 0 {
+        EXTENDED_FIELDS_END
+    } else {
+        FIELDS_END
+    };
     if block.0[end..].iter().any(|byte| *byte != 0) {
         note(format!("bytes behind the last field (from {end} on) are not zero"));
     }

@@ -53,8 +53,13 @@ impl<'a> Source<'a> {
     }
 
     /// The superblock, which must be sound, or its copy in a metadata snapshot. `Unsupported` when the pool has partial blocks,
-    /// whose mappings say less than they seem to; only a check knows of these.
+    /// whose mappings say less than they seem to, or a journal with changes; only a check goes on with these.
     pub(super) fn superblock(&self, number: MetaBlock) -> Result<Superblock> {
+        self.superblock_beside(number).and_then(without_journal)
+    }
+
+    /// The same for whoever looks at the metadata snapshot that it names, for which a journal means nothing.
+    pub(super) fn superblock_beside(&self, number: MetaBlock) -> Result<Superblock> {
         of_whole_blocks(Superblock::read(&*self.raw(number)?, number)?)
     }
 
@@ -133,6 +138,18 @@ impl Batch {
 fn run_length(numbers: &[MetaBlock]) -> usize {
     let follows = numbers.windows(2).take_while(|pair| pair[0].0.checked_add(1) == Some(pair[1].0));
     1 + follows.count()
+}
+
+/// The superblock, unless a journal holds changes on top of it: see [`Source::superblock`].
+pub(super) fn without_journal(superblock: Superblock) -> Result<Superblock> {
+    match superblock.journal() {
+        None => Ok(superblock),
+        Some(_) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "a journal holds changes on top of the metadata, which only the pool's own daemon brings in",
+        )
+        .hint("serve the pool and close it (`uthin serve`, `uthin pool close`), then try again")),
+    }
 }
 
 /// The superblock, unless the pool has partial blocks: see [`Source::superblock`].

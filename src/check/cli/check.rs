@@ -56,14 +56,18 @@ pub(super) struct Arguments {
     /// When nothing is damaged, take away the flag by which the pool asks for a check.
     #[arg(long)]
     clear_needs_check_flag: bool,
+    /// When nothing is damaged, go on without the pool's journal, which is lost: what was written or discarded since the last commit
+    /// is then as it was before, flushed or not.
+    #[arg(long)]
+    forget_journal: bool,
     /// The volumes of the metadata snapshot instead of the live ones.
-    #[arg(short, long, conflicts_with_all = ["auto_repair", "clear_needs_check_flag"])]
+    #[arg(short, long, conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal"])]
     metadata_snap: bool,
     /// The tree of volumes is in this block.
-    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "metadata_snap"])]
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal", "metadata_snap"])]
     override_mapping_root: Option<u64>,
     /// The details are in this block.
-    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "metadata_snap"])]
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal", "metadata_snap"])]
     override_details_root: Option<u64>,
 }
 
@@ -84,7 +88,11 @@ impl Arguments {
     }
 
     fn look(&self) -> Result<(Report, Mended)> {
-        let mend = MendOptions { space_maps: self.auto_repair, needs_check: self.clear_needs_check_flag };
+        let mend = MendOptions {
+            space_maps: self.auto_repair,
+            needs_check: self.clear_needs_check_flag,
+            journal: self.forget_journal,
+        };
         if mend == MendOptions::default() {
             let state = if self.metadata_snap { State::Snapshot } else { State::Live };
             let disk = Watched::new(open_state(&self.metadata, state)?, CHECKING, self.quiet);
@@ -108,6 +116,9 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     } else if !arguments.quiet {
         terminal.say(&report_text(&arguments.metadata, &report, &names));
         terminal.say(mended_text(mended));
+        if mended.journal {
+            terminal.say("mended: the journal is forgotten, and what it held is lost\n");
+        }
         if terminal.is_compatible {
             terminal.say(&tool_text(&report));
         }
@@ -185,6 +196,9 @@ fn report_text(path: &Path, report: &Report, names: &Names) -> String {
     if report.partial_blocks > 0 {
         let words = "partial blocks: only uthin opens it until `uthin pool settle`";
         text += &format!("{:<10}{} {words}\n", "partial", report.partial_blocks);
+    }
+    if report.journal {
+        text += &format!("{:<10}holds changes on top of this: serve the pool to bring them in\n", "journal");
     }
     for finding in &report.findings {
         write!(text, "\n{finding}\n").expect("a string takes everything");

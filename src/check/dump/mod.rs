@@ -15,7 +15,7 @@ pub(in crate::check) use text::{Text, WRITING};
 pub(in crate::check) use xml::XmlSink;
 
 use super::forest::{Damage, Forest, LeafPlace, Refuse, read_leaves};
-use super::source::Source;
+use super::source::{Source, without_journal};
 use super::stream::{Joiner, PoolRecord, Sink, VolumeRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
@@ -58,9 +58,9 @@ pub(super) struct Plan {
 
 /// The superblock of a state of the pool.
 pub(super) fn superblock_of(source: Source<'_>, state: State) -> Result<Superblock> {
-    let live = source.superblock(MetaBlock::SUPERBLOCK);
+    let live = source.superblock_beside(MetaBlock::SUPERBLOCK);
     match state {
-        State::Live => live,
+        State::Live => live.and_then(without_journal),
         // What its copy maps may be partial, too, and the live one tells.
         State::SnapshotAt(number) => match live {
             Err(error) if error.kind() == ErrorKind::Unsupported => Err(error),

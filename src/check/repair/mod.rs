@@ -16,7 +16,7 @@ use super::build::Overrides;
 use super::dump::{Plan, VolumePlan, pool_record};
 use super::forest::LeafPlace;
 use super::open;
-use super::source::{Source, of_whole_blocks};
+use super::source::{Source, of_whole_blocks, without_journal};
 use super::stream::{PoolRecord, VolumeRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{SUPERBLOCK_VERSION, Superblock};
@@ -141,7 +141,7 @@ fn superblock_to_believe(source: Source<'_>) -> (Result<Superblock>, Option<Stri
     match carried {
         Ok(carried) => {
             let fault = error.message().to_owned();
-            (of_whole_blocks(carried), Some(fault))
+            (of_whole_blocks(carried).and_then(without_journal), Some(fault))
         }
         Err(_) => (superblock, None),
     }

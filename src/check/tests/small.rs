@@ -57,7 +57,7 @@ pub(super) fn with_metadata_snapshot() -> Image {
     image.blocks[0] = live.encode(MetaBlock::SUPERBLOCK);
     let disk = MemoryDisk::from_bytes(image.bytes());
     // It has references now that the space map does not know of.
-    let mend = MendOptions { space_maps: true, needs_check: false };
+    let mend = MendOptions { space_maps: true, ..MendOptions::default() };
     let (report, _) = check_and_mend(&disk, &CheckOptions::default(), mend).unwrap();
     assert!(report.is_clean(), "{}", report.to_lines());
     Image::of(&disk)
