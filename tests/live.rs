@@ -36,6 +36,11 @@ fn ten_kills_lose_no_acknowledged_flush_of_partial_blocks() {
 }
 
 #[test]
+fn ten_kills_lose_no_acknowledged_write_of_a_pool_with_a_journal() {
+    story("torture.py", &["10", "20261123", "partial", "journal"]);
+}
+
+#[test]
 fn snapshots_every_second_for_a_minute_equal_a_model_of_their_moment() {
     story("snapshots.py", &["60"]);
 }

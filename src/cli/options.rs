@@ -3,7 +3,7 @@
 use super::size;
 use crate::control::api::{Discard, SetPool};
 use crate::control::options::{FreeSpace, VolumeWhenFull};
-use crate::engine::{SmallWrites, WhenFull};
+use crate::engine::{JournalMode, SmallWrites, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 
@@ -23,6 +23,10 @@ pub(super) struct OptionArgs {
     /// told otherwise
     #[arg(long, value_enum)]
     small_writes: Option<SmallWritesArg>,
+    /// Whether a daemon records changes in a journal, so that a flush is no metadata transaction and the death of the daemon loses
+    /// nothing: `none` unless the pool was told otherwise. In force from the next time that the pool is served
+    #[arg(long, value_enum)]
+    journal: Option<JournalArg>,
 }
 
 /// What a pool does when its space runs low.
@@ -102,6 +106,7 @@ pub(super) fn changes(options: OptionArgs, attention: AttentionArgs) -> SetPool 
         discard: options.discard(),
         zero_new_blocks: options.zero_new_blocks(),
         small_writes: options.small_writes(),
+        journal: options.journal(),
         low_water: attention.low_water,
         when_full: attention.when_full,
         min_free: attention.min_free,
@@ -117,6 +122,13 @@ impl OptionArgs {
         self.small_writes.map(|small_writes| match small_writes {
             SmallWritesArg::Copy => SmallWrites::Copy,
             SmallWritesArg::Partial => SmallWrites::Partial,
+        })
+    }
+
+    pub(super) fn journal(self) -> Option<JournalMode> {
+        self.journal.map(|journal| match journal {
+            JournalArg::None => JournalMode::None,
+            JournalArg::File => JournalMode::File,
         })
     }
 
@@ -143,6 +155,22 @@ pub(super) fn small_writes_word(small_writes: SmallWrites) -> &'static str {
     match small_writes {
         SmallWrites::Copy => "copy",
         SmallWrites::Partial => "partial",
+    }
+}
+
+/// Where changes are recorded.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum JournalArg {
+    /// Nowhere: every flush commits, as dm-thin does it
+    None,
+    /// In the file `journal` of the pool's directory. dm-thin knows the pool only once it is closed
+    File,
+}
+
+pub(super) fn journal_word(journal: JournalMode) -> &'static str {
+    match journal {
+        JournalMode::None => "none",
+        JournalMode::File => "file",
     }
 }
 

@@ -1,7 +1,8 @@
 //! `uthin pool`.
 
 use super::options::{
-    AttentionArgs, OptionArgs, changes, discard_word, free_space_shown, small_writes_word, when_full_shown,
+    AttentionArgs, OptionArgs, changes, discard_word, free_space_shown, journal_word, small_writes_word,
+    when_full_shown,
 };
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, docker, look, print, print_json, refuse_table_options, size};
@@ -323,6 +324,12 @@ const COLUMNS: &[Column<PoolInfo>] = &[
         by_default: true,
         cell: |pool| Cell::Text(small_writes_word(pool.small_writes).to_owned()),
     },
+    Column {
+        name: "journal",
+        by_default: true,
+        cell: |pool| Cell::Text(pool.journal.state.word().to_owned()),
+    },
+    Column { name: "journal_used", by_default: false, cell: |pool| Cell::Bytes(pool.journal.used_bytes) },
     Column { name: "partial_blocks", by_default: true, cell: |pool| Cell::Number(pool.partial_blocks) },
     Column {
         name: "low_water",
@@ -407,14 +414,14 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
     let request = changes(args, attention);
     if request == SetPool::default() {
         return Err(Error::new(ErrorKind::Invalid, "nothing to set").hint(
-            "give --discard, --zero, --no-zero, --small-writes, --low-water, --when-full or --min-free",
+            "give --discard, --zero, --no-zero, --small-writes, --journal, --low-water, --when-full or --min-free",
         ));
     }
     let settings = change(pool, |pool| pool.set_pool(&request))?;
     if json {
         return print_json(&settings);
     }
-    let PoolOptions { discard, zero_new_blocks, small_writes, low_water, when_full, min_free } =
+    let PoolOptions { discard, zero_new_blocks, small_writes, journal, low_water, when_full, min_free } =
         settings.options;
     let zero = if zero_new_blocks { "yes" } else { "no" };
     let rest = if settings.in_force {
@@ -423,13 +430,14 @@ fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -
         "; what holds the data cannot discard: freed blocks keep their space"
     };
     print(&format!(
-        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}, min free {}, small writes {}{rest}\n",
+        "pool {}: discard {}, zero new blocks {zero}, low water {}, when full {}, min free {}, small writes {}, journal {}{rest}\n",
         pool.text(),
         discard_word(discard),
         free_space_shown(low_water),
         when_full_shown(when_full),
         free_space_shown(min_free),
-        small_writes_word(small_writes)
+        small_writes_word(small_writes),
+        journal_word(journal)
     ))
 }
 

@@ -55,6 +55,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         insecure_tcp: args.insecure_tcp,
         zero_new_blocks: args.options.zero_new_blocks(),
         small_writes: args.options.small_writes(),
+        journal: args.options.journal(),
         settle_seconds: args.settle_seconds,
         discard: args.options.discard(),
         map_bytes: args.map_memory,

@@ -3,13 +3,14 @@
 //! Sizes are integers in bytes, enums lower-case words. Every answer carries `"schema": "uthin/v1"`; within that version
 //! fields are added, never changed or removed, so readers must not mind fields that they do not know.
 
+use super::journal::JournalInfo;
 use super::label::{LabelChanges, Labels};
 pub use super::message::{MessageDone, MessageRequest};
 use super::name::VolumeName;
 use super::options::{FreeSpace, PoolOptions, VolumeWhenFull};
 use super::settle::{PoolSettled, SettlePool};
 pub use crate::engine::Discard;
-use crate::engine::{SmallWrites, WhenFull};
+use crate::engine::{JournalMode, SmallWrites, WhenFull};
 use crate::error::{Error, Result};
 use crate::units::META_BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
@@ -173,6 +174,9 @@ pub struct PoolInfo {
     /// Bytes of volumes' maps in the daemon's memory.
     #[serde(default)]
     pub map_bytes: u64,
+    /// The journal.
+    #[serde(default)]
+    pub journal: JournalInfo,
     /// What is kept with the pool: in force when it is opened next, where the daemon was told otherwise for its own time.
     #[serde(default)]
     pub options: PoolOptions,
@@ -259,6 +263,9 @@ pub struct SetPool {
     /// What the first write to a shared or fresh block does with the rest of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub small_writes: Option<SmallWrites>,
+    /// Whether a daemon keeps a journal: in force from the next one on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalMode>,
     /// With less free space than this the pool asks for attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_water: Option<FreeSpace>,
@@ -785,114 +792,5 @@ pub trait PoolApi {
 pub(super) use tests::sample as sample_pool;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    pub(in super::super) fn sample() -> PoolInfo {
-        PoolInfo {
-            schema: SCHEMA.to_owned(),
-            pool: "p".to_owned(),
-            path: "/p".to_owned(),
-            mode: Mode::Rw,
-            health: Health::Ok,
-            failure: None,
-            transaction_id: 0,
-            time: 0,
-            block_size_bytes: 65_536,
-            data: DataSpace {
-                total_bytes: 65_536_000_000,
-                used_bytes: 0,
-                free_bytes: 65_536_000_000,
-                times_full: 0,
-            },
-            metadata: MetadataSpace {
-                total_bytes: 1024 * 4096,
-                used_bytes: 70 * 4096,
-                free_bytes: 852 * 4096,
-                reserve_bytes: 102 * 4096,
-                is_full: false,
-                times_full: 0,
-            },
-            volumes: 0,
-            virtual_bytes: 0,
-            deleting: vec![],
-            held_root: None,
-            discard: Discard::Passdown,
-            zero_new_blocks: true,
-            small_writes: SmallWrites::Copy,
-            partial_blocks: 0,
-            when_full: WhenFull::default(),
-            queue_expired: false,
-            waiting_for_space: 0,
-            map_bytes: 0,
-            options: PoolOptions::default(),
-            needs_check: false,
-            served_by: None,
-            exports: vec![],
-            notes: vec![],
-        }
-    }
-
-    #[test]
-    fn the_dm_line_is_the_kernels() {
-        let mut info = sample();
-        assert_eq!(info.dm_line(), "0 172/1024 0/1000000 - rw discard_passdown error_if_no_space - 256 ");
-        info.held_root = Some(17);
-        info.transaction_id = 5;
-        info.mode = Mode::OutOfDataSpace;
-        info.discard = Discard::NoPassdown;
-        info.data.used_bytes = 65_536;
-        info.metadata.total_bytes = 16_384 * 4096;
-        info.metadata.free_bytes = 10_000 * 4096;
-        assert_eq!(
-            info.dm_line(),
-            "5 6384/16384 1/1000000 17 out_of_data_space no_discard_passdown error_if_no_space - 1024 "
-        );
-        info.discard = Discard::Ignore;
-        info.when_full = WhenFull::Queue(60);
-        assert!(info.dm_line().contains(" out_of_data_space ignore_discard queue_if_no_space - "));
-        info.queue_expired = true;
-        assert!(info.dm_line().contains(" ignore_discard error_if_no_space - "));
-        info.needs_check = true;
-        info.mode = Mode::Ro;
-        assert!(info.dm_line().contains(" ro ") && info.dm_line().contains(" needs_check 1024 "));
-        info.mode = Mode::Fail;
-        assert_eq!(info.dm_line(), "Fail");
-    }
-
-    #[test]
-    fn a_pool_asks_for_attention_before_it_is_full() {
-        let mut info = sample();
-        assert_eq!(info.assess(), Health::Ok);
-        info.data.free_bytes = 6_553_600_000;
-        assert_eq!(info.assess(), Health::Ok, "10% are the mark");
-        info.data.free_bytes -= 65_536;
-        assert_eq!(info.assess(), Health::Low);
-        info.options.low_water = FreeSpace::Bytes(65_536);
-        assert_eq!(info.assess(), Health::Ok);
-        info.metadata.free_bytes = 255 * 4096;
-        assert_eq!(info.assess(), Health::Low);
-        info.metadata.free_bytes = 0;
-        assert_eq!(info.assess(), Health::Critical);
-        for mode in [Mode::Ro, Mode::OutOfDataSpace, Mode::Fail] {
-            assert_eq!(PoolInfo { mode, ..sample() }.assess(), Health::Critical);
-        }
-        assert_eq!(PoolInfo { needs_check: true, ..sample() }.assess(), Health::Critical);
-        let full = DataSpace { free_bytes: 0, ..sample().data };
-        assert_eq!(PoolInfo { data: full, ..sample() }.assess(), Health::Critical);
-        assert_eq!(FreeSpace::Percent(100).bytes_of(u64::MAX), u64::MAX);
-        assert!(FreeSpace::Percent(100).check().is_ok() && FreeSpace::Percent(101).check().is_err());
-    }
-
-    #[test]
-    fn json_has_lower_case_words_and_bytes() {
-        let json = serde_json::to_value(sample()).expect("JSON");
-        assert_eq!(json["schema"], "uthin/v1");
-        assert_eq!(json["mode"], "rw");
-        assert_eq!(json["discard"], "passdown");
-        assert_eq!(json["served_by"], serde_json::Value::Null);
-        assert_eq!(json["metadata"]["reserve_bytes"], 102 * 4096);
-        let back: PoolInfo = serde_json::from_value(json).expect("our own JSON");
-        assert_eq!(back, sample());
-    }
-}
+#[path = "api_tests.rs"]
+mod tests;

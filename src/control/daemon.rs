@@ -10,6 +10,7 @@ use super::catalog_file::LoggedCatalog;
 use super::exports::Exports as BlockDevices;
 use super::hook;
 use super::http::{self, CloseRequest};
+use super::journal;
 use super::listen;
 use super::name::{PoolRef, VolumeName};
 use super::open::{OpenPool, open_to_serve};
@@ -18,9 +19,10 @@ use super::pool_dir::{PoolDir, short_socket_path};
 use super::service::{Executor, Parts, Service};
 use super::time;
 use crate::driver::Pool;
-use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, Keeper, KeeperOptions, SmallWrites};
+use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, JournalMode, Keeper, KeeperOptions, SmallWrites};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
+use crate::metadata::Access;
 use crate::units::BlockSize;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -53,6 +55,8 @@ pub struct ServeOptions {
     pub zero_new_blocks: Option<bool>,
     /// What the first write to a block does with its rest; `None`: as is kept with the pool.
     pub small_writes: Option<SmallWrites>,
+    /// Whether to keep a journal; `None`: as is kept with the pool.
+    pub journal: Option<JournalMode>,
     /// How long making whole blocks of partial ones may take when the pool is closed.
     pub settle_seconds: u64,
     /// What becomes of the space of freed blocks; `None`: as is kept with the pool.
@@ -176,12 +180,13 @@ async fn watch_pool(service: Arc<Service>) {
 
 /// The pool with its keeper, and what an earlier run left to do under way.
 fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Pool, BlockSize)> {
-    let opened = open_to_serve(dir)?;
+    let mut opened = open_to_serve(dir)?;
     let kept = opened.catalog.options;
     let in_force = PoolOptions {
         discard: options.discard.unwrap_or(kept.discard),
         zero_new_blocks: options.zero_new_blocks.unwrap_or(kept.zero_new_blocks),
         small_writes: options.small_writes.unwrap_or(kept.small_writes),
+        journal: options.journal.unwrap_or(kept.journal),
         ..kept
     };
     let keeper_options = KeeperOptions {
@@ -195,10 +200,18 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         behind: opened.behind(),
         map_bytes: options.map_bytes.unwrap_or(DEFAULT_MAP_BYTES),
     };
+    let journal = match (in_force.journal, opened.metadata.access()) {
+        (JournalMode::File, Access::ReadWrite) => Some(journal::begin(dir, &mut opened)?),
+        (JournalMode::File, Access::ReadOnly) | (JournalMode::None, _) => None,
+    };
     let OpenPool { path, metadata, data, catalog, notes } = opened;
     let block_size = metadata.geometry().block_size;
     let data = Arc::new(data);
-    let driver = Pool::start(Keeper::new(metadata, data.clone(), keeper_options)?, data)?;
+    let mut keeper = Keeper::new(metadata, data.clone(), keeper_options)?;
+    if let Some(journal) = journal {
+        keeper.use_journal(journal);
+    }
+    let driver = Pool::start(keeper, data)?;
     driver.start_settler()?;
     let executor = Box::new(PoolExecutor(driver.clone()));
     let store = Box::new(LoggedCatalog::new(dir.catalog()));

@@ -175,8 +175,11 @@ fn carry_out(pool: &PoolRef, dir: &PoolDir, mend: &Mend) -> Result<()> {
         Mend::Open => direct::open_to_change(pool)?.close(),
         Mend::SpaceMaps | Mend::NeedsCheck => {
             let disk = FileDisk::open(&dir.metadata(), OpenMode::ReadWrite)?.through_page_cache()?;
-            let options =
-                MendOptions { space_maps: *mend == Mend::SpaceMaps, needs_check: *mend == Mend::NeedsCheck };
+            let options = MendOptions {
+                space_maps: *mend == Mend::SpaceMaps,
+                needs_check: *mend == Mend::NeedsCheck,
+                journal: false,
+            };
             check_and_mend(&disk, &CheckOptions::default(), options).map(drop)
         }
         Mend::ExtendData(size_bytes) => {
@@ -245,6 +248,21 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
         Ok(metadata) => metadata,
         Err(error) => return findings.push(Finding::of_error("metadata", &as_found(error, &name))),
     };
+    if metadata.journal().is_some() {
+        let (what, severity) = match dir.journal().try_exists() {
+            Ok(true) => {
+                ("it was not closed: changes since the last commit are in its journal", Severity::Note)
+            }
+            Ok(false) | Err(_) => {
+                ("it was not closed, and its journal, which holds changes, is missing", Severity::Problem)
+            }
+        };
+        findings.push(match severity {
+            Severity::Note => Finding::new("journal", severity, what).mend(Mend::Open),
+            Severity::Warning | Severity::Problem => Finding::new("journal", severity, what)
+                .hint("put the file `journal` back into the pool's directory"),
+        });
+    }
     examine_data(&mut metadata, &data, findings);
     match compare(dir, &mut metadata) {
         Ok((loaded, reconciled)) => {
@@ -368,6 +386,7 @@ fn examine_catalog(reconciled: &Reconciled, findings: &mut Vec<Finding>) {
             NoteKind::VolumeGrown => ("volume-size", Severity::Warning, true),
             NoteKind::VolumeSize => ("volume-size", Severity::Warning, false),
             NoteKind::UnreadableMap => ("unreadable-map", Severity::Problem, false),
+            NoteKind::Journal => ("journal", Severity::Note, true),
         };
         let found = Finding::new(code, severity, &note.text);
         findings.push(if mend { found.mend(Mend::Open) } else { found });

@@ -20,6 +20,7 @@ mod export_volume;
 pub mod exports;
 pub mod hook;
 pub mod http;
+pub mod journal;
 pub mod label;
 pub(crate) mod listen;
 mod message;

@@ -2,6 +2,7 @@
 
 use super::catalog::Catalog;
 use super::catalog_file::Loaded;
+use super::journal;
 use super::origin;
 use super::pool_dir::{PoolDir, PoolDisks};
 use super::reconcile::{FoundVolume, Note, Reconciled, reconcile};
@@ -71,7 +72,12 @@ fn open_by(
     let mut metadata = open(metadata).map_err(|error| as_found(error, &metadata_name))?;
     check_data_size(&metadata, &data)?;
     let store = dir.catalog();
-    let (loaded, Reconciled { catalog, notes, lost, keep_copy }) = compare(dir, &mut metadata)?;
+    let journal_note = match mode {
+        OpenMode::ReadWrite => journal::recover(dir, &mut metadata, &data)?,
+        OpenMode::ReadOnly | OpenMode::ReadBeside => metadata.journal().map(|_| journal::not_brought_in()),
+    };
+    let (loaded, Reconciled { catalog, mut notes, lost, keep_copy }) = compare(dir, &mut metadata)?;
+    notes.extend(journal_note);
     match metadata.access() {
         Access::ReadOnly => {}
         Access::ReadWrite => {

@@ -1,7 +1,7 @@
 //! How a pool is to be run: kept in its catalog, in force whenever somebody opens it. A lost catalog means the defaults.
 
 use super::api::SetPool;
-use crate::engine::{Discard, SmallWrites, WhenFull};
+use crate::engine::{Discard, JournalMode, SmallWrites, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,9 @@ pub struct PoolOptions {
     /// older programs read it.
     #[serde(skip_serializing_if = "is_copy")]
     pub small_writes: SmallWrites,
+    /// Whether a daemon keeps a journal. Left away where it does not, for the same reason.
+    #[serde(skip_serializing_if = "is_none")]
+    pub journal: JournalMode,
     /// With less free space than this the pool asks for attention.
     pub low_water: FreeSpace,
     /// What becomes of writes that need a block when none is free.
@@ -63,12 +66,17 @@ fn is_copy(small_writes: &SmallWrites) -> bool {
     *small_writes == SmallWrites::Copy
 }
 
+fn is_none(journal: &JournalMode) -> bool {
+    *journal == JournalMode::None
+}
+
 impl Default for PoolOptions {
     fn default() -> Self {
         PoolOptions {
             discard: Discard::Passdown,
             zero_new_blocks: true,
             small_writes: SmallWrites::Copy,
+            journal: JournalMode::None,
             low_water: FreeSpace::Percent(10),
             when_full: WhenFull::default(),
             min_free: FreeSpace::Percent(0),
@@ -95,6 +103,7 @@ impl PoolOptions {
             discard: request.discard.unwrap_or(self.discard),
             zero_new_blocks: request.zero_new_blocks.unwrap_or(self.zero_new_blocks),
             small_writes: request.small_writes.unwrap_or(self.small_writes),
+            journal: request.journal.unwrap_or(self.journal),
             low_water: request.low_water.unwrap_or(self.low_water),
             when_full: request.when_full.unwrap_or(self.when_full),
             min_free: request.min_free.unwrap_or(self.min_free),

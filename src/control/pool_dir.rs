@@ -7,6 +7,7 @@
 //! | `catalog.json` | names and sizes ([`super::catalog`]); `catalog.json.bak` keeps what a stale one was replaced by |
 //! | `catalog.log` | what has changed since, while a daemon runs ([`super::catalog_log`]) |
 //! | `catalog.json.new` | the space for the next catalog ([`super::replace`]) |
+//! | `journal` | changes since the last commit, if the pool keeps a journal ([`super::journal`]) |
 //! | `control.sock` | the daemon's control socket, while one runs |
 //! | `nbd.sock` | where it serves NBD unless told otherwise |
 //! | `dev` | links to the volumes' block devices, while there are any |
@@ -75,6 +76,11 @@ impl PoolDir {
     /// The data's place.
     pub fn data(&self) -> PathBuf {
         self.path.join("data")
+    }
+
+    /// The journal's place; there may be none.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
     }
 
     /// The control socket's place.

@@ -58,6 +58,8 @@ pub enum NoteKind {
     VolumeGrown,
     /// A volume whose map cannot be read.
     UnreadableMap,
+    /// A journal that an earlier daemon left behind.
+    Journal,
 }
 
 /// What was put right, or would have to be.

@@ -498,6 +498,7 @@ impl PoolApi for Service {
             queue_expired: status.queue_expired,
             waiting_for_space: status.waiting_for_space as u64,
             map_bytes: status.map_bytes,
+            journal: status.journal.into(),
             options: catalog.options,
             needs_check: status.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),

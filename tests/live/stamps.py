@@ -27,7 +27,8 @@ def stamps_in(data):
 class Model:
     """Thread-safe; writes in flight never overlap (each writer has sectors of its own)."""
 
-    def __init__(self, sectors):
+    def __init__(self, sectors, keeps_all=False):
+        self.keeps_all = keeps_all  # a crash leaves whatever was acknowledged, flushed or not
         self.lock = threading.Lock()
         self.clock = 0
         self.next_stamp = 1
@@ -82,7 +83,8 @@ class Model:
 
     def _allowed(self, sector):
         """What a crash may have left."""
-        allowed = {stamp for _, stamp in self.history[sector]}
+        history = self.history[sector]
+        allowed = {stamp for _, stamp in (history[-1:] if self.keeps_all else history)}
         if sector in self.in_flight:
             allowed.add(self.in_flight[sector])
         return allowed

@@ -2,7 +2,8 @@
 """Several NBD clients write stamped sectors, discard, zero and flush, and volumes come and go, when the daemon is killed with SIGKILL:
 whatever was acknowledged as durable is there.
 
-    torture.py [ROUNDS [SEED [partial]]]     (default 20, and a seed by chance, which is told; with partial blocks)
+    torture.py [ROUNDS [SEED [partial] [journal]]]     (default 20, and a seed by chance, which is told; with partial blocks; with
+                                                        a journal, by which whatever was acknowledged is there, flushed or not)
 
 Each round: serve, load for a moment, kill -9, three checkers on the metadata, serve again (now and then killed in that, too), compare every
 sector of the volume and of every snapshot with the model, and the volumes that there are with those that there may be. At the end all is
@@ -113,11 +114,11 @@ def read_all(pool, volume):
 class Torture:
     """A pool's volumes, and what is known of them: v1, which is written, its snapshots, and what an operation that was cut off left open."""
 
-    def __init__(self, pool, chance, others=()):
+    def __init__(self, pool, chance, others=(), keeps_all=False):
         self.pool = pool
         self.chance = chance
         self.others = others  # volumes that are none of our business
-        self.model = Model(SECTORS)
+        self.model = Model(SECTORS, keeps_all)
         self.snapshots = {}  # by name, what they hold
         self.being_taken = {}  # likewise, of those that may be there or not
         self.being_deleted = {}  # likewise; None for a volume about whose contents nobody cares
@@ -256,10 +257,11 @@ def story(folder, arguments):
     print(f"seed {seed}", flush=True)
     chance = random.Random(seed)
     begin = time.monotonic()
-    options = ["--small-writes", "partial"] if arguments[2:] == ["partial"] else []
+    ways = {"partial": ["--small-writes", "partial"], "journal": ["--journal", "file"]}
+    options = [word for way in arguments[2:] for word in ways[way]]
     with Pool(folder, "1G", *options) as pool:
         uthin("volume", "create", pool.path / "v1", "--size", str(VOLUME_BYTES))
-        torture = Torture(pool, chance)
+        torture = Torture(pool, chance, keeps_all="journal" in arguments[2:])
         pool.serve()
         for number in range(rounds):
             try:

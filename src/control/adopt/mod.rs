@@ -217,6 +217,11 @@ fn open_sound(wanted: &Adopt, notes: &mut Vec<String>) -> Result<(Metadata<FileD
             _ => error,
         }
     })?;
+    if metadata.journal().is_some() {
+        let what = format!("{name}: a journal holds changes on top of the metadata");
+        return Err(Error::new(ErrorKind::WrongState, what)
+            .hint("serve and close the pool that it belongs to first: that brings them in"));
+    }
     check_data_size(&metadata, &data).map_err(|error| {
         error.hint("these two do not belong together, or the data was cut off: name the right devices")
     })?;

@@ -1,0 +1,185 @@
+//! The journal of a pool: the file `journal` in its directory, made when a daemon begins one for the first time.
+//!
+//! Whoever opens a pool to change it brings in what its journal holds. Only a daemon begins one: commands that open a pool by
+//! themselves commit what they do.
+
+use super::open::OpenPool;
+use super::pool_dir::PoolDir;
+use super::reconcile::{Note, NoteKind};
+use crate::disk::{Disk, FileDisk, OpenMode};
+use crate::engine::JournalStatus;
+use crate::error::{Error, ErrorKind, Result};
+use crate::journal::{self, BootId, Journal, Recovered};
+use crate::metadata::Metadata;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+/// Size of a journal: room for half a million changes, or for eight thousand flushes, between two commits.
+const JOURNAL_BYTES: u64 = 32 << 20;
+/// What is written at a time when one is made.
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// How a pool's journal is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JournalState {
+    /// There is none.
+    #[default]
+    None,
+    /// Changes are recorded.
+    On,
+    /// It could not be written, and there is none until the pool is served again.
+    Failed,
+}
+
+/// What `pool status` says of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JournalInfo {
+    /// How it is.
+    pub state: JournalState,
+    /// What the changes since the last commit take.
+    pub used_bytes: u64,
+    /// What they may take.
+    pub total_bytes: u64,
+}
+
+impl From<JournalStatus> for JournalInfo {
+    fn from(status: JournalStatus) -> Self {
+        match status {
+            JournalStatus::Off => JournalInfo::default(),
+            JournalStatus::Failed => JournalInfo { state: JournalState::Failed, ..JournalInfo::default() },
+            JournalStatus::On { used_bytes, total_bytes } => {
+                JournalInfo { state: JournalState::On, used_bytes, total_bytes }
+            }
+        }
+    }
+}
+
+impl JournalState {
+    /// For people.
+    pub fn word(self) -> &'static str {
+        match self {
+            JournalState::None => "none",
+            JournalState::On => "on",
+            JournalState::Failed => "failed",
+        }
+    }
+}
+
+/// Brings in what the pool's journal holds, if its metadata name one; what there is to say about that.
+pub(super) fn recover(
+    dir: &PoolDir,
+    metadata: &mut Metadata<FileDisk>,
+    data: &FileDisk,
+) -> Result<Option<Note>> {
+    if metadata.journal().is_none() {
+        return Ok(None);
+    }
+    let disk = open_file(dir)?;
+    let disk = disk.as_ref().map(|disk| disk as &dyn Disk);
+    let recovered = journal::recover(metadata, data, disk, boot_id());
+    let Some(Recovered { records, after_power_cut }) = recovered.map_err(lost)? else { return Ok(None) };
+    if records == 0 {
+        return Ok(None);
+    }
+    let rest = if after_power_cut { "; what nobody had flushed may be missing" } else { "" };
+    let text = format!("the pool was not closed: {records} changes were brought in from its journal{rest}");
+    Ok(Some(Note { kind: NoteKind::Journal, text }))
+}
+
+/// What somebody has to know who only looks at a pool whose journal was not brought in.
+pub(super) fn not_brought_in() -> Note {
+    let text = "the pool was not closed: its journal may hold changes that are not shown here, until it is served or changed";
+    Note { kind: NoteKind::Journal, text: text.to_owned() }
+}
+
+/// Nobody can bring in what is not there.
+fn lost(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::WrongState | ErrorKind::Corrupt => error.hint(
+            "put the right file `journal` back into the pool's directory. If it is gone for good, `uthin-fsck check \
+             --forget-journal` on the pool's metadata goes on without it: what was written or discarded since the last \
+             commit, a second at most, is then as it was before, flushed or not",
+        ),
+        _ => error,
+    }
+}
+
+/// The file, open and locked, if it is there.
+fn open_file(dir: &PoolDir) -> Result<Option<FileDisk>> {
+    match FileDisk::open(&dir.journal(), OpenMode::ReadWrite) {
+        Ok(disk) => disk.through_page_cache().map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A journal for a pool that has just been opened and that nobody uses yet.
+pub(super) fn begin(dir: &PoolDir, opened: &mut OpenPool) -> Result<Journal> {
+    let disk = match open_file(dir)? {
+        Some(disk) => disk,
+        None => make_file(dir)?,
+    };
+    // No journal has had this number before, as good as certainly.
+    let id = RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()));
+    journal::begin(&mut opened.metadata, &opened.data, Arc::new(disk), id, boot_id())
+}
+
+/// A new file with all its space: written once, so that a flush writes nothing but records.
+fn make_file(dir: &PoolDir) -> Result<FileDisk> {
+    let path = dir.journal();
+    let disk = FileDisk::create(&path, JOURNAL_BYTES)?;
+    let made = || {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        let zeros = vec![0; ZEROS_BYTES];
+        for piece in 0..JOURNAL_BYTES / ZEROS_BYTES as u64 {
+            disk.write_at(piece * ZEROS_BYTES as u64, &zeros)?;
+        }
+        disk.flush()
+    };
+    match made() {
+        Ok(()) => disk.through_page_cache(),
+        Err(source) => {
+            // Nothing names it yet; the first error is the one to tell.
+            let _ = fs::remove_file(&path);
+            Err(Error::io(format_args!("{}: making the pool's journal", path.display()), &source)
+                .hint("make room, or serve the pool with `--journal none`"))
+        }
+    }
+}
+
+/// This run of the operating system.
+fn boot_id() -> BootId {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    parse_boot_id(&text).unwrap_or_else(|| {
+        tracing::warn!("this run of the operating system has no number: what was not flushed will not outlive this process");
+        BootId::UNKNOWN
+    })
+}
+
+fn parse_boot_id(text: &str) -> Option<BootId> {
+    let digits: String = text.trim().chars().filter(|letter| *letter != '-').collect();
+    let number = (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok())??;
+    Some(BootId(number.to_be_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_boot_is_read_or_not() {
+        let text = "01234567-89ab-cdef-0123-456789abcdef\n";
+        let bytes = [0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef];
+        assert_eq!(parse_boot_id(text), Some(BootId([bytes, bytes].concat().try_into().expect("16"))));
+        for wrong in
+            ["", "0123", "g1234567-89ab-cdef-0123-456789abcdef", "+1234567-89ab-cdef-0123-456789abcde"]
+        {
+            assert_eq!(parse_boot_id(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Pools with a journal (`--journal file`), through the real binaries: nothing acknowledged is lost with the daemon, and nothing of the
+//! journal is left once the pool is closed.
+
+mod cli_common;
+
+use cli_common::{Daemon, POOL, Place, eventually};
+use std::fs;
+use std::process::Command;
+
+const BLOCK: usize = 65_536;
+const SIZE: usize = 32 * BLOCK;
+
+/// Where everything that is ours is in the superblock: the features, and what they lead to.
+fn our_bytes(place: &Place) -> Vec<u8> {
+    fs::read(place.path("p/metadata")).expect("there")[360..512].to_vec()
+}
+
+/// `uthin-fsck` with these words about the pool's metadata: exit status, and all that it says.
+fn fsck(place: &Place, words: &[&str]) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uthin-fsck"));
+    let output = command.args(words).current_dir(place.path("p")).output().expect("it starts");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().expect("not killed"), String::from_utf8_lossy(&said).into_owned())
+}
+
+fn pattern(seed: usize, length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at / 512 * 7 + at % 251 + seed * 31) as u8).collect()
+}
+
+fn state(place: &Place) -> String {
+    let status = place.json(&["pool", "status", POOL]);
+    status["journal"]["state"].as_str().expect("a word").to_owned()
+}
+
+/// What is on a volume.
+#[derive(Clone)]
+struct Content(Vec<u8>);
+
+impl Content {
+    fn write(&mut self, client: &mut cli_common::nbd::Client, at: usize, bytes: &[u8]) {
+        client.write(at as u64, bytes).expect("written");
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn check(&self, place: &Place, volume: &str) {
+        let read = place.connect(volume).read(0, self.0.len()).expect("read");
+        let wrong = read.iter().zip(&self.0).position(|(found, expected)| found != expected);
+        assert_eq!(wrong, None, "{volume}: the first wrong byte");
+    }
+}
+
+/// A served pool with a journal, a volume, and a snapshot of it.
+fn pool(options: &[&str]) -> (Place, Daemon, Content, Content) {
+    let place = Place::empty();
+    place.ok(&[&["pool", "create", POOL, "--size", "64M", "--journal", "file"], options].concat());
+    place.ok(&["volume", "create", "./p/v", "--size", &SIZE.to_string()]);
+    let daemon = place.serve(&[]);
+    let mut volume = Content(vec![0; SIZE]);
+    volume.write(&mut place.connect("v"), 0, &pattern(1, 16 * BLOCK));
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    let snapshot = volume.clone();
+    (place, daemon, volume, snapshot)
+}
+
+/// Writes of all kinds, none of them flushed.
+fn change(place: &Place, volume: &mut Content, round: usize) {
+    let mut client = place.connect("v");
+    for number in 0..12 {
+        let at = (number * 5 + round * 3) % 28 * BLOCK + number * 4096;
+        volume.write(&mut client, at, &pattern(100 * round + number, 4096));
+    }
+    volume.write(&mut client, (3 + round) * BLOCK - 512, &pattern(round, BLOCK + 1024));
+}
+
+#[test]
+fn a_killed_daemon_loses_no_acknowledged_write() {
+    for options in [&[][..], &["--small-writes", "partial"]] {
+        let (place, mut daemon, mut volume, snapshot) = pool(options);
+        assert_eq!(state(&place), "on");
+        for round in 0..6 {
+            change(&place, &mut volume, round);
+            daemon.kill();
+            assert_ne!(our_bytes(&place)[3] & 0x40, 0, "the kernel must refuse it");
+            let (code, said) = fsck(&place, &["check", "metadata"]);
+            assert_eq!((code, said.contains("journal")), (0, true), "{said}");
+            daemon = place.serve(if round % 3 == 2 { &["--journal", "none"] } else { &[] });
+            volume.check(&place, "v");
+            snapshot.check(&place, "s");
+            if round % 3 == 2 {
+                assert_eq!(state(&place), "none");
+                place.ok(&["pool", "close", POOL]);
+                assert_eq!(daemon.wait(), 0);
+                assert_eq!(our_bytes(&place), vec![0; 152], "closed: plain dm-thin metadata");
+                daemon = place.serve(&[]);
+            }
+        }
+        place.ok(&["pool", "close", POOL]);
+        assert_eq!(daemon.wait(), 0);
+        assert_eq!(our_bytes(&place), vec![0; 152], "closed: plain dm-thin metadata");
+        assert_eq!(fsck(&place, &["dump", "metadata"]).0, 0);
+    }
+}
+
+#[test]
+fn a_flush_is_no_transaction() {
+    let (place, daemon, mut volume, _) = pool(&[]);
+    let mut client = place.connect("v");
+    // About once a second all is committed, and the journal is empty.
+    eventually("a flush that leaves the superblock alone", || {
+        let at = 20 * BLOCK;
+        client.trim(at as u64, BLOCK).expect("trimmed");
+        let before = fs::read(place.path("p/metadata")).expect("there")[..4096].to_vec();
+        volume.write(&mut client, at, &pattern(7, 4096));
+        client.flush().expect("flushed");
+        let used = place.json(&["pool", "status", POOL])["journal"]["used_bytes"].as_u64().expect("a number");
+        used > 0 && fs::read(place.path("p/metadata")).expect("there")[..4096] == before
+    });
+    volume.0[20 * BLOCK + 4096..21 * BLOCK].fill(0);
+    daemon.kill();
+    let _daemon = place.serve(&[]);
+    volume.check(&place, "v");
+}
+
+#[test]
+fn commands_bring_the_journal_in_and_onlookers_say_that_there_is_one() {
+    let (place, daemon, mut volume, _) = pool(&[]);
+    change(&place, &mut volume, 1);
+    daemon.kill();
+    assert!(place.notes().contains("its journal may hold changes"), "{}", place.notes());
+    place.ok(&["volume", "create", "./p/w", "--size", "1M"]);
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+    assert!(!place.notes().contains("journal"));
+    let _daemon = place.serve(&[]);
+    volume.check(&place, "v");
+}
+
+#[test]
+fn what_takes_the_metadata_for_all_refuses_and_says_what_to_do() {
+    let (place, daemon, mut volume, _) = pool(&[]);
+    change(&place, &mut volume, 1);
+    daemon.kill();
+    fs::File::create(place.path("p/repaired")).and_then(|file| file.set_len(4 << 20)).expect("made");
+    for words in [
+        &["dump", "metadata"][..],
+        &["ls", "metadata"],
+        &["delta", "--snap1", "0", "--snap2", "1", "metadata"],
+        &["rmap", "--region", "0..1000", "metadata"],
+        &["repair", "-i", "metadata", "-o", "repaired"],
+    ] {
+        let (code, said) = fsck(&place, words);
+        assert!(
+            code == 1 && said.contains("journal") && said.contains("uthin pool close"),
+            "{words:?}: {code} {said}"
+        );
+    }
+    let found = place.run(&["doctor", POOL]).stdout;
+    assert!(found.contains("journal"), "{found}");
+}
+
+#[test]
+fn a_journal_that_is_missing_or_another_s_is_an_error_with_a_way_out() {
+    let (place, daemon, mut volume, snapshot) = pool(&[]);
+    change(&place, &mut volume, 1);
+    daemon.kill();
+    fs::rename(place.path("p/journal"), place.path("mine")).expect("renamed");
+    let refusal = place.run(&["serve", POOL]);
+    assert!(refusal.code != 0 && refusal.stderr.contains("journal is missing"), "{refusal:?}");
+    assert!(refusal.hint().contains("--forget-journal"), "{refusal:?}");
+    fs::write(place.path("p/journal"), vec![0; 1 << 20]).expect("written");
+    let refusal = place.run(&["serve", POOL]);
+    assert!(refusal.code != 0 && refusal.stderr.contains("is not the journal"), "{refusal:?}");
+    assert_ne!(place.run(&["volume", "create", "./p/w", "--size", "1M"]).code, 0);
+    fs::rename(place.path("mine"), place.path("p/journal")).expect("renamed");
+    let daemon = place.serve(&[]);
+    volume.check(&place, "v");
+    daemon.kill();
+
+    fs::remove_file(place.path("p/journal")).expect("removed");
+    let (code, said) = fsck(&place, &["check", "--forget-journal", "metadata"]);
+    assert_eq!((code, said.contains("the journal is forgotten")), (0, true), "{said}");
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+    let _daemon = place.serve(&[]);
+    snapshot.check(&place, "s");
+    assert!(place.path("p/journal").exists(), "another one is made");
+}
+
+#[test]
+fn a_pool_can_be_given_a_journal_and_rid_of_it() {
+    let place = Place::with_pool("64M");
+    assert!(!place.path("p/journal").exists());
+    let said = place.ok(&["pool", "set", POOL, "--journal", "file"]);
+    assert!(said.contains("journal file"), "{said}");
+    let daemon = place.serve(&[]);
+    assert_eq!(state(&place), "on");
+    let table = place.ok(&["pool", "status", POOL]);
+    assert!(table.lines().any(|line| line.split_whitespace().eq(["journal", "on"])), "{table}");
+    place.ok(&["pool", "set", POOL, "--journal", "none"]);
+    assert_eq!(state(&place), "on", "until the pool is served anew");
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
+    let _daemon = place.serve(&[]);
+    assert_eq!(state(&place), "none");
+}
