@@ -9,6 +9,7 @@ pub use super::message::{MessageDone, MessageRequest};
 use super::name::VolumeName;
 use super::options::{FreeSpace, PoolOptions, VolumeWhenFull};
 use super::settle::{PoolSettled, SettlePool};
+pub use super::space::{DataSpace, MetadataSpace};
 pub use crate::engine::Discard;
 use crate::engine::{JournalMode, SmallWrites, WhenFull};
 use crate::error::{Error, Result};
@@ -65,46 +66,6 @@ impl Health {
             Health::Low => "low",
             Health::Critical => "critical",
         }
-    }
-}
-
-/// Space on the data disk, in whole blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct DataSpace {
-    /// In all.
-    pub total_bytes: u64,
-    /// Mapped by some volume.
-    pub used_bytes: u64,
-    /// The rest.
-    pub free_bytes: u64,
-    /// How often a write that needs a block found none after others had found one, since the daemon was started.
-    #[serde(default)]
-    pub times_full: u64,
-}
-
-/// Space on the metadata disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct MetadataSpace {
-    /// In all.
-    pub total_bytes: u64,
-    /// In use, the reserve not counted.
-    pub used_bytes: u64,
-    /// Neither in use nor reserved.
-    pub free_bytes: u64,
-    /// Kept back so that deletions and commits always go through.
-    pub reserve_bytes: u64,
-    /// Something was refused for lack of it, and there has not been more since; some may be free, but not enough.
-    #[serde(default)]
-    pub is_full: bool,
-    /// How often that began, since the daemon was started.
-    #[serde(default)]
-    pub times_full: u64,
-}
-
-impl MetadataSpace {
-    /// Whether what needs some is refused.
-    pub(super) fn has_none(&self) -> bool {
-        self.is_full || self.free_bytes == 0
     }
 }
 

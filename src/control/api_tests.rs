@@ -17,6 +17,7 @@ pub(in super::super) fn sample() -> PoolInfo {
             total_bytes: 65_536_000_000,
             used_bytes: 0,
             free_bytes: 65_536_000_000,
+            filesystem_free_bytes: None,
             times_full: 0,
         },
         metadata: MetadataSpace {

@@ -36,6 +36,7 @@ mod reshape;
 pub mod service;
 pub mod settle;
 mod signature;
+mod space;
 mod staging;
 mod time;
 pub mod volumes;

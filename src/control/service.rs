@@ -22,6 +22,7 @@ use super::name::VolumeName;
 use super::origin::ExternalOrigin;
 use super::reconcile::{Note, volume_bytes_limit};
 use super::settle::{PoolSettled, SettlePool};
+use super::space::filesystem_free_bytes;
 use super::time;
 use crate::engine::{self, Answer, Behaviour, Command, IdStep, PoolStatus, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
@@ -470,6 +471,7 @@ impl PoolApi for Service {
                 total_bytes: usage.data_total * block_size,
                 used_bytes: usage.data_allocated * block_size,
                 free_bytes: usage.data_total.saturating_sub(usage.data_allocated) * block_size,
+                filesystem_free_bytes: filesystem_free_bytes(&self.path.join("data")),
                 times_full: status.times_full.data,
             },
             metadata: MetadataSpace {
@@ -505,6 +507,7 @@ impl PoolApi for Service {
             exports: self.uris(""),
             notes: self.notes.iter().map(|note| note.text.clone()).collect(),
         };
+        info.notes.extend(info.data.overcommitment(info.options.low_water));
         info.health = info.assess();
         Ok(info)
     }

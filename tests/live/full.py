@@ -141,6 +141,10 @@ def full_filesystem(place):
         if before == after or '"log"' not in after:
             raise Failed("the log of the catalog did not begin anew")
         fill(place, "filler3")
+        status = pool.status()
+        left, notes = status["data"]["filesystem_free_bytes"], " ".join(status["notes"])
+        if left > MIB or "the filesystem that holds the data has" not in notes:
+            raise Failed(f"with the filesystem full, the status says {left} bytes left, and {notes!r}")
 
         # Many transactions, each of which writes metadata to blocks that it has not used before.
         hole = write_until_refused(pool, kept, 1000, 4000)
