@@ -6,6 +6,7 @@
 mod chance;
 mod commands;
 mod disk;
+mod disks;
 mod habits;
 mod model;
 mod options;

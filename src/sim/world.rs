@@ -16,12 +16,11 @@ use crate::engine::{
 };
 use crate::error::Result;
 use crate::format::JOURNAL_PAGE_BYTES;
-use crate::journal::{self, BootId, Journal};
+use crate::journal::Journal;
 use crate::metadata::{Access, Geometry, Metadata, Scarcity};
 use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::Arc;
 
 pub(super) const SECTOR: u64 = 512;
 pub(super) const BLOCK_SECTORS: u64 = 128;
@@ -74,7 +73,7 @@ pub struct World {
     pub(super) journal_disk: Option<SimDisk>,
     /// Runs of the operating system so far, and journals that were begun.
     pub(super) boot: u64,
-    journals: u64,
+    pub(super) journals: u64,
     scarcity: Scarcity,
     /// See [`World::has_failed`].
     pub(super) has_stopped: bool,
@@ -199,37 +198,6 @@ impl World {
             keeper.use_journal(journal);
         }
         Ok(keeper)
-    }
-
-    /// The run of the operating system.
-    pub(super) fn boot_id(&self) -> BootId {
-        BootId(u128::from(self.boot).to_le_bytes())
-    }
-
-    fn journal_disk(&self) -> &SimDisk {
-        self.journal_disk.as_ref().expect("a mishap of a journal comes in a world that has one")
-    }
-
-    /// A journal for what has just been opened.
-    pub(super) fn begin_journal(&mut self, metadata: &mut Metadata<SimDisk>) -> Result<Journal> {
-        self.journals += 1;
-        let disk = Arc::new(self.journal_disk().clone());
-        journal::begin(metadata, &self.data_disk, disk, self.journals, self.boot_id())
-    }
-
-    /// All there are.
-    pub(super) fn disks(&self) -> impl Iterator<Item = &SimDisk> {
-        [&self.metadata_disk, &self.data_disk].into_iter().chain(&self.journal_disk)
-    }
-
-    /// Whether the power is gone.
-    pub(super) fn is_off(&self) -> bool {
-        self.disks().any(SimDisk::is_off)
-    }
-
-    /// Whether any disk has failed since the power came.
-    pub(super) fn has_failed_disk(&self) -> bool {
-        self.disks().any(SimDisk::has_failed) || self.has_stopped
     }
 
     pub(super) fn seat_lanes(&mut self) {
