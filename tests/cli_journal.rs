@@ -153,7 +153,7 @@ fn what_takes_the_metadata_for_all_refuses_and_says_what_to_do() {
             "{words:?}: {code} {said}"
         );
     }
-    let found = place.run(&["doctor", POOL]).stdout;
+    let found = place.run(&["pool", "doctor", POOL]).stdout;
     assert!(found.contains("journal"), "{found}");
 }
 

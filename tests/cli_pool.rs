@@ -71,7 +71,7 @@ fn options_are_kept_with_the_pool() {
     let said = place.ok(&["pool", "set", POOL, "--zero"]);
     assert_eq!(
         said,
-        "pool ./p: discard nopassdown, zero new blocks yes, low water 10%, when full error, min free 0%, small writes copy\n"
+        "pool ./p: discard nopassdown, zero new blocks yes, low water 10%, when full error, min free 0%, small writes copy, journal none\n"
     );
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
     let daemon = place.serve(&[]);

@@ -195,7 +195,7 @@ fn records_that_can_never_have_been_are_refused() {
     let pool = Pool::new();
     let mut journal = pool.begin(7);
     for record in [
-        JournalRecord::unmap(volume(), 7..3),
+        JournalRecord::Unmap { volume: volume(), blocks: (7, 3) },
         JournalRecord::unmap(volume(), 0..u64::MAX),
         JournalRecord::Units { block: DataBlock(u64::MAX), units: 1 },
     ] {
