@@ -122,7 +122,8 @@ impl Lane {
         self.fill(op, piece, fill, out);
     }
 
-    /// The claimed units of a partial block are written: they are there from now on.
+    /// The claimed units of a partial block are written: they are there from now on. With a journal it is for the keeper to say
+    /// that, once it is recorded: whoever sees them there writes in place and is acknowledged.
     pub(super) fn put_units(&mut self, op: usize, fill: Fill, units: u64, out: &mut Vec<Action>) {
         if self.volume_of(op).partials().is_recorded.load(Ordering::Relaxed) {
             self.ops.get_mut(op).step = Step::Putting { fill, units };
