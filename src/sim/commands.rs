@@ -65,7 +65,9 @@ impl World {
 
     fn create(&mut self) -> Command {
         let volume = self.fresh_ids(1)[0];
-        let sectors = self.options.volume_blocks * BLOCK_SECTORS;
+        let blocks = self.options.volume_blocks;
+        let sectors = blocks * BLOCK_SECTORS;
+        self.ledger.set_blocks(volume, blocks);
         let step = self.under_way(vec![volume], vec![]);
         let origin = self.origins.choose(volume, &mut self.chance);
         let stamps = (0..sectors).map(|sector| self.origins.stamp(volume, sector)).collect();
@@ -81,7 +83,10 @@ impl World {
             pairs.iter().map(|(_, snapshot)| *snapshot).collect(),
             pairs.iter().map(|(origin, _)| *origin).collect(),
         );
-        pairs.iter().for_each(|(origin, snapshot)| self.origins.inherit(*origin, *snapshot));
+        for (origin, snapshot) in &pairs {
+            self.origins.inherit(*origin, *snapshot);
+            self.ledger.inherit(*origin, *snapshot);
+        }
         self.model.snapshots_begin(&pairs);
         self.outcome.snapshots += pairs.len() as u64;
         Command::Snapshot { pairs, step }
@@ -92,7 +97,10 @@ impl World {
             return None;
         }
         let volume = self.one_of(ids);
-        let fits = |id: &VolumeId| *id != volume && self.origins.are_same(*id, volume);
+        let fits = |id: &VolumeId| {
+            let is_larger = self.model.sectors_of(*id) > self.model.sectors_of(volume);
+            *id != volume && self.origins.are_same(*id, volume) && !is_larger
+        };
         let others: Vec<VolumeId> = ids.iter().copied().filter(fits).collect();
         if others.is_empty() {
             return None;
@@ -100,7 +108,9 @@ impl World {
         let (to, keep) = (self.one_of(&others), self.fresh_ids(1)[0]);
         let step = self.under_way(vec![keep, volume], vec![volume, to]);
         self.origins.inherit(volume, keep);
-        self.model.roll_back_begins(volume, to, keep);
+        self.ledger.inherit(volume, keep);
+        let origins = &self.origins;
+        self.model.roll_back_begins(volume, to, keep, |sector| origins.stamp(volume, sector));
         self.outcome.roll_backs += 1;
         Some(Command::RollBack { volume, to, keep, step })
     }

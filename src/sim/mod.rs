@@ -7,6 +7,8 @@ mod chance;
 mod commands;
 mod disk;
 mod habits;
+mod large;
+mod ledger;
 mod model;
 mod options;
 mod origins;
@@ -73,7 +75,7 @@ mod tests {
         let mut total = Outcome::default();
         let (begin, count) = (std::time::Instant::now(), seeds.end - seeds.start);
         for seed in seeds {
-            let world = World::new(WorldOptions::crowded(seed)).expect("a fresh pool");
+            let world = World::new(WorldOptions::of(seed)).expect("a fresh pool");
             match world.run() {
                 Ok(outcome) => total.add(outcome),
                 Err(wrong) => panic!("{wrong}"),

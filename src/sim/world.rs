@@ -4,6 +4,8 @@ use super::chance::Chance;
 use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::habits::{Habits, Wish};
+use super::large::add_large_volume;
+use super::ledger::Ledger;
 use super::model::{Model, Stamp};
 use super::options::{Mishap, Outcome, WorldOptions};
 use super::origins::Origins;
@@ -26,6 +28,8 @@ pub(super) const BLOCK_SECTORS: u64 = 128;
 pub(super) const UNASKED: u64 = 1;
 /// Steps by which a slow read or write may be late: enough for a commit, a snapshot and a reuse meanwhile.
 const SLOW_STEPS: u64 = 200;
+/// Blocks that are looked at after a command.
+const WINDOW_BLOCKS: u64 = 16;
 /// Steps that a world goes on, about, after a disk has failed an operation.
 const STEPS_AFTER_A_FAULT: u64 = 100;
 /// Steps in which everything under way must come to its end once nothing new begins.
@@ -75,6 +79,7 @@ pub struct World {
     pub(super) lanes: Vec<Lane>,
     pub(super) model: Model,
     pub(super) origins: Origins,
+    pub(super) ledger: Ledger,
     /// What will happen, and the step before which it does not.
     pub(super) events: Vec<(u64, Event)>,
     /// Steps so far.
@@ -103,7 +108,14 @@ impl World {
         let mut metadata = Metadata::format(metadata_disk.clone(), geometry)?;
         let scarcity = Scarcity::default();
         metadata.set_scarcity(scarcity.clone());
-        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new())?;
+        let (mut model, mut ledger) = (Model::default(), Ledger::default());
+        let large = options.large_volume_blocks;
+        if large > 0 {
+            let id = VolumeId::new(0).expect("a number in range");
+            ledger.set_blocks(id, large);
+            add_large_volume(&mut metadata, &data_disk, &mut model, id, 1..large + 1)?;
+        }
+        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new(), &ledger)?;
         let mut chance = Chance::new(options.seed);
         let volume_sectors = options.volume_blocks * BLOCK_SECTORS;
         let mut world = World {
@@ -116,7 +128,8 @@ impl World {
             data_disk,
             scarcity,
             has_stopped: false,
-            model: Model::default(),
+            model,
+            ledger,
             events: Vec::new(),
             now: 0,
             in_flight: BTreeMap::new(),
@@ -127,7 +140,7 @@ impl World {
             story: options.tells.then(Story::default),
             has_space: false,
             next_tag: 0,
-            next_stamp: 1,
+            next_stamp: 1 + large,
             outcome: Outcome::default(),
             options,
         };
@@ -152,20 +165,21 @@ impl World {
 
     pub(super) fn keeper(
         options: &WorldOptions,
-        mut metadata: Metadata<SimDisk>,
+        metadata: Metadata<SimDisk>,
         data: SimDisk,
         behind: HashMap<VolumeId, Behind>,
+        ledger: &Ledger,
     ) -> Result<Keeper<SimDisk, SimDisk>> {
-        let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
-        let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
         let lanes = usize::from(options.lanes);
         let (map_bytes, small_writes) = (options.map_bytes, options.small_writes);
         let options = KeeperOptions {
             lanes,
-            volume_sizes,
+            volume_sizes: ledger.volume_sizes(),
             behind,
             map_bytes,
             small_writes,
+            delete_step_nodes: options.delete_step_nodes,
+            unmap_step_mappings: options.unmap_step_mappings,
             ..KeeperOptions::default()
         };
         Keeper::new(metadata, data, options)
@@ -309,6 +323,16 @@ impl World {
             let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
             metadata.for_each_mapping(id, 0..u64::MAX, &mut add).map_err(wrong)?;
         }
+        let held = metadata.held_root().is_some();
+        let blocks_of_bases = bases.iter().filter_map(|base| match base {
+            Base::Block(block) => Some(*block),
+            Base::Zeros => None,
+        });
+        let used = holders.keys().copied().chain(blocks_of_bases).collect::<HashSet<_>>().len() as u64;
+        let counted = self.status().usage.data_allocated;
+        if used > counted || (used < counted && !held) {
+            return Err(format!("{used} data blocks are in use, and {counted} are counted"));
+        }
         for volume in self.volume_infos()? {
             let is_own = |(block, holders): &(&DataBlock, &Vec<VolumeId>)| {
                 holders[..] == [volume.id] && !bases.contains(&Base::Block(**block))
@@ -316,8 +340,7 @@ impl World {
             let own = holders.iter().filter(is_own).count() as u64;
             let found = volume.sharing.ok_or("what is shared was not counted")?;
             // A metadata snapshot holds more or less of it.
-            let is_own = found.exclusive_blocks == own
-                || (metadata.held_root().is_some() && found.exclusive_blocks <= own);
+            let is_own = found.exclusive_blocks == own || (held && found.exclusive_blocks <= own);
             if !is_own || (found.mapped_blocks, found.is_current) != (volume.details.mapped_blocks, true) {
                 return Err(format!(
                     "{own} blocks are volume {}'s own, and {found:?} was counted",
@@ -449,6 +472,11 @@ impl World {
             return Ok(());
         }
         self.outcome.rests += 1;
+        let deleting = self.status().deleting;
+        if !deleting.is_empty() {
+            return Err(format!("the deletion of {deleting:?} does not come to its end"));
+        }
+        self.model.deletions_ended();
         self.check_metadata(Verdict::Clean)?;
         self.check_sharing()?;
         self.check_volumes()?;
@@ -513,7 +541,7 @@ impl World {
             }
             self.has_space = true;
             let id = ids[self.chance.below(ids.len() as u64) as usize];
-            let sector = self.chance.below(self.options.volume_blocks * BLOCK_SECTORS);
+            let sector = self.chance.below(self.model.sectors_of(id));
             self.begin(id, Kind::Write { fua: false }, sector..sector + 1);
             self.run_dry()?;
         }
@@ -673,12 +701,17 @@ impl World {
             if id != expected {
                 return Err(format!("the transaction id is {id} after a command, expected {expected}"));
             }
+            if matches!(answer, Ok(Answer::Deleting { finished: false })) {
+                self.outcome.long_deletions += 1;
+                volumes.iter().for_each(|id| self.model.goes_on_being_deleted(*id));
+                continue;
+            }
             self.model.command_ends(&volumes, answer.is_ok());
             // Look while what was in flight still is: a snapshot must not change any more.
-            let sectors = self.options.volume_blocks * BLOCK_SECTORS;
             for id in volumes {
-                if self.keeper.volume(id).is_some() && self.model.knows(id) {
-                    self.begin(id, Kind::Read, 0..sectors);
+                if self.keeper.volume(id).is_some() && self.model.has(id) {
+                    let range = self.window(id);
+                    self.begin(id, Kind::Read, range);
                 }
             }
         }
@@ -692,8 +725,16 @@ impl World {
         Ok(settled)
     }
 
-    fn random_range(&mut self) -> Range<u64> {
-        let size = self.options.volume_blocks * BLOCK_SECTORS;
+    /// All of a volume, or as much as a few hundred steps can look at.
+    fn window(&mut self, id: VolumeId) -> Range<u64> {
+        let sectors = self.model.sectors_of(id);
+        let shown = sectors.min(WINDOW_BLOCKS * BLOCK_SECTORS);
+        let first = self.chance.below((sectors - shown) / BLOCK_SECTORS + 1) * BLOCK_SECTORS;
+        first..first + shown
+    }
+
+    fn random_range(&mut self, id: VolumeId) -> Range<u64> {
+        let size = self.model.sectors_of(id);
         let favourite = self.habits.favourite_blocks.saturating_mul(BLOCK_SECTORS).min(size);
         let within = if self.chance.one_in(4) { size } else { favourite };
         let begin = match self.chance.below(4) {
@@ -723,13 +764,16 @@ impl World {
             1 | 2 if frozen.is_some_and(|id| self.model.has(id)) => frozen.expect("just looked"),
             _ => ids[self.chance.below(ids.len() as u64) as usize],
         };
-        let range = self.random_range();
+        let range = self.random_range(volume);
         let fua = self.chance.one_in(8);
         let may_unmap = self.chance.one_in(2);
         let (kind, range) = match self.habits.request(&mut self.chance) {
             Wish::Read => (Kind::Read, range),
             Wish::Write => (Kind::Write { fua }, range),
             Wish::Zero => (Kind::WriteZeroes { fua, may_unmap }, range),
+            Wish::Discard if self.chance.one_in(4) => {
+                (Kind::Discard, range.start..self.model.sectors_of(volume))
+            }
             Wish::Discard => (Kind::Discard, range),
             Wish::Flush => (Kind::Flush, 0..0),
         };
