@@ -12,6 +12,8 @@ pub(super) struct Habits {
     pub overlaps_one_in: u64,
     /// Blocks at the front of a volume that most requests go to; all if there are fewer.
     pub favourite_blocks: u64,
+    /// A client leaves once in about so many of the steps in which one may.
+    pub leaves_one_in: u64,
 }
 
 /// Kinds of requests.
@@ -45,6 +47,7 @@ impl Habits {
             commands: [6, 9, 3, 6, 1, 2, 1, 1],
             overlaps_one_in: 3,
             favourite_blocks: u64::MAX,
+            leaves_one_in: 20,
         };
         if seed.is_multiple_of(2) {
             return ordinary;
@@ -63,6 +66,7 @@ impl Habits {
         habits.commands[Errand::Snapshot as usize] += 2;
         habits.overlaps_one_in = 1 + chance.below(3);
         habits.favourite_blocks = 1 + chance.below(4);
+        habits.leaves_one_in = [4, 10, 40, 1 << 30][chance.below(4) as usize];
         habits
     }
 

@@ -4,6 +4,7 @@
 //! The lanes, the keeper and the metadata code are those of production; only the disks and the scheduler are not.
 
 mod chance;
+mod clients;
 mod commands;
 mod disk;
 mod habits;
@@ -88,6 +89,7 @@ mod tests {
         assert!(
             total.partial_fills > 0 && total.unit_waits > 0 && total.settled > 0 && total.settled_pools > 0
         );
+        assert!(total.clients_left > 0 && total.abandoned > 0);
         assert!(total.read_only > 0 && total.double_faults > 0 && total.configured > 0);
     }
 }

@@ -146,6 +146,10 @@ pub struct Outcome {
     pub roll_backs: u64,
     /// Data blocks added to pools.
     pub grown_blocks: u64,
+    /// Clients that left with requests under way.
+    pub clients_left: u64,
+    /// Requests that were not done because of that.
+    pub abandoned: u64,
     /// Volumes deleted.
     pub deletions: u64,
     /// Deletions that took several steps, and those that went on after a power cut.
@@ -201,6 +205,8 @@ impl Outcome {
         self.snapshots += other.snapshots;
         self.roll_backs += other.roll_backs;
         self.grown_blocks += other.grown_blocks;
+        self.clients_left += other.clients_left;
+        self.abandoned += other.abandoned;
         self.deletions += other.deletions;
         self.long_deletions += other.long_deletions;
         self.resumed_deletions += other.resumed_deletions;

@@ -1,6 +1,7 @@
 //! The world: lanes, keeper and disks stepped by a seed, power cuts included.
 
 use super::chance::Chance;
+use super::clients::is_change;
 use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::habits::{Habits, Wish};
@@ -77,6 +78,8 @@ pub struct World {
     pub(super) has_stopped: bool,
     pub(super) keeper: Keeper<SimDisk, SimDisk>,
     pub(super) lanes: Vec<Lane>,
+    /// Lanes whose clients have left.
+    pub(super) has_left: Vec<bool>,
     pub(super) model: Model,
     pub(super) origins: Origins,
     pub(super) ledger: Ledger,
@@ -123,6 +126,7 @@ impl World {
             habits: Habits::of(options.seed, &mut chance),
             chance,
             lanes: Vec::new(),
+            has_left: Vec::new(),
             keeper,
             metadata_disk,
             data_disk,
@@ -188,6 +192,7 @@ impl World {
     pub(super) fn seat_lanes(&mut self) {
         let lane = |id| Lane::new(LaneId(id), self.keeper.epochs(), BlockSize::MIN);
         self.lanes = (0..self.options.lanes).map(lane).collect();
+        self.has_left = vec![false; self.lanes.len()];
     }
 
     /// Runs the world to its end. The error names the seed and what was wrong.
@@ -286,6 +291,7 @@ impl World {
             }
             9 if self.chance.one_in(30) => self.count_shared(),
             10 if self.is_partial() && self.in_flight.len() < 12 => self.begin_settling(),
+            11 if self.chance.one_in(self.habits.leaves_one_in) => self.client_leaves()?,
             _ => self.happen()?,
         }
         Ok(())
@@ -361,6 +367,7 @@ impl World {
             0 => self.chance.below(self.events.len() as u64) as usize,
             due_events => due[self.chance.below(due_events) as usize],
         };
+        let chosen = self.in_order(chosen);
         let mut actions = Vec::new();
         let whose: Whose;
         let lane = match self.events.swap_remove(chosen).1 {
@@ -392,7 +399,11 @@ impl World {
                 whose = self.whose(lane, op);
                 self.tell(whose, format_args!("is told {reply:?}"));
                 self.outcome.settled += u64::from(matches!(reply, Reply::Settle(_)));
+                let begins_anew = matches!(reply, Reply::Again | Reply::NoSpaceNow);
                 self.lanes[lane].reply(op, reply, &mut actions);
+                if begins_anew && self.has_left[lane] && actions.iter().any(is_change) {
+                    return Err(format!("a client has left lane {lane}, and goes on: {actions:?}"));
+                }
                 lane
             }
             Event::Ask(asker, ask) => {
@@ -466,6 +477,11 @@ impl World {
     /// Begins nothing new until nothing is under way. Then nobody may have been forgotten, what is durable must be sound, and
     /// what is free must be there to be used.
     fn come_to_rest(&mut self) -> Result<(), String> {
+        if self.chance.one_in(3) {
+            self.all_clients_leave()?;
+            self.run_dry()?; // though nobody loses patience
+            self.fill_seats();
+        }
         self.lose_patience();
         self.run_dry()?;
         if !self.is_powered() {
@@ -496,6 +512,7 @@ impl World {
     }
 
     pub(super) fn run_dry(&mut self) -> Result<(), String> {
+        let mut is_through = false;
         for _ in 0..REST_STEPS {
             if !self.is_powered() {
                 return Ok(());
@@ -507,14 +524,16 @@ impl World {
                 let mut out = Outbox::default();
                 self.keeper.tick(&mut out);
                 self.deliver(out)?;
-                if self.settle()? == Settled::Idle && self.events.is_empty() {
+                is_through = self.settle()? == Settled::Idle && self.events.is_empty();
+                if is_through {
                     break;
                 }
             }
         }
         let commands = usize::from(self.command.is_some());
         match self.in_flight.len() + commands + self.events.len() {
-            0 => Ok(()),
+            0 if is_through || !self.is_powered() => Ok(()),
+            0 => Err("the keeper never comes to rest, though nobody wants anything".to_owned()),
             _ if !self.is_powered() => Ok(()),
             _ => Err(format!("{} requests and {commands} commands never end", self.in_flight.len())),
         }
@@ -638,6 +657,7 @@ impl World {
         match result {
             Ok(()) => {}
             Err(IoError::NoSpace) if !self.has_space || self.is_scarce() => self.outcome.no_space += 1,
+            Err(IoError::Gone) if self.has_left[lane] => self.outcome.abandoned += 1,
             Err(IoError::Io) if !self.is_powered() || (moves && self.outcome.faults > 0) => {}
             Err(IoError::Io) if moves && self.outcome.bad_sectors > 0 => {}
             Err(error) => return Err(format!("{:?} of volume {} failed: {error:?}", done.kind, done.volume)),
@@ -799,7 +819,7 @@ impl World {
                 whole.start * BLOCK_SECTORS..whole.end * BLOCK_SECTORS
             }
         };
-        let lane = self.chance.below(self.lanes.len() as u64) as usize;
+        let Some(lane) = self.some_lane() else { return };
         let tag = Tag(self.next_tag);
         self.next_tag += 1;
         let stamp = match kind {
