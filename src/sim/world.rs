@@ -105,8 +105,9 @@ pub struct World {
 impl World {
     /// A fresh pool.
     pub fn new(options: WorldOptions) -> Result<Self> {
-        let metadata_disk = SimDisk::new("metadata", 256 * 4096);
-        let data_disk = SimDisk::new("data", (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize);
+        let metadata_disk = SimDisk::new("metadata", 256 * 4096, options.seed);
+        let data_bytes = (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize;
+        let data_disk = SimDisk::new("data", data_bytes, !options.seed);
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
         let mut metadata = Metadata::format(metadata_disk.clone(), geometry)?;
         let scarcity = Scarcity::default();
@@ -374,8 +375,14 @@ impl World {
             Event::Read { lane, op, from, offset_bytes, length_bytes, into } => {
                 whose = self.whose(lane, op);
                 let mut bytes = vec![0; length_bytes as usize];
-                let result = match self.is_faulty() {
-                    true => Err(IoError::Io),
+                let is_faulty = self.is_faulty();
+                let done = self.chance.below(bytes.len() as u64 / SECTOR + 1) * SECTOR;
+                let result = match is_faulty {
+                    true => {
+                        // As far as it got.
+                        let _ = self.data_disk.write_at(offset_bytes, &bytes[..done as usize]);
+                        Err(IoError::Io)
+                    }
                     false => self.read(&from, offset_bytes, &mut bytes),
                 };
                 let (buffer, at) = self.place(lane, into);
@@ -444,7 +451,7 @@ impl World {
         read.map_err(|_| IoError::Io)
     }
 
-    /// Whether a read or write fails now, without having done anything.
+    /// Whether a read or write fails now.
     fn is_faulty(&mut self) -> bool {
         let between = self.options.transfers_between_faults;
         let faulty = between > 0 && self.chance.one_in(between);
