@@ -37,8 +37,11 @@ impl World {
     /// A client leaves, mostly one that has something under way. Somebody stays.
     pub(super) fn client_leaves(&mut self) -> Result<(), String> {
         let staying: Vec<usize> = (0..self.lanes.len()).filter(|lane| !self.has_left[*lane]).collect();
+        if staying.len() < 2 {
+            return Ok(());
+        }
         let lane = staying[self.chance.below(staying.len() as u64) as usize];
-        if staying.len() < 2 || self.lanes[lane].is_idle() {
+        if self.lanes[lane].is_idle() {
             return Ok(());
         }
         self.outcome.clients_left += 1;

@@ -14,6 +14,7 @@ mod model;
 mod options;
 mod origins;
 mod recovery;
+mod rest;
 mod story;
 mod world;
 
@@ -89,6 +90,8 @@ mod tests {
         assert!(
             total.partial_fills > 0 && total.unit_waits > 0 && total.settled > 0 && total.settled_pools > 0
         );
+        assert!(total.long_deletions > 0 && total.resumed_deletions > 0);
+        assert!(total.enlarged > 0 && total.shrunk > 0 && total.unmapped > 0);
         assert!(total.clients_left > 0 && total.abandoned > 0);
         assert!(total.read_only > 0 && total.double_faults > 0 && total.configured > 0);
     }

@@ -34,6 +34,8 @@ struct SectorHistory {
 #[derive(Clone, Debug)]
 pub struct ModelVolume {
     sectors: Vec<SectorHistory>,
+    /// What was cut off by a new size that is not durable, and its size before that.
+    resized: Option<(Vec<SectorHistory>, usize)>,
     /// For a snapshot: which moment it is of, and for each sector what it may have held then.
     taken: Option<(usize, Vec<Vec<Candidate>>)>,
 }
@@ -84,7 +86,7 @@ impl ModelVolume {
             in_flight: Vec::new(),
             rivals: BTreeSet::new(),
         };
-        ModelVolume { sectors: values.map(sector).collect(), taken: None }
+        ModelVolume { sectors: values.map(sector).collect(), resized: None, taken: None }
     }
 
     fn slice_mut(&mut self, range: Range<u64>) -> &mut [SectorHistory] {
@@ -322,6 +324,30 @@ impl Model {
         }
         volume.taken = taken;
         Ok(())
+    }
+
+    /// A volume has another size from now on. What has come to it holds what `behind` says.
+    pub fn resize(&mut self, id: VolumeId, sectors: u64, behind: impl Fn(u64) -> Stamp) {
+        let clock = self.clock;
+        let volume = self.volumes.get_mut(&id).expect("resized volumes exist");
+        let before = volume.sectors.len();
+        let cut_off = volume.sectors.split_off(before.min(sectors as usize));
+        let come = (before as u64..sectors).map(|sector| BTreeSet::from([behind(sector)]));
+        volume.sectors.extend(ModelVolume::holding(come, clock).sectors);
+        volume.resized = Some((cut_off, before));
+    }
+
+    /// The new size is durable, or there is none.
+    pub fn resize_ends(&mut self, id: VolumeId) {
+        self.volumes.get_mut(&id).expect("resized volumes exist").resized = None;
+    }
+
+    /// The power was cut before the new size was durable.
+    pub fn undo_resize(&mut self, id: VolumeId) {
+        let volume = self.volumes.get_mut(&id).expect("resized volumes exist");
+        let (cut_off, before) = volume.resized.take().expect("it has another size");
+        volume.sectors.truncate(before);
+        volume.sectors.extend(cut_off);
     }
 
     /// A volume has been asked for that holds these.

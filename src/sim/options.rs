@@ -4,7 +4,7 @@ use crate::engine::{PAGE_BYTES, SmallWrites};
 use crate::metadata::Scarce;
 
 /// One seed in so many has a large volume: such a world takes as long as dozens of little ones.
-const LARGE_ONE_IN: u64 = 64;
+const LARGE_ONE_IN: u64 = 32;
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -85,12 +85,12 @@ impl WorldOptions {
     /// one comes in the middle of a deletion.
     fn large(seed: u64) -> Self {
         WorldOptions {
-            steps: 1200,
-            data_blocks: 440,
-            large_volume_blocks: 400,
+            steps: 800,
+            data_blocks: 340,
+            large_volume_blocks: 300,
             unmap_step_mappings: 1 + seed / LARGE_ONE_IN % 3 * 40,
             volumes: 3,
-            steps_between_power_cuts: 150,
+            steps_between_power_cuts: 200,
             ..WorldOptions::crowded(seed)
         }
     }
@@ -150,6 +150,12 @@ pub struct Outcome {
     pub clients_left: u64,
     /// Requests that were not done because of that.
     pub abandoned: u64,
+    /// Volumes that became larger, and smaller.
+    pub enlarged: u64,
+    /// See there.
+    pub shrunk: u64,
+    /// Times that the control plane unmapped blocks.
+    pub unmapped: u64,
     /// Volumes deleted.
     pub deletions: u64,
     /// Deletions that took several steps, and those that went on after a power cut.
@@ -207,6 +213,9 @@ impl Outcome {
         self.grown_blocks += other.grown_blocks;
         self.clients_left += other.clients_left;
         self.abandoned += other.abandoned;
+        self.enlarged += other.enlarged;
+        self.shrunk += other.shrunk;
+        self.unmapped += other.unmapped;
         self.deletions += other.deletions;
         self.long_deletions += other.long_deletions;
         self.resumed_deletions += other.resumed_deletions;

@@ -42,13 +42,17 @@ impl World {
         self.scratch.clear();
         self.recover()?;
         self.check_metadata(Verdict::Clean)?;
-        if let Some(UnderWay { volumes, step, .. }) = self.command.take() {
-            let id = self.status().transaction_id;
+        if let Some(UnderWay { volumes, step, promise, .. }) = self.command.take() {
+            let status = self.status();
+            self.ledger.is_cut_off(promise, &status, &mut self.model);
+            let id = status.transaction_id;
             if id != step.from && id != step.to {
                 return Err(format!("the transaction id is {id}, expected {} or {}", step.from, step.to));
             }
             self.model.cut_off(&volumes, id == step.to);
         }
+        let status = self.status();
+        self.ledger.check(&status)?;
         let mut found = BTreeMap::new();
         for VolumeInfo { id, .. } in self.volume_infos()? {
             found.insert(id, self.read_volume(id)?);

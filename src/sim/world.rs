@@ -6,21 +6,20 @@ use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::habits::{Habits, Wish};
 use super::large::add_large_volume;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Promise};
 use super::model::{Model, Stamp};
 use super::options::{Mishap, Outcome, WorldOptions};
 use super::origins::Origins;
 use super::story::{Story, Whose};
-use crate::check::{CheckOptions, Verdict, check};
-use crate::disk::{Disk, MemoryDisk};
+use crate::disk::Disk;
 use crate::engine::{
-    Action, Answer, Ask, Asker, Base, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId,
-    Mode, OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
+    Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, Mode,
+    OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
 };
 use crate::error::Result;
-use crate::metadata::{Access, Geometry, Metadata, Scarcity};
-use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::metadata::{Geometry, Metadata, Scarcity};
+use crate::units::{BlockSize, VolumeId};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 pub(super) const SECTOR: u64 = 512;
@@ -33,8 +32,6 @@ const SLOW_STEPS: u64 = 200;
 const WINDOW_BLOCKS: u64 = 16;
 /// Steps that a world goes on, about, after a disk has failed an operation.
 const STEPS_AFTER_A_FAULT: u64 = 100;
-/// Steps in which everything under way must come to its end once nothing new begins.
-const REST_STEPS: u64 = 20_000;
 
 /// Something that will happen.
 pub(super) enum Event {
@@ -83,6 +80,8 @@ pub struct World {
     pub(super) model: Model,
     pub(super) origins: Origins,
     pub(super) ledger: Ledger,
+    /// A volume, and the block behind which nothing of it was mapped a while ago.
+    pub(super) trimmed: Option<(VolumeId, u64)>,
     /// What will happen, and the step before which it does not.
     pub(super) events: Vec<(u64, Event)>,
     /// Steps so far.
@@ -96,7 +95,7 @@ pub struct World {
     /// What happened, if somebody wants to know.
     story: Option<Story>,
     /// Nothing else goes on and there is a free block: no request may be refused for lack of space.
-    has_space: bool,
+    pub(super) has_space: bool,
     next_tag: u64,
     next_stamp: Stamp,
     pub(super) outcome: Outcome,
@@ -112,7 +111,7 @@ impl World {
         let mut metadata = Metadata::format(metadata_disk.clone(), geometry)?;
         let scarcity = Scarcity::default();
         metadata.set_scarcity(scarcity.clone());
-        let (mut model, mut ledger) = (Model::default(), Ledger::default());
+        let (mut model, mut ledger) = (Model::default(), Ledger::new(options.data_blocks));
         let large = options.large_volume_blocks;
         if large > 0 {
             let id = VolumeId::new(0).expect("a number in range");
@@ -124,7 +123,10 @@ impl World {
         let volume_sectors = options.volume_blocks * BLOCK_SECTORS;
         let mut world = World {
             origins: Origins::of(options.seed, volume_sectors, &mut chance),
-            habits: Habits::of(options.seed, &mut chance),
+            habits: match large {
+                0 => Habits::of(options.seed, &mut chance),
+                _ => Habits::of(options.seed, &mut chance).deleting_much(),
+            },
             chance,
             lanes: Vec::new(),
             has_left: Vec::new(),
@@ -135,6 +137,7 @@ impl World {
             has_stopped: false,
             model,
             ledger,
+            trimmed: None,
             events: Vec::new(),
             now: 0,
             in_flight: BTreeMap::new(),
@@ -308,58 +311,13 @@ impl World {
         self.begin(VolumeId::MAX, Kind::Settle, 0..0);
     }
 
-    fn count_shared(&mut self) {
+    pub(super) fn count_shared(&mut self) {
         // Answered at once; the count is background work.
         self.keeper.command(u64::MAX, Command::CountShared, &mut Outbox::default());
     }
 
-    /// With nothing else going on, what is counted is what the metadata says to who adds it up.
-    fn check_sharing(&mut self) -> Result<(), String> {
-        self.count_shared();
-        self.run_dry()?;
-        if !self.is_powered() {
-            return Ok(());
-        }
-        let wrong = |error: crate::error::Error| format!("adding up what is shared: {error}");
-        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
-        let mut metadata = Metadata::open(disk, Access::ReadOnly).map_err(wrong)?;
-        let partials = metadata.partials().map_err(wrong)?;
-        let bases: HashSet<Base> = partials.into_iter().map(|(_, partial)| partial.base).collect();
-        let mut holders: HashMap<DataBlock, Vec<VolumeId>> = HashMap::new();
-        for (id, _) in metadata.volumes().map_err(wrong)? {
-            let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
-            metadata.for_each_mapping(id, 0..u64::MAX, &mut add).map_err(wrong)?;
-        }
-        let held = metadata.held_root().is_some();
-        let blocks_of_bases = bases.iter().filter_map(|base| match base {
-            Base::Block(block) => Some(*block),
-            Base::Zeros => None,
-        });
-        let used = holders.keys().copied().chain(blocks_of_bases).collect::<HashSet<_>>().len() as u64;
-        let counted = self.status().usage.data_allocated;
-        if used > counted || (used < counted && !held) {
-            return Err(format!("{used} data blocks are in use, and {counted} are counted"));
-        }
-        for volume in self.volume_infos()? {
-            let is_own = |(block, holders): &(&DataBlock, &Vec<VolumeId>)| {
-                holders[..] == [volume.id] && !bases.contains(&Base::Block(**block))
-            };
-            let own = holders.iter().filter(is_own).count() as u64;
-            let found = volume.sharing.ok_or("what is shared was not counted")?;
-            // A metadata snapshot holds more or less of it.
-            let is_own = found.exclusive_blocks == own || (held && found.exclusive_blocks <= own);
-            if !is_own || (found.mapped_blocks, found.is_current) != (volume.details.mapped_blocks, true) {
-                return Err(format!(
-                    "{own} blocks are volume {}'s own, and {found:?} was counted",
-                    volume.id
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// One of the things that can happen, happens.
-    fn happen(&mut self) -> Result<(), String> {
+    pub(super) fn happen(&mut self) -> Result<(), String> {
         if self.events.is_empty() {
             return self.settle().map(|_| ());
         }
@@ -375,14 +333,8 @@ impl World {
             Event::Read { lane, op, from, offset_bytes, length_bytes, into } => {
                 whose = self.whose(lane, op);
                 let mut bytes = vec![0; length_bytes as usize];
-                let is_faulty = self.is_faulty();
-                let done = self.chance.below(bytes.len() as u64 / SECTOR + 1) * SECTOR;
-                let result = match is_faulty {
-                    true => {
-                        // As far as it got.
-                        let _ = self.data_disk.write_at(offset_bytes, &bytes[..done as usize]);
-                        Err(IoError::Io)
-                    }
+                let result = match self.is_faulty() {
+                    true => Err(IoError::Io),
                     false => self.read(&from, offset_bytes, &mut bytes),
                 };
                 let (buffer, at) = self.place(lane, into);
@@ -394,8 +346,14 @@ impl World {
             Event::Write { lane, op, offset_bytes, length_bytes, from } => {
                 whose = self.whose(lane, op);
                 let bytes = self.source(lane, from, length_bytes);
-                let result = match self.is_faulty() {
-                    true => Err(IoError::Io),
+                let is_faulty = self.is_faulty();
+                let done = self.chance.below(bytes.len() as u64 / SECTOR + 1) * SECTOR;
+                let result = match is_faulty {
+                    true => {
+                        // As far as it got.
+                        let _ = self.data_disk.write_at(offset_bytes, &bytes[..done as usize]);
+                        Err(IoError::Io)
+                    }
                     false => self.data_disk.write_at(offset_bytes, &bytes).map_err(|_| IoError::Io),
                 };
                 self.tell(whose, format_args!("has written {length_bytes} at {offset_bytes}: {result:?}"));
@@ -479,100 +437,6 @@ impl World {
             Event::Read { .. } | Event::Write { .. } | Event::Ask(..) | Event::Reply(..) => self.now,
         };
         self.events.push((not_before, event));
-    }
-
-    /// Begins nothing new until nothing is under way. Then nobody may have been forgotten, what is durable must be sound, and
-    /// what is free must be there to be used.
-    fn come_to_rest(&mut self) -> Result<(), String> {
-        if self.chance.one_in(3) {
-            self.all_clients_leave()?;
-            self.run_dry()?; // though nobody loses patience
-            self.fill_seats();
-        }
-        self.lose_patience();
-        self.run_dry()?;
-        if !self.is_powered() {
-            return Ok(());
-        }
-        self.outcome.rests += 1;
-        let deleting = self.status().deleting;
-        if !deleting.is_empty() {
-            return Err(format!("the deletion of {deleting:?} does not come to its end"));
-        }
-        self.model.deletions_ended();
-        self.check_metadata(Verdict::Clean)?;
-        self.check_sharing()?;
-        self.check_volumes()?;
-        if self.has_failed() { Ok(()) } else { self.use_free_blocks() }
-    }
-
-    /// With nothing else going on, every volume holds what it should.
-    pub(super) fn check_volumes(&mut self) -> Result<(), String> {
-        for id in self.model.volumes().collect::<Vec<_>>() {
-            let stamps = match self.read_volume(id) {
-                Err(_) if self.has_failed() => return Ok(()),
-                read => read?,
-            };
-            self.model.check_read(id, 0..stamps.len() as u64, u64::MAX, &stamps)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn run_dry(&mut self) -> Result<(), String> {
-        let mut is_through = false;
-        for _ in 0..REST_STEPS {
-            if !self.is_powered() {
-                return Ok(());
-            }
-            self.now += 1;
-            if !self.events.is_empty() {
-                self.happen()?;
-            } else if self.settle()? == Settled::Idle && self.events.is_empty() {
-                let mut out = Outbox::default();
-                self.keeper.tick(&mut out);
-                self.deliver(out)?;
-                is_through = self.settle()? == Settled::Idle && self.events.is_empty();
-                if is_through {
-                    break;
-                }
-            }
-        }
-        let commands = usize::from(self.command.is_some());
-        match self.in_flight.len() + commands + self.events.len() {
-            0 if is_through || !self.is_powered() => Ok(()),
-            0 => Err("the keeper never comes to rest, though nobody wants anything".to_owned()),
-            _ if !self.is_powered() => Ok(()),
-            _ => Err(format!("{} requests and {commands} commands never end", self.in_flight.len())),
-        }
-    }
-
-    /// The durable metadata, as another program sees it.
-    pub(super) fn check_metadata(&self, worst: Verdict) -> Result<(), String> {
-        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
-        let report = check(&disk, &CheckOptions::default())
-            .map_err(|error| format!("checking the metadata: {error}"))?;
-        if report.verdict > worst {
-            return Err(format!("the metadata is not sound: {:?}", report.findings));
-        }
-        Ok(())
-    }
-
-    /// With nothing else going on, writes that need a block get one as long as any is free.
-    fn use_free_blocks(&mut self) -> Result<(), String> {
-        let ids: Vec<VolumeId> = self.model.volumes().collect();
-        for _ in 0..4 {
-            let usage = self.status().usage;
-            if ids.is_empty() || usage.data_allocated >= usage.data_total || !self.is_powered() {
-                break;
-            }
-            self.has_space = true;
-            let id = ids[self.chance.below(ids.len() as u64) as usize];
-            let sector = self.chance.below(self.model.sectors_of(id));
-            self.begin(id, Kind::Write { fua: false }, sector..sector + 1);
-            self.run_dry()?;
-        }
-        self.has_space = false;
-        Ok(())
     }
 
     /// Whether somebody may be refused what is there.
@@ -703,7 +567,8 @@ impl World {
             if number == UNASKED {
                 continue;
             }
-            let UnderWay { volumes, origins, step } = self.command.take().ok_or("an answer to no command")?;
+            let UnderWay { volumes, origins, step, promise } =
+                self.command.take().ok_or("an answer to no command")?;
             let powered = self.is_powered();
             self.tell(None, format_args!("the command's answer is {answer:?}"));
             match &answer {
@@ -716,11 +581,15 @@ impl World {
                 ) => {}
                 Err(error) if !powered => drop(error.clone()),
                 Err(error) if error.kind() == crate::error::ErrorKind::NoMetadataSpace => {}
+                // Data behind the new end.
+                Err(error)
+                    if error.kind() == crate::error::ErrorKind::WrongState
+                        && matches!(promise, Promise::Size { .. }) => {}
                 Err(error) => return Err(format!("a command for volumes {volumes:?} failed: {error}")),
             }
             // With the power gone nobody knows: the state after the cut will tell.
             if answer.is_err() && !powered {
-                self.command = Some(UnderWay { volumes, origins, step });
+                self.command = Some(UnderWay { volumes, origins, step, promise });
                 continue;
             }
             let (expected, id) =
@@ -728,8 +597,15 @@ impl World {
             if id != expected {
                 return Err(format!("the transaction id is {id} after a command, expected {expected}"));
             }
+            self.look_at_resized(&promise);
+            let ok = answer.is_ok();
+            let trimmed = self.ledger.is_answered(promise, ok, &mut self.model, &mut self.outcome);
+            self.trimmed = trimmed.or(self.trimmed);
             if matches!(answer, Ok(Answer::Deleting { finished: false })) {
                 self.outcome.long_deletions += 1;
+                if self.chance.one_in(2) {
+                    self.metadata_disk.cut_power_after(self.chance.below(20));
+                }
                 volumes.iter().for_each(|id| self.model.goes_on_being_deleted(*id));
                 continue;
             }
@@ -750,6 +626,14 @@ impl World {
         let settled = self.keeper.settle(&mut out);
         self.deliver(out)?;
         Ok(settled)
+    }
+
+    /// What has come to a volume that became larger is read.
+    fn look_at_resized(&mut self, promise: &Promise) {
+        if let Promise::Size { volume, .. } = promise {
+            let range = self.window(*volume);
+            self.begin(*volume, Kind::Read, range);
+        }
     }
 
     /// All of a volume, or as much as a few hundred steps can look at.
@@ -814,7 +698,7 @@ impl World {
         self.begin(volume, kind, range);
     }
 
-    fn begin(&mut self, volume: VolumeId, kind: Kind, range: Range<u64>) {
+    pub(super) fn begin(&mut self, volume: VolumeId, kind: Kind, range: Range<u64>) {
         let ignored = kind == Kind::Discard
             && self.keeper.volume(volume).is_some_and(|volume| volume.ignores_discards());
         let changes = match kind {
