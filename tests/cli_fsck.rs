@@ -178,7 +178,7 @@ fn the_name_thin_check_has_that_tools_exit_codes() {
         let (status, _, errors) = call(&[], Path::new("/nonexistent"));
         assert_eq!(status, 1);
         assert!(errors.starts_with("thin_check: /nonexistent: no such file"), "{errors}");
-        assert_eq!(call(&["--no-such-option"], &clean).0, 1);
+        assert_eq!(call(&["--no-such-option"], &clean).0, 2);
         assert_eq!(call(&["--exit-codes", "fine"], &leaked).0, 3);
         assert_eq!(call(&["--exit-codes", "fine"], &damaged).0, 4);
         assert_eq!(call(&["--exit-codes", "fine", "--ignore-non-fatal-errors"], &leaked).0, 0);

@@ -96,13 +96,13 @@ fn shared_parts_of_every_size_beside_own_mappings_of_every_size() {
         let device = |id: u64| {
             format!(
                 "<device dev_id=\"{id}\" mapped_blocks=\"{mapped}\" transaction=\"0\" creation_time=\"0\" \
-                 snap_time=\"0\">\n{body}</device>\n"
+                 snap_time=\"1\">\n{body}</device>\n"
             )
         };
         let only = "<device dev_id=\"9\" mapped_blocks=\"50\" transaction=\"0\" creation_time=\"0\" \
-                    snap_time=\"0\">\n<ref name=\"part 1\"/>\n</device>\n";
+                    snap_time=\"1\">\n<ref name=\"part 1\"/>\n</device>\n";
         let xml = format!(
-            "<superblock uuid=\"\" time=\"0\" transaction=\"0\" version=\"2\" data_block_size=\"128\" \
+            "<superblock uuid=\"\" time=\"1\" transaction=\"0\" version=\"2\" data_block_size=\"128\" \
              nr_data_blocks=\"100000\">\n{parts}{}{}{only}</superblock>\n",
             device(1),
             device(2)
@@ -138,6 +138,12 @@ fn malformed_xml_is_told_with_line_and_column() {
         ("data_block=\"11\"", "data_block=\"99999999999999999999\"", "is no number that fits"),
         ("origin_block=\"9\"", "origin_block=\"8\"", "line 6, column 5: virtual block 8 comes after 8"),
         ("data_block=\"11\"", "data_block=\"1000\"", "line 6, column 5: data block 1000 is past the end"),
+        (
+            "time=\"2\"/",
+            "time=\"2\" colour=\"red\"/",
+            "line 6, column 5: <single_mapping> with an attribute colour",
+        ),
+        ("time=\"2\"/", "time=\"2\" time=\"2\"/", "line 6, column 5: the attribute time twice"),
         ("time=\"2\"/", "time=\"4\"/", "line 6, column 5: a mapping with a time after the pool's own"),
         ("length=\"2\"", "length=\"0\"", "line 5, column 5: a run of 0 blocks"),
         ("length=\"2\"", "length=\"2\" length=\"2\"", "the attribute length twice"),

@@ -12,7 +12,7 @@ use super::counts::Counts;
 use super::forest::{Collect, Forest, read_leaves};
 use super::nodes::{Nodes, Subtree, Visited};
 use super::source::{BATCH_BLOCKS, Batch, Source};
-use super::walk::{Tree, Walk, children_of};
+use super::walk::{Tree, Walk, children_of, youngest_of};
 use crate::checksum::BlockKind;
 use crate::format::{Block, Entries, MappingRecord, Node, NodeHeader, RootRecord, smallest_occupancy};
 use crate::units::{MetaBlock, SnapTime};
@@ -168,12 +168,12 @@ impl Level {
 /// A leaf with nothing odd about it, its references to data counted; `None`, and nothing was counted, for any other.
 fn sound_leaf(block: &Block, entries: Entries<'_, MappingRecord>, ground: Ground<'_>) -> Option<Subtree> {
     let header = NodeHeader::decode(block);
-    let is_possible = |record: &MappingRecord| {
-        let mapping = record.mapping();
-        (mapping.block.0 < ground.data_blocks) & (mapping.time <= ground.now)
-    };
-    let is_sound =
-        header.has_usual_capacity() && entries.keys_ascend() && entries.values.iter().all(is_possible);
+    let is_there = |record: &MappingRecord| record.mapping().block.0 < ground.data_blocks;
+    let youngest = youngest_of(entries);
+    let is_sound = header.has_usual_capacity()
+        && entries.keys_ascend()
+        && entries.values.iter().all(is_there)
+        && youngest <= ground.now;
     if !is_sound {
         return None;
     }
@@ -182,7 +182,7 @@ fn sound_leaf(block: &Block, entries: Entries<'_, MappingRecord>, ground: Ground
         let _ = ground.data_counts.add(record.mapping().block.0);
     }
     let mut leaf = Subtree::new(Tree::Mappings, entries.len(), header.max_entries.get() as usize);
-    leaf.extend(entries.key_span(), entries.len() as u64);
+    leaf.extend(entries.key_span(), entries.len() as u32, youngest);
     Some(leaf)
 }
 
@@ -206,7 +206,7 @@ fn sound_internal(walk: &Walk<'_>, block: &Block) -> Option<Subtree> {
         if !is_sound {
             return None;
         }
-        sum.extend(subtree.span(), subtree.entries);
+        sum.extend(subtree.span(), subtree.entries, subtree.youngest);
         sum.depth = depth.checked_add(1)?;
     }
     for child in entries.values {

@@ -165,6 +165,12 @@ impl Counts {
         })
     }
 
+    /// Whether any block has more than one reference.
+    pub(super) fn has_shared(&self) -> bool {
+        const SHARED: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+        (0..self.pages()).any(|page| self.plain_words(page).any(|word| word & SHARED != 0))
+    }
+
     /// The references counted so far; 0 for what does not exist.
     pub(super) fn get(&self, block: u64) -> u64 {
         if !self.has(block) {
@@ -221,6 +227,7 @@ mod tests {
             let found: Vec<_> = (0..8).map(|block| counts.get(block)).collect();
             let expected: Vec<_> = (0..8).map(|other| if other <= block { other } else { 0 }).collect();
             assert_eq!(found, expected);
+            assert_eq!(counts.has_shared(), block > 1);
         }
         counts.subtract(1);
         assert_eq!((counts.get(0), counts.get(1), counts.get(2)), (0, 0, 2));

@@ -18,6 +18,7 @@ mod build;
 pub mod cli;
 mod counts;
 mod dump;
+mod exclusive;
 mod forest;
 mod large_counts;
 mod nodes;
@@ -173,6 +174,7 @@ struct Outcome {
 
 fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     let live = check_volumes(walk, superblock, false, true);
+    exclusive::check_exclusive(walk, &live.roots, &live.snapshotted_times());
     if superblock.held_root != 0 {
         check_held_root(walk, MetaBlock(superblock.held_root), Scope::Everything);
     }

@@ -2,7 +2,7 @@
 //! for by each of its parents. 32 bytes a block, in pieces that exist once a node of theirs was met.
 
 use super::walk::Tree;
-use crate::units::MetaBlock;
+use crate::units::{MetaBlock, SnapTime};
 use std::ops::Range;
 
 /// Blocks of a piece of the table.
@@ -14,8 +14,10 @@ pub(super) struct Subtree {
     /// First and last key; the first is above the last when nothing below holds any.
     first: u64,
     last: u64,
-    /// Entries of all leaves below.
-    pub(super) entries: u64,
+    /// Entries of all leaves below, which no device has too many of for this: a tree has no node twice.
+    pub(super) entries: u32,
+    /// The latest time of a mapping below; 0 in other trees.
+    pub(super) youngest: SnapTime,
     pub(super) own_entries: u16,
     pub(super) own_capacity: u16,
     pub(super) tree: Tree,
@@ -30,6 +32,7 @@ impl Subtree {
             first: 1,
             last: 0,
             entries: 0,
+            youngest: SnapTime(0),
             // A block has no room for more.
             own_entries: own_entries as u16,
             own_capacity: own_capacity as u16,
@@ -43,11 +46,12 @@ impl Subtree {
     }
 
     /// Adds keys behind those that are there.
-    pub(super) fn extend(&mut self, span: Option<(u64, u64)>, entries: u64) {
+    pub(super) fn extend(&mut self, span: Option<(u64, u64)>, entries: u32, youngest: SnapTime) {
         if let Some((first, last)) = span {
             self.first = self.span().map_or(first, |span| span.0);
             self.last = last;
-            self.entries += entries;
+            self.entries = self.entries.saturating_add(entries);
+            self.youngest = self.youngest.max(youngest);
         }
     }
 

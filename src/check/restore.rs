@@ -141,6 +141,7 @@ impl Xml<'_> {
 
     /// An element without content; `false` for one that could have some.
     fn leaf(&mut self, tag: &BytesStart<'_>) -> Result<bool> {
+        require_known_attributes(tag)?;
         let name = tag.name();
         match name.as_ref() {
             "single_mapping" => {
@@ -181,6 +182,7 @@ impl Xml<'_> {
     }
 
     fn start(&mut self, tag: &BytesStart<'_>) -> Result<()> {
+        require_known_attributes(tag)?;
         let name = tag.name();
         let element = match name.as_ref() {
             "superblock" if self.inside.is_empty() && !self.is_done => {
@@ -277,6 +279,41 @@ fn volume_of(tag: &BytesStart<'_>) -> Result<VolumeRecord> {
     })
 }
 
+/// Refuses attributes that an element of a dump has not, and any that is there twice: somebody means something by them.
+fn require_known_attributes(tag: &BytesStart<'_>) -> Result<()> {
+    let name = tag.name();
+    let known: &[&str] = match name.as_ref() {
+        "superblock" => &[
+            "uuid",
+            "time",
+            "transaction",
+            "flags",
+            "version",
+            "data_block_size",
+            "nr_data_blocks",
+            "metadata_snap",
+        ],
+        "device" => &["dev_id", "mapped_blocks", "transaction", "creation_time", "snap_time"],
+        "def" | "ref" => &["name"],
+        "single_mapping" => &["origin_block", "data_block", "time"],
+        "range_mapping" => &["origin_begin", "data_begin", "length", "time"],
+        _ => return Ok(()), // the element itself is refused
+    };
+    let mut seen = 0_u32;
+    for attribute in tag.attributes().with_checks(false) {
+        let attribute = attribute.map_err(invalid)?;
+        let key = attribute.key;
+        let index = known.iter().position(|known| *known == key.as_ref()).ok_or_else(|| {
+            invalid(format_args!("<{}> with an attribute {}, which it has not", name.as_ref(), key.as_ref()))
+        })?;
+        if seen & 1 << index != 0 {
+            return Err(invalid(format_args!("the attribute {} twice", known[index])));
+        }
+        seen |= 1 << index;
+    }
+    Ok(())
+}
+
 /// The attributes of these names, all of which must be there as numbers.
 #[inline]
 fn numbers<const N: usize>(tag: &BytesStart<'_>, names: [&str; N]) -> Result<[u64; N]> {
@@ -284,9 +321,6 @@ fn numbers<const N: usize>(tag: &BytesStart<'_>, names: [&str; N]) -> Result<[u6
     for attribute in tag.attributes().with_checks(false) {
         let attribute = attribute.map_err(invalid)?;
         if let Some(index) = names.iter().position(|name| *name == attribute.key.as_ref()) {
-            if seen[index] {
-                return Err(invalid(format_args!("the attribute {} twice", names[index])));
-            }
             values[index] = number(names[index], &attribute.value)?;
             seen[index] = true;
         }

@@ -1,6 +1,7 @@
 //! The checker against metadata that the kernel wrote, as it is and with one thing changed at a time.
 
 mod changes;
+mod exclusive;
 mod flips;
 mod fuzz;
 mod garbage;

@@ -4,7 +4,7 @@ use super::ahead;
 use super::report::{Severity, VolumeSummary};
 use super::walk::{Place, Walk};
 use crate::format::{DetailsRecord, MappingRecord, RootRecord, Superblock};
-use crate::units::{MetaBlock, VolumeId};
+use crate::units::{MetaBlock, SnapTime, VolumeId};
 use std::collections::BTreeMap;
 
 /// The volumes of one superblock.
@@ -12,6 +12,16 @@ pub(super) struct Volumes {
     pub(super) summaries: Vec<VolumeSummary>,
     /// The root of each volume's own tree.
     pub(super) roots: Vec<(VolumeId, MetaBlock)>,
+}
+
+impl Volumes {
+    /// When each volume with details was last snapshotted.
+    pub(super) fn snapshotted_times(&self) -> BTreeMap<VolumeId, SnapTime> {
+        let times = self.summaries.iter().filter_map(|volume| {
+            Some((VolumeId::new(volume.id)?, SnapTime(u32::try_from(volume.snapshotted_time).ok()?)))
+        });
+        times.collect()
+    }
 }
 
 /// Walks everything below a superblock's two volume trees; `held` where it is the metadata snapshot's. Without
@@ -73,7 +83,7 @@ fn check_details(
         ));
     }
     if let Some(subtree) = walk.known::<MappingRecord>(root) {
-        let (found, stored) = (subtree.entries, record.mapped_blocks.get());
+        let (found, stored) = (u64::from(subtree.entries), record.mapped_blocks.get());
         if found != stored {
             let message =
                 format!("volume {volume} has {stored} mapped blocks by its details, {found} were found");

@@ -78,6 +78,11 @@ pub(super) enum Tree {
 pub(super) trait LeafValue: NodeValue {
     const TREE: Tree;
     fn on_leaf(walk: &mut Walk<'_>, number: MetaBlock, place: Place, entries: Entries<'_, Self>);
+
+    /// The latest time of a leaf's mappings; 0 where there are none.
+    fn youngest(_: Entries<'_, Self>) -> SnapTime {
+        SnapTime(0)
+    }
 }
 
 /// Where a later descent can go from a node.
@@ -167,6 +172,19 @@ impl<'a> Walk<'a> {
         self.flagged.insert(number);
         let found = Found { severity: Severity::Damage, block: Some(number), path: &self.path, keys };
         self.findings.add(found, place, message);
+    }
+
+    /// Reports damage of a block, or only some keys in it, at the end of a path from the root of its tree.
+    pub(super) fn damage_at(
+        &mut self,
+        path: &[MetaBlock],
+        (number, keys): (MetaBlock, Option<Range<u64>>),
+        place: Place,
+        message: impl fmt::Display,
+    ) {
+        let above = std::mem::replace(&mut self.path, path.to_vec());
+        self.damage_of_keys(number, place, keys, message);
+        self.path = above;
     }
 
     /// As [`Walk::damage`], for what hides whatever is below the block.
@@ -286,7 +304,8 @@ impl<'a> Walk<'a> {
                 self.require_ascending(number, place, entries.keys_ascend())?;
                 V::on_leaf(self, number, place, entries);
                 let mut leaf = Subtree::new(V::TREE, entries.len(), own_capacity);
-                leaf.extend(entries.key_span(), entries.len() as u64);
+                // A block has no room for more.
+                leaf.extend(entries.key_span(), entries.len() as u32, V::youngest(entries));
                 Some(leaf)
             }
             Node::Internal(entries) => {
@@ -326,7 +345,7 @@ impl<'a> Walk<'a> {
             if let Some(why) = subtree.misfit(keys, depth) {
                 self.unreadable(*child, place, why);
             } else {
-                sum.extend(subtree.span(), subtree.entries);
+                sum.extend(subtree.span(), subtree.entries, subtree.youngest);
             }
         }
         self.path.pop();
@@ -425,8 +444,18 @@ impl LeafValue for RootRecord {
     }
 }
 
+/// The latest time of a leaf's mappings.
+#[inline]
+pub(super) fn youngest_of(entries: Entries<'_, MappingRecord>) -> SnapTime {
+    entries.values.iter().map(|record| record.mapping().time).max().unwrap_or(SnapTime(0))
+}
+
 impl LeafValue for MappingRecord {
     const TREE: Tree = Tree::Mappings;
+
+    fn youngest(entries: Entries<'_, Self>) -> SnapTime {
+        youngest_of(entries)
+    }
 
     fn on_leaf(walk: &mut Walk<'_>, number: MetaBlock, place: Place, entries: Entries<'_, Self>) {
         let (data_blocks, now) = (walk.data_blocks, walk.now);
@@ -457,20 +486,26 @@ impl LeafValue for MappingRecord {
 
 /// Mappings of one leaf with the same fault.
 #[derive(Default)]
-struct Misplaced {
+pub(super) struct Misplaced {
     first: Option<(u64, u64)>,
     last_key: u64,
     more: usize,
 }
 
 impl Misplaced {
-    fn add(&mut self, key: u64, value: u64) {
+    pub(super) fn add(&mut self, key: u64, value: u64) {
         self.more += usize::from(self.first.is_some());
         self.first.get_or_insert((key, value));
         self.last_key = key;
     }
 
-    fn words(&self) -> Option<(Range<u64>, String)> {
+    /// The first of them.
+    pub(super) fn first_key(&self) -> Option<u64> {
+        self.first.map(|(key, _)| key)
+    }
+
+    /// Which keys they are among, and words for them.
+    pub(super) fn words(&self) -> Option<(Range<u64>, String)> {
         let (key, value) = self.first?;
         let more = if self.more > 0 { format!(" (and {} more)", self.more) } else { String::new() };
         let words = format!("virtual block {key}{more} is mapped, with {value},");

@@ -10,7 +10,7 @@ use crate::check::counts::Counts;
 use crate::check::stream::Run;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{MappingRecord, Node, NodeKind, capacity, smallest_occupancy};
-use crate::units::{DataBlock, MetaBlock};
+use crate::units::{DataBlock, MetaBlock, SnapTime};
 use std::fmt;
 
 const CAPACITY: usize = capacity(8);
@@ -23,6 +23,8 @@ pub(super) struct Leaf {
     pub(super) last_key: u64,
     pub(super) number: MetaBlock,
     pub(super) entries: usize,
+    /// The latest time in it.
+    pub(super) youngest: SnapTime,
 }
 
 /// Where leaves go, and what is counted on the way.
@@ -31,6 +33,40 @@ pub(super) struct Ground<'a, 'b> {
     /// References to data blocks by the leaves written.
     pub(super) data: &'a mut Counts,
     pub(super) data_blocks: u64,
+    /// What is mapped by somebody as his own.
+    pub(super) own: &'a mut Own,
+    /// From this time on, mappings are the volume's own; `None` in a part.
+    pub(super) own_since: Option<SnapTime>,
+}
+
+/// Data blocks that somebody maps as his own: at the time of his last snapshot or later, so that dm-thin would write to them in place.
+#[derive(Default)]
+pub(super) struct Own {
+    blocks: Vec<u64>,
+    /// A block in a leaf that others have as well.
+    in_shared_leaf: Option<DataBlock>,
+}
+
+impl Own {
+    /// For so many data blocks.
+    pub(super) fn new(data_blocks: u64) -> Self {
+        Own { blocks: vec![0; data_blocks.div_ceil(64) as usize], in_shared_leaf: None }
+    }
+
+    fn note(&mut self, block: DataBlock) {
+        self.blocks[(block.0 / 64) as usize] |= 1 << (block.0 % 64);
+    }
+
+    /// A block that is somebody's own and not his alone.
+    pub(super) fn disputed(&self, counts: &Counts) -> Option<DataBlock> {
+        let is_disputed = |block: &u64| counts.get(*block) > 1;
+        let of_word = |(index, word): (usize, &u64)| {
+            let bits = (0..64).filter(|bit| word >> bit & 1 == 1);
+            bits.map(|bit| index as u64 * 64 + bit).find(is_disputed)
+        };
+        let found = if counts.has_shared() { self.blocks.iter().enumerate().find_map(of_word) } else { None };
+        found.map(DataBlock).or(self.in_shared_leaf)
+    }
 }
 
 /// Leaves being written.
@@ -79,6 +115,7 @@ impl Leaves {
                 self.swallow(ground, leaf)?;
             } else {
                 self.write_waiting(ground)?;
+                note_own(ground, leaf)?;
                 self.done.push(*leaf);
             }
             self.is_all_of = (is_first && self.done.is_empty()).then_some(*leaf);
@@ -114,14 +151,21 @@ impl Leaves {
     fn write_first(&mut self, ground: &mut Ground<'_, '_>, count: usize) -> Result<()> {
         let entries = &self.waiting[..count];
         let number = write_node(ground.output, NodeKind::Leaf, entries)?;
+        let mut youngest = SnapTime(0);
         for (_, record) in entries {
-            assert!(ground.data.add(record.mapping().block.0), "the range was looked at when it came in");
+            let mapping = record.mapping();
+            assert!(ground.data.add(mapping.block.0), "the range was looked at when it came in");
+            youngest = youngest.max(mapping.time);
+            if ground.own_since.is_some_and(|since| mapping.time >= since) {
+                ground.own.note(mapping.block);
+            }
         }
         self.done.push(Leaf {
             first_key: entries[0].0,
             last_key: entries[count - 1].0,
             number,
             entries: count,
+            youngest,
         });
         self.waiting.drain(..count);
         Ok(())
@@ -150,6 +194,16 @@ impl Leaves {
         self.write_waiting(ground)?;
         Ok((self.done, self.mapped_blocks))
     }
+}
+
+/// Notes what a volume that takes a shared leaf as it is would have as its own there, which is nothing in any sound pool.
+fn note_own(ground: &mut Ground<'_, '_>, leaf: &Leaf) -> Result<()> {
+    if let Some(since) = ground.own_since.filter(|since| leaf.youngest >= *since) {
+        let entries = entries_of(ground.output, leaf.number)?;
+        let first = entries.iter().map(|(_, record)| record.mapping()).find(|mapping| mapping.time >= since);
+        ground.own.in_shared_leaf = first.map(|mapping| mapping.block);
+    }
+    Ok(())
 }
 
 /// The entries of a leaf that was written.

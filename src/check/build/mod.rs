@@ -1,7 +1,8 @@
 //! A new metadata device from a pool's stream: nodes packed full, all counts made anew.
 //!
 //! What must hold: the result passes a check whatever the stream was, or there is an error and no superblock. A volume's
-//! mapped blocks are counted, not believed.
+//! mapped blocks are counted, not believed. Where several mappings have a data block of which one counts as its volume's own, all
+//! volumes count as snapshotted just now: then whoever writes copies first, and no write changes what another reads.
 
 mod leaves;
 mod output;
@@ -14,7 +15,7 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{MappingRecord, RootRecord, SUPERBLOCK_VERSION, Superblock};
 use crate::units::{BlockSize, MetaBlock, SnapTime, TransactionId, VolumeId};
-use leaves::{Ground, Leaf, Leaves, entries_of};
+use leaves::{Ground, Leaf, Leaves, Own, entries_of};
 use output::Output;
 use std::collections::{BTreeMap, HashMap};
 use tree::{write_above, write_tree};
@@ -56,6 +57,8 @@ fn impossible_block_size(sectors: u64) -> Error {
 pub(super) struct Built {
     pub(super) volumes: u64,
     pub(super) mapped_blocks: u64,
+    /// A data block that one of several mappings had as its volume's own: therefore all volumes are stamped as snapshotted.
+    pub(super) disputed: Option<u64>,
     /// Volumes whose stream promised another number of mappings than came.
     pub(super) miscounted: Vec<(u64, u64, u64)>,
     pub(super) metadata_blocks_used: u64,
@@ -69,6 +72,7 @@ pub(super) struct Builder<'a> {
     expected_blocks: u64,
     pool: Option<PoolRecord>,
     data: Counts,
+    own: Own,
     parts: HashMap<u64, Vec<Leaf>>,
     /// What is being taken in: the name of a part or a volume, and its leaves.
     open: Option<(Open, Leaves)>,
@@ -82,6 +86,15 @@ enum Open {
     Volume(VolumeRecord),
 }
 
+impl Open {
+    fn own_since(&self) -> Option<SnapTime> {
+        match self {
+            Open::Part(_) => None,
+            Open::Volume(record) => Some(SnapTime(record.snapshotted_time)),
+        }
+    }
+}
+
 impl<'a> Builder<'a> {
     pub(super) fn new(disk: &'a dyn Disk, overrides: Overrides) -> Self {
         Builder {
@@ -90,6 +103,7 @@ impl<'a> Builder<'a> {
             expected_blocks: 0,
             pool: None,
             data: Counts::new(0),
+            own: Own::default(),
             parts: HashMap::new(),
             open: None,
             volumes: BTreeMap::new(),
@@ -112,9 +126,17 @@ impl<'a> Builder<'a> {
         &mut self,
         take: impl FnOnce(&mut Leaves, &mut Ground<'_, 'a>, &HashMap<u64, Vec<Leaf>>) -> Result<()>,
     ) -> Result<()> {
-        let Some((_, leaves)) = &mut self.open else { return Err(misplaced("mappings outside of a volume")) };
+        let Some((open, leaves)) = &mut self.open else {
+            return Err(misplaced("mappings outside of a volume"));
+        };
         let data_blocks = self.pool.as_ref().map_or(0, |pool| pool.data_blocks);
-        let mut ground = Ground { output: &mut self.output, data: &mut self.data, data_blocks };
+        let mut ground = Ground {
+            output: &mut self.output,
+            data: &mut self.data,
+            data_blocks,
+            own: &mut self.own,
+            own_since: open.own_since(),
+        };
         take(leaves, &mut ground, &self.parts)
     }
 
@@ -124,7 +146,13 @@ impl<'a> Builder<'a> {
             return Err(misplaced("an end without a beginning"));
         };
         let data_blocks = self.pool.as_ref().map_or(0, |pool| pool.data_blocks);
-        let mut ground = Ground { output: &mut self.output, data: &mut self.data, data_blocks };
+        let mut ground = Ground {
+            output: &mut self.output,
+            data: &mut self.data,
+            data_blocks,
+            own: &mut self.own,
+            own_since: open.own_since(),
+        };
         let (leaves, mapped_blocks) = leaves.finish(&mut ground)?;
         Ok((open, leaves, mapped_blocks))
     }
@@ -158,7 +186,14 @@ impl<'a> Builder<'a> {
         superblock.transaction_id = TransactionId(pool.transaction_id);
         self.output.reference(MetaBlock::SUPERBLOCK);
 
-        let volumes = std::mem::take(&mut self.volumes);
+        let mut volumes = std::mem::take(&mut self.volumes);
+        if let Some(block) = self.own.disputed(&self.data) {
+            superblock.time = later_than(pool.time)?;
+            for (record, _) in volumes.values_mut() {
+                record.snapshotted_time = superblock.time.0;
+            }
+            self.built.disputed = Some(block.0);
+        }
         let roots: Vec<_> =
             volumes.iter().map(|(id, (_, root))| (id.get(), RootRecord::new(*root))).collect();
         let details: Vec<_> = volumes.iter().map(|(id, (record, _))| (id.get(), record.details())).collect();
@@ -171,6 +206,17 @@ impl<'a> Builder<'a> {
         self.built.metadata_blocks_used = superblock.metadata_space_map.allocated_blocks.get();
         self.output.finish(&superblock)
     }
+}
+
+/// The time after a pool's own.
+fn later_than(time: SnapTime) -> Result<SnapTime> {
+    let later = SnapTime(time.0.saturating_add(1));
+    if later > SnapTime::MAX {
+        return Err(misplaced(
+            "volumes that map the same data block as their own, and no time left to mark it as shared",
+        ));
+    }
+    Ok(later)
 }
 
 fn misplaced(what: &str) -> Error {
@@ -198,6 +244,7 @@ impl Sink for Builder<'_> {
         // The room for bitmaps bounds this.
         debug_assert!(pool.data_blocks <= self.output.blocks() * PAGE_ENTRIES);
         self.data = Counts::new(pool.data_blocks);
+        self.own = Own::new(pool.data_blocks);
         self.pool = Some(pool);
         Ok(())
     }

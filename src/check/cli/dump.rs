@@ -1,7 +1,9 @@
 //! `uthin-fsck dump`, alias `thin_dump`.
 
 use super::beside::open_state;
+use super::names::Names;
 use super::progress::Watched;
+use super::repair::caveats;
 use super::restore::OverrideArguments;
 use super::{CLEAN, Terminal, TextFile, open_metadata};
 use crate::check::dump::{
@@ -92,11 +94,15 @@ fn write_dump(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<()> 
         skip_mappings: arguments.skip_mappings,
     };
     if arguments.repair {
-        let plan = salvage(source, &arguments.overrides.overrides(), None, false)?.plan;
-        return with_output(arguments.output.as_deref(), &arguments.metadata, terminal, |out| {
+        let salvage = salvage(source, &arguments.overrides.overrides(), None, false)?;
+        with_output(arguments.output.as_deref(), &arguments.metadata, terminal, |out| {
             let mut sink = sink_of(arguments.format, out);
-            dump(source, &plan, &selection, &mut Collect::default(), &mut SaneSink::new(&mut *sink))
-        });
+            dump(source, &salvage.plan, &selection, &mut Collect::default(), &mut SaneSink::new(&mut *sink))
+        })?;
+        if !arguments.quiet {
+            terminal.remark(&caveats(&salvage, &Names::beside(&arguments.metadata)));
+        }
+        return Ok(());
     }
     let superblock = superblock_of(source, state)?;
     let mut plan = plan(source, &superblock)?;

@@ -2,7 +2,7 @@
 //!
 //! Every command has its name here and that of the tool it stands in for: as an alias (`uthin-fsck thin_dump …`), and as
 //! the name by which the program is called. `uthin-fsck check FILE` exits 0 when clean, 3 for leaks only, 4 for damage, 1
-//! when nothing could be said, 2 for wrong usage; under a tool's name the status is that tool's: 0 or 1. There leaks end
+//! when nothing could be said, 2 for wrong usage; under a tool's name the status is that tool's: 0, 1, or 2 for wrong usage. There leaks end
 //! in 0 with a warning: they are safe, and no machine should fail to boot over one.
 
 mod beside;
@@ -59,7 +59,7 @@ struct Fsck {
 #[derive(Subcommand)]
 enum Command {
     /// Check metadata; nothing is written. Exit status: 0 clean, 3 leaks only, 4 damage, 1 failed, 2 usage; as
-    /// thin_check 0 good, or leaks only; 1 anything else.
+    /// thin_check 0 good, or leaks only; 2 usage; 1 anything else.
     #[command(visible_alias = "thin_check")]
     Check(check::Arguments),
     /// Write the mappings as XML, for people, or as JSON lines.
@@ -247,7 +247,7 @@ fn asks_for_version(arguments: &[OsString]) -> bool {
 fn usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> u8 {
     if error.use_stderr() {
         terminal.remark(&error.to_string());
-        if terminal.is_compatible { FAILED } else { USAGE }
+        USAGE
     } else {
         terminal.say(&error.to_string());
         CLEAN

@@ -122,6 +122,7 @@ fn json(salvage: &Salvage, built: Option<&Built>) -> String {
         assumptions: &'a [String],
         candidates: &'a [Candidate],
         metadata_blocks_used: Option<u64>,
+        disputed_data_block: Option<u64>,
     }
     #[derive(Serialize)]
     struct ShownVolume {
@@ -146,6 +147,7 @@ fn json(salvage: &Salvage, built: Option<&Built>) -> String {
         assumptions: &salvage.assumptions,
         candidates: &salvage.candidates,
         metadata_blocks_used: built.map(|built| built.metadata_blocks_used),
+        disputed_data_block: built.and_then(|built| built.disputed),
     })
 }
 
@@ -173,14 +175,7 @@ fn text(salvage: &Salvage, built: Option<&Built>, names: &Names) -> String {
         &mut text,
         format_args!("taken: volumes from block {}, details from {details}", salvage.root.mapping),
     );
-    for assumption in salvage.assumptions.iter().take(SHOWN) {
-        line(&mut text, format_args!("assumed: {assumption}"));
-    }
-    more(&mut text, salvage.assumptions.len(), "assumptions");
-    for loss in salvage.losses.iter().take(SHOWN) {
-        line(&mut text, loss_line(loss, u64::from(salvage.plan.pool.data_block_sectors) * 512, names));
-    }
-    more(&mut text, salvage.losses.len(), "losses");
+    text += &caveats(salvage, names);
     let volumes = &salvage.plan.volumes;
     let mapped: u64 = volumes.iter().map(|volume| volume.record.mapped_blocks).sum();
     match built {
@@ -190,6 +185,20 @@ fn text(salvage: &Salvage, built: Option<&Built>, names: &Names) -> String {
             format_args!("{} volumes, {mapped} mappings can be saved; nothing was written", volumes.len()),
         ),
     }
+    text
+}
+
+/// What was made up, and what is lost.
+pub(super) fn caveats(salvage: &Salvage, names: &Names) -> String {
+    let mut text = String::new();
+    for assumption in salvage.assumptions.iter().take(SHOWN) {
+        line(&mut text, format_args!("assumed: {assumption}"));
+    }
+    more(&mut text, salvage.assumptions.len(), "assumptions");
+    for loss in salvage.losses.iter().take(SHOWN) {
+        line(&mut text, loss_line(loss, u64::from(salvage.plan.pool.data_block_sectors) * 512, names));
+    }
+    more(&mut text, salvage.losses.len(), "losses");
     text
 }
 

@@ -99,6 +99,12 @@ pub(super) fn remarks(built: &Built) -> String {
         "{} volumes, {} mappings, {} metadata blocks\n",
         built.volumes, built.mapped_blocks, built.metadata_blocks_used
     );
+    if let Some(block) = built.disputed {
+        text += &format!(
+            "data block {block} is mapped more than once, by somebody as his own: all volumes are marked as snapshotted, so \
+             that writes copy\n"
+        );
+    }
     for (volume, promised, found) in &built.miscounted {
         text += &format!("volume {volume} has {found} mappings, where {promised} were promised\n");
     }
