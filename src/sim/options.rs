@@ -27,6 +27,8 @@ pub struct WorldOptions {
     pub volumes: usize,
     /// Lanes.
     pub lanes: u16,
+    /// One command in about so many steps, a multiple of 20, unless one is under way.
+    pub steps_between_commands: u64,
     /// One power cut in about so many steps.
     pub steps_between_power_cuts: u64,
     /// One read or write of the data disk in about so many fails, for once; 0: none.
@@ -85,12 +87,13 @@ impl WorldOptions {
     /// one comes in the middle of a deletion.
     fn large(seed: u64) -> Self {
         WorldOptions {
-            steps: 800,
-            data_blocks: 340,
-            large_volume_blocks: 300,
+            steps: 600,
+            data_blocks: 440,
+            large_volume_blocks: 400,
+            steps_between_commands: 20,
             unmap_step_mappings: 1 + seed / LARGE_ONE_IN % 3 * 40,
             volumes: 3,
-            steps_between_power_cuts: 200,
+            steps_between_power_cuts: 150,
             ..WorldOptions::crowded(seed)
         }
     }
@@ -107,6 +110,7 @@ impl WorldOptions {
             unmap_step_mappings: [1, 2, 1000][(seed / 2 % 3) as usize],
             volumes: 5,
             lanes: 3,
+            steps_between_commands: 80,
             steps_between_power_cuts: 700,
             transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
             steps_between_faults: if seed % 5 == 1 { 300 } else { 0 },

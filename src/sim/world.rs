@@ -284,7 +284,7 @@ impl World {
         match self.chance.below(20) {
             0..=2 if self.in_flight.len() < 12 => self.begin_request(),
             7 | 8 if self.in_flight.len() < 20 && self.command.is_some() => self.begin_request(),
-            3 if self.chance.one_in(4) => self.begin_command(),
+            3 if self.chance.one_in(self.options.steps_between_commands / 20) => self.begin_command(),
             4 | 5 => {
                 self.settle()?;
             }
