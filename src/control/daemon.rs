@@ -194,6 +194,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
         map_bytes: options.map_bytes.unwrap_or(DEFAULT_MAP_BYTES),
+        ..KeeperOptions::default()
     };
     let OpenPool { path, metadata, data, catalog, notes } = opened;
     let block_size = metadata.geometry().block_size;

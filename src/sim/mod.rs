@@ -4,13 +4,17 @@
 //! The lanes, the keeper and the metadata code are those of production; only the disks and the scheduler are not.
 
 mod chance;
+mod clients;
 mod commands;
 mod disk;
 mod habits;
+mod large;
+mod ledger;
 mod model;
 mod options;
 mod origins;
 mod recovery;
+mod rest;
 mod story;
 mod world;
 
@@ -73,7 +77,7 @@ mod tests {
         let mut total = Outcome::default();
         let (begin, count) = (std::time::Instant::now(), seeds.end - seeds.start);
         for seed in seeds {
-            let world = World::new(WorldOptions::crowded(seed)).expect("a fresh pool");
+            let world = World::new(WorldOptions::of(seed)).expect("a fresh pool");
             match world.run() {
                 Ok(outcome) => total.add(outcome),
                 Err(wrong) => panic!("{wrong}"),
@@ -86,6 +90,9 @@ mod tests {
         assert!(
             total.partial_fills > 0 && total.unit_waits > 0 && total.settled > 0 && total.settled_pools > 0
         );
+        assert!(total.long_deletions > 0 && total.resumed_deletions > 0);
+        assert!(total.enlarged > 0 && total.shrunk > 0 && total.unmapped > 0);
+        assert!(total.clients_left > 0 && total.abandoned > 0);
         assert!(total.read_only > 0 && total.double_faults > 0 && total.configured > 0);
     }
 }
