@@ -85,6 +85,9 @@ mod tests {
         }
         let seconds = begin.elapsed().as_secs_f64();
         println!("{count} seeds in {seconds:.0} s, {:.1} a second: {total:?}", count as f64 / seconds);
+        if count < 300 {
+            return; // somebody looks at a few: they need not show everything
+        }
         assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
         assert!(total.roll_backs > 0 && total.grown_blocks > 0 && total.origin_reads > 0);
         assert!(
