@@ -1,7 +1,7 @@
 //! What volumes take for their own, held against what is counted.
 //!
 //! A mapping that is as young as its volume's last snapshot, or younger, is the volume's own: dm-thin writes to its data block in place. So
-//! in the live trees it must be the only one of its block, in a leaf that only this volume has. Everything older is shared as
+//! in the live trees it must be the only one of its block, which is no base of a partial block either, in a leaf that only this volume has. Everything older is shared as
 //! dm-thin sees it, and copied at the next write, whatever the counts.
 //!
 //! Only a pool that shares something is looked at again, and there only what is young: internal nodes that say so, and their leaves,
@@ -13,7 +13,7 @@ use super::walk::{Below, Misplaced, Place, Walk};
 use crate::checksum::BlockKind;
 use crate::format::{MappingRecord, Node};
 use crate::units::{MetaBlock, SnapTime, VolumeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// A leaf that only one volume has, with mappings as young as that volume's last snapshot.
@@ -24,7 +24,7 @@ struct YoungLeaf {
     path: Arc<[MetaBlock]>,
 }
 
-/// Checks the live volumes, once their mappings are counted and nothing else is.
+/// Checks the live volumes, once their mappings and the bases of partial blocks are counted, and nothing else is.
 pub(super) fn check_exclusive(
     walk: &mut Walk<'_>,
     roots: &[(VolumeId, MetaBlock)],
@@ -34,11 +34,11 @@ pub(super) fn check_exclusive(
     if !shares_data && !walk.metadata_counts.has_shared() {
         return;
     }
-    let mut leaves = Vec::new();
+    let (mut leaves, mut told) = (Vec::new(), HashSet::new());
     for (volume, root) in roots {
         // Without details everything is wrong enough.
         let Some(since) = snapshotted.get(volume) else { continue };
-        descend(walk, (*volume, *root), *since, &mut leaves);
+        descend(walk, (*volume, *root), *since, &mut leaves, &mut told);
     }
     if shares_data {
         judge(walk, leaves);
@@ -51,6 +51,7 @@ fn descend(
     (volume, root): (VolumeId, MetaBlock),
     since: SnapTime,
     leaves: &mut Vec<YoungLeaf>,
+    told: &mut HashSet<MetaBlock>,
 ) {
     let place = Place::Mappings { volume: volume.get(), held: false };
     let mut waiting: Vec<(MetaBlock, Arc<[MetaBlock]>)> = vec![(root, Arc::new([]))];
@@ -61,6 +62,10 @@ fn descend(
         }
         let references = walk.metadata_counts.get(number.0);
         if references > 1 {
+            // Once: the finding will name everybody who has the node.
+            if !told.insert(number) {
+                continue;
+            }
             let message = format_args!(
                 "{references} references to it, and a mapping in it is of time {}: volume {volume}, last snapshotted at {}, would \
                  write to its data in place",

@@ -47,6 +47,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{FLAG_NEEDS_CHECK, Superblock};
 use crate::units::{MetaBlock, SECTOR_BYTES};
 use counts::Counts;
+use partials::Partials;
 use report::Findings;
 use space_map::{MapKind, SpaceMap};
 use volumes::{Volumes, check_volumes};
@@ -175,11 +176,12 @@ struct Outcome {
 
 fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     let live = check_volumes(walk, superblock, false, true);
+    let partials = Partials::count(walk, superblock);
     exclusive::check_exclusive(walk, &live.roots, &live.snapshotted_times());
     if superblock.held_root != 0 {
         check_held_root(walk, MetaBlock(superblock.held_root), Scope::Everything);
     }
-    let partial_blocks = partials::check_partials(walk, superblock);
+    let partial_blocks = partials.map_or(0, |partials| partials.check(walk, superblock));
     touches::attribute(walk, &live.roots);
     // A size that cannot be is no reason to write a map of that size.
     space_map::require_possible_size(walk, superblock.metadata_space_map.total_blocks.get());

@@ -15,53 +15,71 @@ impl LeafValue for PartialRecord {
     fn on_leaf(_: &mut Walk<'_>, _: MetaBlock, _: Place, _: Entries<'_, Self>) {}
 }
 
-/// Walks the tree, once all mappings are counted; the number of entries.
-pub(super) fn check_partials(walk: &mut Walk<'_>, superblock: &Superblock) -> u64 {
-    let Some(root) = superblock.partial_tree().filter(|root| *root != MetaBlock::SUPERBLOCK) else {
-        return 0; // a feature without a tree is reported with the superblock
-    };
-    if walk.tree::<PartialRecord>(root, Place::Partials).is_none() {
-        return 0;
-    }
-    let entries = walk.entries::<PartialRecord>(root, Place::Partials);
-    if entries.is_empty() {
-        walk.damage(root, Place::Partials, "it has no entries, and should not be there");
-    }
-    let blocks: HashSet<u64> = entries.iter().map(|(block, _)| *block).collect();
-    let all = superblock.data_block_size().map_or(u64::MAX, |size| size.all_units());
-    let mut wrong = Vec::new();
-    for (block, record) in &entries {
-        let units = record.mask.get();
-        if *block >= walk.data_blocks {
-            wrong.push(format!("data block {block} is past the end, {} blocks", walk.data_blocks));
-        } else if walk.data_counts.get(*block) == 0 && !walk.is_incomplete {
-            wrong.push(format!("data block {block} is partial, and nothing maps it"));
+/// The tree, as far as it can be read.
+pub(super) struct Partials {
+    root: MetaBlock,
+    entries: Vec<(u64, PartialRecord)>,
+}
+
+impl Partials {
+    /// Walks the tree and counts the references to bases.
+    pub(super) fn count(walk: &mut Walk<'_>, superblock: &Superblock) -> Option<Partials> {
+        // A feature without a tree is reported with the superblock.
+        let root = superblock.partial_tree().filter(|root| *root != MetaBlock::SUPERBLOCK)?;
+        walk.tree::<PartialRecord>(root, Place::Partials)?;
+        let entries = walk.entries::<PartialRecord>(root, Place::Partials);
+        for base in entries.iter().filter_map(|(_, record)| record.base()) {
+            let _ = walk.data_counts.add(base.0);
         }
-        if units == 0 {
-            wrong.push(format!("data block {block} has none of its units"));
-        } else if units & !all != 0 {
-            wrong.push(format!("data block {block} has units {units:#x}, and there are only {all:#x}"));
-        } else if units == all {
-            wrong.push(format!("data block {block} has all of its units, and is no partial block"));
+        Some(Partials { root, entries })
+    }
+
+    /// Judges the entries, once all mappings are counted; answers how many there are.
+    pub(super) fn check(self, walk: &mut Walk<'_>, superblock: &Superblock) -> u64 {
+        let Partials { root, entries } = self;
+        if entries.is_empty() {
+            walk.damage(root, Place::Partials, "it has no entries, and should not be there");
         }
-        match record.base() {
-            None => {}
-            Some(base) if base.0 >= walk.data_blocks => wrong.push(format!(
-                "the base of data block {block} is {}, past the end, {} blocks",
-                base.0, walk.data_blocks
-            )),
-            Some(base) if blocks.contains(&base.0) => {
-                wrong.push(format!("the base of data block {block} is {}, a partial block itself", base.0));
+        let blocks: HashSet<u64> = entries.iter().map(|(block, _)| *block).collect();
+        let all = superblock.data_block_size().map_or(u64::MAX, |size| size.all_units());
+        for (block, record) in &entries {
+            for message in faults(walk, (*block, record), all, &blocks) {
+                walk.damage(root, Place::Partials, message);
             }
-            Some(_) => {}
         }
+        entries.len() as u64
     }
-    for message in wrong {
-        walk.damage(root, Place::Partials, message);
+}
+
+/// What is wrong with an entry, where a whole block has the units `all`, and `blocks` are those with entries.
+fn faults(
+    walk: &Walk<'_>,
+    (block, record): (u64, &PartialRecord),
+    all: u64,
+    blocks: &HashSet<u64>,
+) -> Vec<String> {
+    let (units, data_blocks, mut wrong) = (record.mask.get(), walk.data_blocks, Vec::new());
+    if block >= data_blocks {
+        wrong.push(format!("data block {block} is past the end, {data_blocks} blocks"));
+    } else if walk.data_counts.get(block) == 0 && !walk.is_incomplete {
+        wrong.push(format!("data block {block} is partial, and nothing maps it"));
     }
-    // Only now: what is a base, is not mapped for that.
-    for base in entries.iter().filter_map(|(_, record)| record.base()) {
-        let _ = walk.data_counts.add(base.0);
+    if units == 0 {
+        wrong.push(format!("data block {block} has none of its units"));
+    } else if units & !all != 0 {
+        wrong.push(format!("data block {block} has units {units:#x}, and there are only {all:#x}"));
+    } else if units == all {
+        wrong.push(format!("data block {block} has all of its units, and is no partial block"));
     }
-    entries.len() as u64
+    match record.base() {
+        Some(base) if base.0 >= data_blocks => wrong.push(format!(
+            "the base of data block {block} is {}, past the end, {data_blocks} blocks",
+            base.0
+        )),
+        Some(base) if blocks.contains(&base.0) => {
+            wrong.push(format!("the base of data block {block} is {}, a partial block itself", base.0));
+        }
+        Some(_) | None => {}
+    }
+    wrong
 }

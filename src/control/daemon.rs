@@ -199,6 +199,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         volume_sizes: opened.volume_sizes(),
         behind: opened.behind(),
         map_bytes: options.map_bytes.unwrap_or(DEFAULT_MAP_BYTES),
+        ..KeeperOptions::default()
     };
     let journal = match (in_force.journal, opened.metadata.access()) {
         (JournalMode::File, Access::ReadWrite) => Some(journal::begin(dir, &mut opened)?),

@@ -83,6 +83,23 @@ fn a_base_is_held_until_the_last_unit_is_there() {
     assert!(!metadata.is_dirty());
 }
 
+/// Nothing here makes one: whose block a base is, is for the keeper to know.
+#[test]
+fn a_base_that_somebody_would_write_to_in_place_is_found_by_the_check() {
+    let (disk, mut metadata) = fresh(1000, 1000);
+    metadata.create_volume(id(0)).unwrap();
+    let own = whole(&mut metadata, 0, 7);
+    fill(&mut metadata, 0, 8, Base::Block(own), 0b1);
+    commit(&mut metadata);
+    let report = check(&MemoryDisk::from_bytes(disk.to_bytes()), &CheckOptions::default()).unwrap();
+    let found: Vec<_> = report.findings.iter().map(|finding| finding.message.as_str()).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].starts_with("virtual block 7 is mapped, with 0, to a data block that others refer to"),
+        "{found:?}"
+    );
+}
+
 #[test]
 fn a_block_that_is_freed_takes_its_entry_and_its_base_along() {
     let (disk, mut metadata) = fresh(1000, 1000);

@@ -1,6 +1,7 @@
 //! What the control plane of the world asks for.
 
 use super::habits::Errand;
+use super::ledger::Promise;
 use super::world::{BLOCK_SECTORS, SECTOR, UNASKED, World};
 use crate::engine::{Behaviour, Command, Discard, IdStep, Outbox, SmallWrites, WhenFull};
 use crate::metadata::Usage;
@@ -17,6 +18,8 @@ pub(super) struct UnderWay {
     /// Those that are frozen for it.
     pub origins: Vec<VolumeId>,
     pub step: IdStep,
+    /// What else there will be when it is answered.
+    pub promise: Promise,
 }
 
 impl World {
@@ -36,20 +39,44 @@ impl World {
             Errand::Hold => Some(self.hold_or_release()),
             Errand::SetOrigin if !ids.is_empty() => self.set_origin(&ids),
             Errand::Configure => Some(self.configure(&ids)),
-            Errand::Create | Errand::Snapshot | Errand::RollBack | Errand::Delete | Errand::SetOrigin => None,
+            Errand::Resize if !ids.is_empty() => self.resize(&ids),
+            Errand::Unmap if !ids.is_empty() => Some(self.unmap(&ids)),
+            Errand::Create
+            | Errand::Snapshot
+            | Errand::RollBack
+            | Errand::Delete
+            | Errand::SetOrigin
+            | Errand::Resize
+            | Errand::Unmap => None,
         };
         if let Some(command) = command {
             self.tell(None, format_args!("command {command:?}"));
             let mut out = Outbox::default();
             self.keeper.command(0, command, &mut out);
+            self.take_new_size();
             self.deliver(out).expect("commands that the model allows are accepted");
         }
+    }
+
+    /// A volume's new size is in force before it is answered.
+    fn take_new_size(&mut self) {
+        let Some(UnderWay { promise: Promise::Size { volume, .. }, .. }) = self.command else { return };
+        let size = self.keeper.volume(volume).expect("volumes that are resized exist").size_bytes();
+        let origins = &self.origins;
+        self.model.resize(volume, size / SECTOR, |sector| origins.stamp(volume, sector));
+    }
+
+    /// A command that neither makes nor deletes anything, and leaves the transaction id.
+    fn stays(&mut self, promise: Promise) {
+        let from = self.status().transaction_id;
+        let step = IdStep { from, to: from };
+        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step, promise });
     }
 
     fn under_way(&mut self, volumes: Vec<VolumeId>, origins: Vec<VolumeId>) -> IdStep {
         let from = self.status().transaction_id;
         let step = IdStep { from, to: TransactionId(from.0 + 1) };
-        self.command = Some(UnderWay { volumes, origins, step });
+        self.command = Some(UnderWay { volumes, origins, step, promise: Promise::None });
         step
     }
 
@@ -65,7 +92,9 @@ impl World {
 
     fn create(&mut self) -> Command {
         let volume = self.fresh_ids(1)[0];
-        let sectors = self.options.volume_blocks * BLOCK_SECTORS;
+        let blocks = self.options.volume_blocks;
+        let sectors = blocks * BLOCK_SECTORS;
+        self.ledger.set_blocks(volume, blocks);
         let step = self.under_way(vec![volume], vec![]);
         let origin = self.origins.choose(volume, &mut self.chance);
         let stamps = (0..sectors).map(|sector| self.origins.stamp(volume, sector)).collect();
@@ -81,7 +110,10 @@ impl World {
             pairs.iter().map(|(_, snapshot)| *snapshot).collect(),
             pairs.iter().map(|(origin, _)| *origin).collect(),
         );
-        pairs.iter().for_each(|(origin, snapshot)| self.origins.inherit(*origin, *snapshot));
+        for (origin, snapshot) in &pairs {
+            self.origins.inherit(*origin, *snapshot);
+            self.ledger.inherit(*origin, *snapshot);
+        }
         self.model.snapshots_begin(&pairs);
         self.outcome.snapshots += pairs.len() as u64;
         Command::Snapshot { pairs, step }
@@ -92,7 +124,10 @@ impl World {
             return None;
         }
         let volume = self.one_of(ids);
-        let fits = |id: &VolumeId| *id != volume && self.origins.are_same(*id, volume);
+        let fits = |id: &VolumeId| {
+            let is_larger = self.model.sectors_of(*id) > self.model.sectors_of(volume);
+            *id != volume && self.origins.are_same(*id, volume) && !is_larger
+        };
         let others: Vec<VolumeId> = ids.iter().copied().filter(fits).collect();
         if others.is_empty() {
             return None;
@@ -100,7 +135,9 @@ impl World {
         let (to, keep) = (self.one_of(&others), self.fresh_ids(1)[0]);
         let step = self.under_way(vec![keep, volume], vec![volume, to]);
         self.origins.inherit(volume, keep);
-        self.model.roll_back_begins(volume, to, keep);
+        self.ledger.inherit(volume, keep);
+        let origins = &self.origins;
+        self.model.roll_back_begins(volume, to, keep, |sector| origins.stamp(volume, sector));
         self.outcome.roll_backs += 1;
         Some(Command::RollBack { volume, to, keep, step })
     }
@@ -112,16 +149,49 @@ impl World {
         if self.in_flight.values().any(|request| request.volume == volume) {
             return None;
         }
-        let from = self.status().transaction_id;
-        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
+        self.stays(Promise::None);
         Some(Command::SetOrigin { volume, origin })
     }
 
-    fn delete(&mut self, ids: &[VolumeId]) -> Option<Command> {
+    /// A volume gets another size. A smaller one (when nobody uses it) is refused where blocks behind it are mapped; mostly it is the one
+    /// behind which all was unmapped before.
+    fn resize(&mut self, ids: &[VolumeId]) -> Option<Command> {
         let volume = self.one_of(ids);
-        if self.in_flight.values().any(|request| request.volume == volume) {
+        let (mut volume, mut blocks) = (volume, 1 + self.chance.below(2 * self.options.volume_blocks));
+        if let Some((trimmed, begin)) = self.trimmed.take().filter(|(id, _)| self.model.has(*id)) {
+            (volume, blocks) = (trimmed, begin.max(1));
+        }
+        let now = self.model.sectors_of(volume) / BLOCK_SECTORS;
+        if now > 2 * self.options.volume_blocks && blocks < now {
+            blocks = now + 1; // a large volume stays large
+        }
+        if blocks < now && self.in_flight.values().any(|request| request.volume == volume) {
             return None;
         }
+        self.stays(Promise::Size { volume, blocks });
+        Some(Command::Resize { volume, size_bytes: blocks * BLOCK_SECTORS * SECTOR })
+    }
+
+    /// The control plane unmaps some blocks, or all from one on, past the end too.
+    fn unmap(&mut self, ids: &[VolumeId]) -> Command {
+        let volume = self.one_of(ids);
+        let blocks = self.model.sectors_of(volume) / BLOCK_SECTORS;
+        let begin = self.chance.below(blocks);
+        let end =
+            if self.chance.one_in(2) { u64::MAX } else { begin + 1 + self.chance.below(blocks - begin) };
+        let sectors = begin * BLOCK_SECTORS..end.min(blocks) * BLOCK_SECTORS;
+        let origins = &self.origins;
+        let begun = self.model.write_begins(volume, sectors.clone(), |sector| origins.stamp(volume, sector));
+        self.outcome.unmapped += 1;
+        self.stays(Promise::Unmapped { volume, sectors, begun, to_the_end: end == u64::MAX });
+        Command::Unmap { volume, blocks: begin..end }
+    }
+
+    fn delete(&mut self, ids: &[VolumeId]) -> Option<Command> {
+        let is_used = |id: &VolumeId| self.in_flight.values().any(|request| request.volume == *id);
+        let unused: Vec<VolumeId> = ids.iter().copied().filter(|id| !is_used(id)).collect();
+        let largest = *unused.iter().max_by_key(|id| self.model.sectors_of(**id))?;
+        let volume = if self.chance.one_in(2) { largest } else { self.one_of(&unused) };
         let step = self.under_way(vec![volume], vec![]);
         self.model.delete_begins(volume);
         self.patient.remove(&volume);
@@ -131,20 +201,15 @@ impl World {
 
     /// The metadata snapshot comes or goes; nobody's data changes.
     fn hold_or_release(&mut self) -> Command {
-        let status = self.status();
-        let from = status.transaction_id;
-        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
-        match status.held_root {
-            Some(_) => Command::ReleaseMetadata,
-            None => Command::HoldMetadata,
-        }
+        let is_held = self.status().held_root.is_some();
+        self.stays(Promise::Held(!is_held));
+        if is_held { Command::ReleaseMetadata } else { Command::HoldMetadata }
     }
 
     /// What can be changed while the pool is in use: the pool's behaviour, or what becomes of one volume's writes when it is
     /// full.
     fn configure(&mut self, ids: &[VolumeId]) -> Command {
-        let from = self.status().transaction_id;
-        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
+        self.stays(Promise::None);
         self.outcome.configured += 1;
         let policies = [WhenFull::Error, WhenFull::Queue(0), WhenFull::Queue(1), WhenFull::Queue(2)];
         let policy = policies[self.chance.below(4) as usize];
@@ -189,12 +254,11 @@ impl World {
 
     fn grow(&mut self) -> Command {
         let Usage { data_total, metadata_total, .. } = self.status().usage;
-        let from = self.status().transaction_id;
-        self.command = Some(UnderWay { volumes: vec![], origins: vec![], step: IdStep { from, to: from } });
         let data_blocks = (data_total + self.chance.below(3)).min(DATA_BLOCKS_LIMIT.max(data_total));
         let metadata_blocks =
             (metadata_total + self.chance.below(20)).min(METADATA_BLOCKS_LIMIT.max(metadata_total));
         self.outcome.grown_blocks += data_blocks - data_total;
+        self.stays(Promise::Grown { data_blocks, metadata_blocks });
         Command::Grow {
             data_bytes: Some(data_blocks * BLOCK_SECTORS * SECTOR),
             metadata_bytes: Some(metadata_blocks * META_BLOCK_BYTES as u64),

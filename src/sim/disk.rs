@@ -3,7 +3,10 @@
 //! A write goes to the cache; a flush makes the cache durable. When the power is cut, each unflushed sector keeps any one
 //! of the values written to it since the last flush, or none of them: writes are torn and reordered at will. What a flush
 //! failed to make durable can be read, but no later flush makes it durable: who tries again and believes it is found out.
+//! Some of it may have become durable all the same, in any of the versions that were written; and of a write that fails, a part may
+//! have been done.
 
+use super::chance::Chance;
 use crate::disk::Disk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -47,6 +50,8 @@ struct Inner {
     /// Writes and flushes so far, and with the reads.
     operations: u64,
     operations_and_reads: u64,
+    /// Decides how much is done of what fails.
+    chance: Chance,
 }
 
 /// How an operation goes wrong.
@@ -63,7 +68,9 @@ enum Fault {
 
 impl SimDisk {
     /// A disk of `size_bytes` zeros.
-    pub fn new(name: &'static str, size_bytes: usize) -> Self {
+    ///
+    /// `seed` decides how much is done of what fails.
+    pub fn new(name: &'static str, size_bytes: usize, seed: u64) -> Self {
         let inner = Inner {
             durable: vec![0; size_bytes],
             flushed_size: size_bytes,
@@ -80,6 +87,7 @@ impl SimDisk {
             bad: BTreeSet::new(),
             operations: 0,
             operations_and_reads: 0,
+            chance: Chance::new(seed),
         };
         SimDisk { inner: Arc::new(Mutex::new(inner)), name }
     }
@@ -300,17 +308,27 @@ impl Disk for SimDisk {
         if range.end * SECTOR as u64 > inner.durable.len() as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Self::count_operation(&mut inner)?;
+        let counted = Self::count_operation(&mut inner);
+        let is_partly_done = counted.is_err() && inner.operations_left != Some(0) && inner.chance.one_in(2);
+        if !is_partly_done {
+            counted?;
+        }
         if inner.wrong_now == Some(Fault::Stray) {
             inner.strayed_from = Some(offset_bytes);
             range = sectors(offset_bytes ^ 4096, bytes.len())?;
         }
         for (sector, bytes) in range.zip(bytes.chunks_exact(SECTOR)) {
+            if is_partly_done && inner.chance.one_in(2) {
+                continue;
+            }
             let bytes: Sector = bytes.try_into().expect("a chunk is a sector");
             inner.cache.entry(sector).or_default().push(bytes);
             inner.bad.remove(&sector);
         }
-        Ok(())
+        match is_partly_done {
+            true => Err(io::Error::other("a fault, half-way")),
+            false => Ok(()),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -320,6 +338,11 @@ impl Disk for SimDisk {
             let last = *versions.last().expect("a cached sector has a version");
             if counted.is_err() && inner.has_failed {
                 inner.doomed.insert(sector, last);
+                let survivor = inner.chance.below(2 * versions.len() as u64) as usize;
+                if let Some(bytes) = versions.get(survivor) {
+                    let at = sector as usize * SECTOR;
+                    inner.durable[at..at + SECTOR].copy_from_slice(bytes);
+                }
             } else if counted.is_err() {
                 inner.cache.insert(sector, versions); // the power is off: what is kept is decided when it comes back
             } else {

@@ -7,11 +7,13 @@ use super::chance::Chance;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Habits {
     requests: [u64; 5],
-    commands: [u64; 8],
+    commands: [u64; 10],
     /// One request in so many may overlap others.
     pub overlaps_one_in: u64,
     /// Blocks at the front of a volume that most requests go to; all if there are fewer.
     pub favourite_blocks: u64,
+    /// A client leaves once in about so many of the steps in which one may.
+    pub leaves_one_in: u64,
 }
 
 /// Kinds of requests.
@@ -35,6 +37,8 @@ pub(super) enum Errand {
     Hold,
     SetOrigin,
     Configure,
+    Resize,
+    Unmap,
 }
 
 impl Habits {
@@ -42,9 +46,10 @@ impl Habits {
     pub fn of(seed: u64, chance: &mut Chance) -> Self {
         let ordinary = Habits {
             requests: [5, 6, 1, 2, 2],
-            commands: [6, 9, 3, 6, 1, 2, 1, 1],
+            commands: [6, 9, 3, 6, 1, 2, 1, 1, 2, 2],
             overlaps_one_in: 3,
             favourite_blocks: u64::MAX,
+            leaves_one_in: 20,
         };
         if seed.is_multiple_of(2) {
             return ordinary;
@@ -63,7 +68,14 @@ impl Habits {
         habits.commands[Errand::Snapshot as usize] += 2;
         habits.overlaps_one_in = 1 + chance.below(3);
         habits.favourite_blocks = 1 + chance.below(4);
+        habits.leaves_one_in = [4, 10, 40, 1 << 30][chance.below(4) as usize];
         habits
+    }
+
+    /// As before, but what there is does not stay for long.
+    pub fn deleting_much(mut self) -> Self {
+        self.commands[Errand::Delete as usize] = 3 * self.commands.iter().sum::<u64>();
+        self
     }
 
     pub fn request(&self, chance: &mut Chance) -> Wish {
@@ -81,6 +93,8 @@ impl Habits {
             Errand::Hold,
             Errand::SetOrigin,
             Errand::Configure,
+            Errand::Resize,
+            Errand::Unmap,
         ];
         errands[weighted(&self.commands, chance)]
     }

@@ -4,14 +4,18 @@
 //! The lanes, the keeper and the metadata code are those of production; only the disks and the scheduler are not.
 
 mod chance;
+mod clients;
 mod commands;
 mod disk;
 mod disks;
 mod habits;
+mod large;
+mod ledger;
 mod model;
 mod options;
 mod origins;
 mod recovery;
+mod rest;
 mod story;
 mod world;
 
@@ -77,7 +81,7 @@ mod tests {
         let mut total = Outcome::default();
         let (begin, count) = (std::time::Instant::now(), seeds.end - seeds.start);
         for seed in seeds {
-            let world = World::new(WorldOptions::crowded(seed)).expect("a fresh pool");
+            let world = World::new(WorldOptions::of(seed)).expect("a fresh pool");
             match world.run() {
                 Ok(outcome) => total.add(outcome),
                 Err(wrong) => panic!("{wrong}"),
@@ -85,6 +89,9 @@ mod tests {
         }
         let seconds = begin.elapsed().as_secs_f64();
         println!("{count} seeds in {seconds:.0} s, {:.1} a second: {total:?}", count as f64 / seconds);
+        if count < 300 {
+            return; // somebody looks at a few: they need not show everything
+        }
         assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
         assert!(total.roll_backs > 0 && total.grown_blocks > 0 && total.origin_reads > 0);
         assert!(
@@ -92,6 +99,9 @@ mod tests {
         );
         assert!(total.strict_kills > 0 && total.power_replays > 0 && total.replays > total.power_replays);
         assert!(total.cut_openings > 0 && total.failed_journals > 0);
+        assert!(total.long_deletions > 0 && total.resumed_deletions > 0);
+        assert!(total.enlarged > 0 && total.shrunk > 0 && total.unmapped > 0);
+        assert!(total.clients_left > 0 && total.abandoned > 0);
         assert!(total.read_only > 0 && total.double_faults > 0 && total.configured > 0);
     }
 }

@@ -34,6 +34,8 @@ struct SectorHistory {
 #[derive(Clone, Debug)]
 pub struct ModelVolume {
     sectors: Vec<SectorHistory>,
+    /// What was cut off by a new size that is not durable, and its size before that.
+    resized: Option<(Vec<SectorHistory>, usize)>,
     /// For a snapshot: which moment it is of, and for each sector what it may have held then.
     taken: Option<(usize, Vec<Vec<Candidate>>)>,
 }
@@ -71,6 +73,8 @@ pub struct Model {
     /// The volume that is being rolled back, and what it will hold.
     rolling: Option<(VolumeId, Taking)>,
     deleting: BTreeMap<VolumeId, ModelVolume>,
+    /// Of these, the ones whose deletion has been acknowledged, and goes on in the background.
+    vanishing: BTreeSet<VolumeId>,
     moments: Vec<Moment>,
 }
 
@@ -82,7 +86,7 @@ impl ModelVolume {
             in_flight: Vec::new(),
             rivals: BTreeSet::new(),
         };
-        ModelVolume { sectors: values.map(sector).collect(), taken: None }
+        ModelVolume { sectors: values.map(sector).collect(), resized: None, taken: None }
     }
 
     fn slice_mut(&mut self, range: Range<u64>) -> &mut [SectorHistory] {
@@ -123,6 +127,12 @@ impl SectorHistory {
     }
 }
 
+impl Candidate {
+    fn there(stamp: Stamp) -> Self {
+        Candidate { stamp, begun: 0, ended: 0, replaced: u64::MAX }
+    }
+}
+
 impl Moment {
     /// A sector of a snapshot was seen to hold `stamp`.
     fn narrow(&mut self, candidates: &[Candidate], stamp: Stamp) -> Result<(), String> {
@@ -150,6 +160,11 @@ impl Model {
     /// The volumes there are for sure.
     pub fn volumes(&self) -> impl Iterator<Item = VolumeId> {
         self.volumes.keys().copied()
+    }
+
+    /// Size of a volume that is there for sure.
+    pub fn sectors_of(&self, id: VolumeId) -> u64 {
+        self.volumes[&id].sectors.len() as u64
     }
 
     /// Whether the volume is there for sure.
@@ -252,6 +267,23 @@ impl Model {
         self.deleting.contains_key(&id)
     }
 
+    /// Whether `id` is being deleted and nobody is to see it any more.
+    pub fn is_vanishing(&self, id: VolumeId) -> bool {
+        self.vanishing.contains(&id)
+    }
+
+    /// The deletion of `id` has been acknowledged, and is not finished.
+    pub fn goes_on_being_deleted(&mut self, id: VolumeId) {
+        assert!(self.deleting.contains_key(&id), "volume {id} is being deleted");
+        self.vanishing.insert(id);
+    }
+
+    /// All deletions have come to their end, durably.
+    pub fn deletions_ended(&mut self) {
+        let vanishing = std::mem::take(&mut self.vanishing);
+        self.deleting.retain(|id, _| !vanishing.contains(id));
+    }
+
     /// A read that began at `begun` has seen `stamps` in `range`. Says which sector is wrong.
     pub fn check_read(
         &mut self,
@@ -288,14 +320,41 @@ impl Model {
             if *sector.now() != values {
                 sector.acknowledged.push((at_clock, values));
             }
-            if let Some((moment, candidates)) = &taken {
+            // What it did not have then came later.
+            if let Some((moment, candidates)) = &taken
+                && let Some(candidates) = candidates.get(first as usize + at)
+            {
                 let at = first as usize + at;
-                let narrowed = self.moments[*moment].narrow(&candidates[at], *stamp);
+                let narrowed = self.moments[*moment].narrow(candidates, *stamp);
                 narrowed.map_err(|wrong| format!("snapshot {id} sector {at}: {wrong}"))?;
             }
         }
         volume.taken = taken;
         Ok(())
+    }
+
+    /// A volume has another size from now on. What has come to it holds what `behind` says.
+    pub fn resize(&mut self, id: VolumeId, sectors: u64, behind: impl Fn(u64) -> Stamp) {
+        let clock = self.clock;
+        let volume = self.volumes.get_mut(&id).expect("resized volumes exist");
+        let before = volume.sectors.len();
+        let cut_off = volume.sectors.split_off(before.min(sectors as usize));
+        let come = (before as u64..sectors).map(|sector| BTreeSet::from([behind(sector)]));
+        volume.sectors.extend(ModelVolume::holding(come, clock).sectors);
+        volume.resized = Some((cut_off, before));
+    }
+
+    /// The new size is durable, or there is none.
+    pub fn resize_ends(&mut self, id: VolumeId) {
+        self.volumes.get_mut(&id).expect("resized volumes exist").resized = None;
+    }
+
+    /// The power was cut before the new size was durable.
+    pub fn undo_resize(&mut self, id: VolumeId) {
+        let volume = self.volumes.get_mut(&id).expect("resized volumes exist");
+        let (cut_off, before) = volume.resized.take().expect("it has another size");
+        volume.sectors.truncate(before);
+        volume.sectors.extend(cut_off);
     }
 
     /// A volume has been asked for that holds these.
@@ -312,24 +371,33 @@ impl Model {
         }
     }
 
-    /// A roll-back has been asked for: `volume` gets what `to` holds, `keep` what it held, all of one moment.
-    pub fn roll_back_begins(&mut self, volume: VolumeId, to: VolumeId, keep: VolumeId) {
+    /// A roll-back has been asked for: `volume` gets what `to` holds (where that is smaller, what `behind` says), `keep` what it
+    /// held, all of one moment.
+    pub fn roll_back_begins(
+        &mut self,
+        volume: VolumeId,
+        to: VolumeId,
+        keep: VolumeId,
+        behind: impl Fn(u64) -> Stamp,
+    ) {
         self.snapshots_begin(&[(volume, keep)]);
-        self.rolling = Some((volume, self.taking_of(to)));
+        let mut taking = self.taking_of(to);
+        let rest = taking.sectors.len() as u64..self.sectors_of(volume);
+        taking.sectors.extend(rest.map(|sector| vec![Candidate::there(behind(sector))]));
+        self.rolling = Some((volume, taking));
     }
 
     /// What a snapshot of `origin` may come to hold, at the newest moment.
     fn taking_of(&self, origin: VolumeId) -> Taking {
         let candidates = |sector: &SectorHistory| {
             let replaced = u64::MAX;
-            let there = |stamp: &Stamp| Candidate { stamp: *stamp, begun: 0, ended: 0, replaced };
             let coming = |(begun, stamp): &(u64, Stamp)| Candidate {
                 stamp: *stamp,
                 begun: *begun,
                 ended: u64::MAX,
                 replaced,
             };
-            let now = sector.now().iter().map(there);
+            let now = sector.now().iter().copied().map(Candidate::there);
             now.chain(sector.in_flight.iter().map(coming)).collect()
         };
         let sectors = self.volumes[&origin].sectors.iter().map(candidates).collect();
@@ -404,6 +472,7 @@ impl Model {
         let clock = self.clock;
         // What is half deleted is deleted again, and may be cut off again.
         self.deleting.retain(|id, _| found.contains_key(id));
+        self.vanishing = self.deleting.keys().copied().collect();
         let deleting = &self.deleting;
         self.volumes = found
             .iter()
@@ -426,6 +495,7 @@ impl Model {
         self.clock += 1;
         let clock = self.clock;
         self.deleting.retain(|id, _| found.contains_key(id));
+        self.vanishing = self.deleting.keys().copied().collect();
         for (id, volume) in &mut self.volumes {
             volume.taken = None;
             for (sector, stamp) in volume.sectors.iter_mut().zip(&found[id]) {

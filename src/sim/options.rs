@@ -3,6 +3,9 @@
 use crate::engine::{PAGE_BYTES, SmallWrites};
 use crate::metadata::Scarce;
 
+/// One seed in so many has a large volume: such a world takes as long as dozens of little ones.
+const LARGE_ONE_IN: u64 = 32;
+
 /// How a run goes.
 #[derive(Clone, Debug)]
 pub struct WorldOptions {
@@ -14,10 +17,18 @@ pub struct WorldOptions {
     pub data_blocks: u64,
     /// Blocks of a volume.
     pub volume_blocks: u64,
+    /// Blocks of a volume that is there at first, every one of them mapped; 0: there is none.
+    pub large_volume_blocks: u64,
+    /// Tree nodes that one step of a deletion may touch.
+    pub delete_step_nodes: usize,
+    /// Mappings that one step of a discard may remove.
+    pub unmap_step_mappings: u64,
     /// The most volumes at a time.
     pub volumes: usize,
     /// Lanes.
     pub lanes: u16,
+    /// One command in about so many steps, a multiple of 20, unless one is under way.
+    pub steps_between_commands: u64,
     /// One power cut in about so many steps.
     pub steps_between_power_cuts: u64,
     /// One read or write of the data disk in about so many fails, for once; 0: none.
@@ -75,6 +86,26 @@ impl Mishap {
 }
 
 impl WorldOptions {
+    /// A crowded little world, or a large one.
+    pub fn of(seed: u64) -> Self {
+        if seed.is_multiple_of(LARGE_ONE_IN) { Self::large(seed) } else { Self::crowded(seed) }
+    }
+
+    /// A world with a volume whose map has several leaves, and steps that are as short as they can be. Power cuts are many, so that
+    /// one comes in the middle of a deletion.
+    fn large(seed: u64) -> Self {
+        WorldOptions {
+            steps: 600,
+            data_blocks: 440,
+            large_volume_blocks: 400,
+            steps_between_commands: 20,
+            unmap_step_mappings: 1 + seed / LARGE_ONE_IN % 3 * 40,
+            volumes: 3,
+            steps_between_power_cuts: 150,
+            ..WorldOptions::crowded(seed)
+        }
+    }
+
     /// A crowded little world.
     pub fn crowded(seed: u64) -> Self {
         WorldOptions {
@@ -82,8 +113,12 @@ impl WorldOptions {
             steps: 3000,
             data_blocks: 20,
             volume_blocks: 6,
+            large_volume_blocks: 0,
+            delete_step_nodes: 1,
+            unmap_step_mappings: [1, 2, 1000][(seed / 2 % 3) as usize],
             volumes: 5,
             lanes: 3,
+            steps_between_commands: 80,
             steps_between_power_cuts: 700,
             transfers_between_faults: if seed.is_multiple_of(4) { 60 } else { 0 },
             steps_between_faults: if seed % 5 == 1 { 300 } else { 0 },
@@ -129,8 +164,22 @@ pub struct Outcome {
     pub roll_backs: u64,
     /// Data blocks added to pools.
     pub grown_blocks: u64,
+    /// Clients that left with requests under way.
+    pub clients_left: u64,
+    /// Requests that were not done because of that.
+    pub abandoned: u64,
+    /// Volumes that became larger, and smaller.
+    pub enlarged: u64,
+    /// See there.
+    pub shrunk: u64,
+    /// Times that the control plane unmapped blocks.
+    pub unmapped: u64,
     /// Volumes deleted.
     pub deletions: u64,
+    /// Deletions that took several steps, and those that went on after a power cut.
+    pub long_deletions: u64,
+    /// See there.
+    pub resumed_deletions: u64,
     /// Power cuts survived.
     pub power_cuts: u64,
     /// Times that the process was killed.
@@ -194,7 +243,14 @@ impl Outcome {
         self.snapshots += other.snapshots;
         self.roll_backs += other.roll_backs;
         self.grown_blocks += other.grown_blocks;
+        self.clients_left += other.clients_left;
+        self.abandoned += other.abandoned;
+        self.enlarged += other.enlarged;
+        self.shrunk += other.shrunk;
+        self.unmapped += other.unmapped;
         self.deletions += other.deletions;
+        self.long_deletions += other.long_deletions;
+        self.resumed_deletions += other.resumed_deletions;
         self.power_cuts += other.power_cuts;
         self.kills += other.kills;
         self.strict_kills += other.strict_kills;

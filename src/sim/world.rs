@@ -1,25 +1,27 @@
 //! The world: lanes, keeper and disks stepped by a seed, power cuts included.
 
 use super::chance::Chance;
+use super::clients::is_change;
 use super::commands::UnderWay;
 use super::disk::SimDisk;
 use super::habits::{Habits, Wish};
+use super::large::add_large_volume;
+use super::ledger::{Ledger, Promise};
 use super::model::{Model, Stamp};
 use super::options::{Mishap, Outcome, WorldOptions};
 use super::origins::Origins;
 use super::story::{Story, Whose};
-use crate::check::{CheckOptions, Verdict, check};
-use crate::disk::{Disk, MemoryDisk};
+use crate::disk::Disk;
 use crate::engine::{
-    Action, Answer, Ask, Asker, Base, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId,
-    Mode, OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
+    Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, Mode,
+    OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
 };
 use crate::error::Result;
 use crate::format::JOURNAL_PAGE_BYTES;
 use crate::journal::Journal;
 use crate::metadata::{Access, Geometry, Metadata, Scarcity};
-use crate::units::{BlockSize, DataBlock, Mapping, VolumeId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::units::{BlockSize, VolumeId};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 pub(super) const SECTOR: u64 = 512;
@@ -28,10 +30,10 @@ pub(super) const BLOCK_SECTORS: u64 = 128;
 pub(super) const UNASKED: u64 = 1;
 /// Steps by which a slow read or write may be late: enough for a commit, a snapshot and a reuse meanwhile.
 const SLOW_STEPS: u64 = 200;
+/// Blocks that are looked at after a command.
+const WINDOW_BLOCKS: u64 = 16;
 /// Steps that a world goes on, about, after a disk has failed an operation.
 const STEPS_AFTER_A_FAULT: u64 = 100;
-/// Steps in which everything under way must come to its end once nothing new begins.
-const REST_STEPS: u64 = 20_000;
 
 /// Something that will happen.
 pub(super) enum Event {
@@ -79,8 +81,13 @@ pub struct World {
     pub(super) has_stopped: bool,
     pub(super) keeper: Keeper<SimDisk, SimDisk>,
     pub(super) lanes: Vec<Lane>,
+    /// Lanes whose clients have left.
+    pub(super) has_left: Vec<bool>,
     pub(super) model: Model,
     pub(super) origins: Origins,
+    pub(super) ledger: Ledger,
+    /// A volume, and the block behind which nothing of it was mapped a while ago.
+    pub(super) trimmed: Option<(VolumeId, u64)>,
     /// What will happen, and the step before which it does not.
     pub(super) events: Vec<(u64, Event)>,
     /// Steps so far.
@@ -94,7 +101,7 @@ pub struct World {
     /// What happened, if somebody wants to know.
     story: Option<Story>,
     /// Nothing else goes on and there is a free block: no request may be refused for lack of space.
-    has_space: bool,
+    pub(super) has_space: bool,
     next_tag: u64,
     next_stamp: Stamp,
     pub(super) outcome: Outcome,
@@ -103,24 +110,35 @@ pub struct World {
 impl World {
     /// A fresh pool.
     pub fn new(options: WorldOptions) -> Result<Self> {
-        let metadata_disk = SimDisk::new("metadata", 256 * 4096);
-        let data_disk = SimDisk::new("data", (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize);
+        let metadata_disk = SimDisk::new("metadata", 256 * 4096, options.seed);
+        let data_bytes = (options.data_blocks * BLOCK_SECTORS * SECTOR) as usize;
+        let data_disk = SimDisk::new("data", data_bytes, !options.seed);
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: options.data_blocks };
         let mut metadata = Metadata::format(metadata_disk.clone(), geometry)?;
         let scarcity = Scarcity::default();
         metadata.set_scarcity(scarcity.clone());
-        let journal_disk = options
-            .journal_pages
-            .map(|pages| SimDisk::new("journal", (1 + pages as usize) * JOURNAL_PAGE_BYTES));
-        // Made by a daemon that was closed again.
-        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new(), None)?;
+        let journal_disk = options.journal_pages.map(|pages| {
+            SimDisk::new("journal", (1 + pages as usize) * JOURNAL_PAGE_BYTES, options.seed.rotate_left(1))
+        });
+        let (mut model, mut ledger) = (Model::default(), Ledger::new(options.data_blocks));
+        let large = options.large_volume_blocks;
+        if large > 0 {
+            let id = VolumeId::new(0).expect("a number in range");
+            ledger.set_blocks(id, large);
+            add_large_volume(&mut metadata, &data_disk, &mut model, id, 1..large + 1)?;
+        }
+        let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new(), &ledger, None)?;
         let mut chance = Chance::new(options.seed);
         let volume_sectors = options.volume_blocks * BLOCK_SECTORS;
         let mut world = World {
             origins: Origins::of(options.seed, volume_sectors, &mut chance),
-            habits: Habits::of(options.seed, &mut chance),
+            habits: match large {
+                0 => Habits::of(options.seed, &mut chance),
+                _ => Habits::of(options.seed, &mut chance).deleting_much(),
+            },
             chance,
             lanes: Vec::new(),
+            has_left: Vec::new(),
             keeper,
             metadata_disk,
             data_disk,
@@ -129,7 +147,9 @@ impl World {
             journals: 0,
             scarcity,
             has_stopped: false,
-            model: Model::default(),
+            model,
+            ledger,
+            trimmed: None,
             events: Vec::new(),
             now: 0,
             in_flight: BTreeMap::new(),
@@ -140,7 +160,7 @@ impl World {
             story: options.tells.then(Story::default),
             has_space: false,
             next_tag: 0,
-            next_stamp: 1,
+            next_stamp: 1 + large,
             outcome: Outcome::default(),
             options,
         };
@@ -150,7 +170,8 @@ impl World {
             metadata.set_scarcity(world.scarcity.clone());
             let journal = world.begin_journal(&mut metadata)?;
             let data = world.data_disk.clone();
-            world.keeper = Self::keeper(&world.options, metadata, data, HashMap::new(), Some(journal))?;
+            world.keeper =
+                Self::keeper(&world.options, metadata, data, HashMap::new(), &world.ledger, Some(journal))?;
             world.seat_lanes();
         }
         match world.options.mishap {
@@ -176,21 +197,22 @@ impl World {
 
     pub(super) fn keeper(
         options: &WorldOptions,
-        mut metadata: Metadata<SimDisk>,
+        metadata: Metadata<SimDisk>,
         data: SimDisk,
         behind: HashMap<VolumeId, Behind>,
+        ledger: &Ledger,
         journal: Option<Journal>,
     ) -> Result<Keeper<SimDisk, SimDisk>> {
-        let size = options.volume_blocks * BLOCK_SECTORS * SECTOR;
-        let volume_sizes = metadata.volumes()?.into_iter().map(|(id, _)| (id, size)).collect();
         let lanes = usize::from(options.lanes);
         let (map_bytes, small_writes) = (options.map_bytes, options.small_writes);
         let options = KeeperOptions {
             lanes,
-            volume_sizes,
+            volume_sizes: ledger.volume_sizes(),
             behind,
             map_bytes,
             small_writes,
+            delete_step_nodes: options.delete_step_nodes,
+            unmap_step_mappings: options.unmap_step_mappings,
             ..KeeperOptions::default()
         };
         let mut keeper = Keeper::new(metadata, data, options)?;
@@ -203,6 +225,7 @@ impl World {
     pub(super) fn seat_lanes(&mut self) {
         let lane = |id| Lane::new(LaneId(id), self.keeper.epochs(), BlockSize::MIN);
         self.lanes = (0..self.options.lanes).map(lane).collect();
+        self.has_left = vec![false; self.lanes.len()];
     }
 
     /// Runs the world to its end. The error names the seed and what was wrong.
@@ -312,7 +335,7 @@ impl World {
         match self.chance.below(20) {
             0..=2 if self.in_flight.len() < 12 => self.begin_request(),
             7 | 8 if self.in_flight.len() < 20 && self.command.is_some() => self.begin_request(),
-            3 if self.chance.one_in(4) => self.begin_command(),
+            3 if self.chance.one_in(self.options.steps_between_commands / 20) => self.begin_command(),
             4 | 5 => {
                 self.settle()?;
             }
@@ -323,6 +346,7 @@ impl World {
             }
             9 if self.chance.one_in(30) => self.count_shared(),
             10 if self.is_partial() && self.in_flight.len() < 12 => self.begin_settling(),
+            11 if self.chance.one_in(self.habits.leaves_one_in) => self.client_leaves()?,
             _ => self.happen()?,
         }
         Ok(())
@@ -338,49 +362,13 @@ impl World {
         self.begin(VolumeId::MAX, Kind::Settle, 0..0);
     }
 
-    fn count_shared(&mut self) {
+    pub(super) fn count_shared(&mut self) {
         // Answered at once; the count is background work.
         self.keeper.command(u64::MAX, Command::CountShared, &mut Outbox::default());
     }
 
-    /// With nothing else going on, what is counted is what the metadata says to who adds it up.
-    fn check_sharing(&mut self) -> Result<(), String> {
-        self.count_shared();
-        self.run_dry()?;
-        if !self.is_powered() {
-            return Ok(());
-        }
-        let wrong = |error: crate::error::Error| format!("adding up what is shared: {error}");
-        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
-        let mut metadata = Metadata::open(disk, Access::ReadOnly).map_err(wrong)?;
-        let partials = metadata.partials().map_err(wrong)?;
-        let bases: HashSet<Base> = partials.into_iter().map(|(_, partial)| partial.base).collect();
-        let mut holders: HashMap<DataBlock, Vec<VolumeId>> = HashMap::new();
-        for (id, _) in metadata.volumes().map_err(wrong)? {
-            let mut add = |_, mapping: Mapping| holders.entry(mapping.block).or_default().push(id);
-            metadata.for_each_mapping(id, 0..u64::MAX, &mut add).map_err(wrong)?;
-        }
-        for volume in self.volume_infos()? {
-            let is_own = |(block, holders): &(&DataBlock, &Vec<VolumeId>)| {
-                holders[..] == [volume.id] && !bases.contains(&Base::Block(**block))
-            };
-            let own = holders.iter().filter(is_own).count() as u64;
-            let found = volume.sharing.ok_or("what is shared was not counted")?;
-            // A metadata snapshot holds more or less of it.
-            let is_own = found.exclusive_blocks == own
-                || (metadata.held_root().is_some() && found.exclusive_blocks <= own);
-            if !is_own || (found.mapped_blocks, found.is_current) != (volume.details.mapped_blocks, true) {
-                return Err(format!(
-                    "{own} blocks are volume {}'s own, and {found:?} was counted",
-                    volume.id
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// One of the things that can happen, happens.
-    fn happen(&mut self) -> Result<(), String> {
+    pub(super) fn happen(&mut self) -> Result<(), String> {
         if self.events.is_empty() {
             return self.settle().map(|_| ());
         }
@@ -389,6 +377,7 @@ impl World {
             0 => self.chance.below(self.events.len() as u64) as usize,
             due_events => due[self.chance.below(due_events) as usize],
         };
+        let chosen = self.in_order(chosen);
         let mut actions = Vec::new();
         let whose: Whose;
         let lane = match self.events.swap_remove(chosen).1 {
@@ -408,8 +397,14 @@ impl World {
             Event::Write { lane, op, offset_bytes, length_bytes, from } => {
                 whose = self.whose(lane, op);
                 let bytes = self.source(lane, from, length_bytes);
-                let result = match self.is_faulty() {
-                    true => Err(IoError::Io),
+                let is_faulty = self.is_faulty();
+                let done = self.chance.below(bytes.len() as u64 / SECTOR + 1) * SECTOR;
+                let result = match is_faulty {
+                    true => {
+                        // As far as it got.
+                        let _ = self.data_disk.write_at(offset_bytes, &bytes[..done as usize]);
+                        Err(IoError::Io)
+                    }
                     false => self.data_disk.write_at(offset_bytes, &bytes).map_err(|_| IoError::Io),
                 };
                 self.tell(whose, format_args!("has written {length_bytes} at {offset_bytes}: {result:?}"));
@@ -420,7 +415,11 @@ impl World {
                 whose = self.whose(lane, op);
                 self.tell(whose, format_args!("is told {reply:?}"));
                 self.outcome.settled += u64::from(matches!(reply, Reply::Settle(_)));
+                let begins_anew = matches!(reply, Reply::Again | Reply::NoSpaceNow);
                 self.lanes[lane].reply(op, reply, &mut actions);
+                if begins_anew && self.has_left[lane] && actions.iter().any(is_change) {
+                    return Err(format!("a client has left lane {lane}, and goes on: {actions:?}"));
+                }
                 lane
             }
             Event::Ask(asker, ask) => {
@@ -461,7 +460,7 @@ impl World {
         read.map_err(|_| IoError::Io)
     }
 
-    /// Whether a read or write fails now, without having done anything.
+    /// Whether a read or write fails now.
     fn is_faulty(&mut self) -> bool {
         let between = self.options.transfers_between_faults;
         let faulty = between > 0 && self.chance.one_in(between);
@@ -489,87 +488,6 @@ impl World {
             Event::Read { .. } | Event::Write { .. } | Event::Ask(..) | Event::Reply(..) => self.now,
         };
         self.events.push((not_before, event));
-    }
-
-    /// Begins nothing new until nothing is under way. Then nobody may have been forgotten, what is durable must be sound, and
-    /// what is free must be there to be used.
-    fn come_to_rest(&mut self) -> Result<(), String> {
-        self.lose_patience();
-        self.run_dry()?;
-        if !self.is_powered() {
-            return Ok(());
-        }
-        self.outcome.rests += 1;
-        self.check_metadata(Verdict::Clean)?;
-        self.check_sharing()?;
-        self.check_volumes()?;
-        if self.has_failed() { Ok(()) } else { self.use_free_blocks() }
-    }
-
-    /// With nothing else going on, every volume holds what it should.
-    pub(super) fn check_volumes(&mut self) -> Result<(), String> {
-        for id in self.model.volumes().collect::<Vec<_>>() {
-            let stamps = match self.read_volume(id) {
-                Err(_) if self.has_failed() => return Ok(()),
-                read => read?,
-            };
-            self.model.check_read(id, 0..stamps.len() as u64, u64::MAX, &stamps)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn run_dry(&mut self) -> Result<(), String> {
-        for _ in 0..REST_STEPS {
-            if !self.is_powered() {
-                return Ok(());
-            }
-            self.now += 1;
-            if !self.events.is_empty() {
-                self.happen()?;
-            } else if self.settle()? == Settled::Idle && self.events.is_empty() {
-                let mut out = Outbox::default();
-                self.keeper.tick(&mut out);
-                self.deliver(out)?;
-                if self.settle()? == Settled::Idle && self.events.is_empty() {
-                    break;
-                }
-            }
-        }
-        let commands = usize::from(self.command.is_some());
-        match self.in_flight.len() + commands + self.events.len() {
-            0 => Ok(()),
-            _ if !self.is_powered() => Ok(()),
-            _ => Err(format!("{} requests and {commands} commands never end", self.in_flight.len())),
-        }
-    }
-
-    /// The durable metadata, as another program sees it.
-    pub(super) fn check_metadata(&self, worst: Verdict) -> Result<(), String> {
-        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
-        let report = check(&disk, &CheckOptions::default())
-            .map_err(|error| format!("checking the metadata: {error}"))?;
-        if report.verdict > worst {
-            return Err(format!("the metadata is not sound: {:?}", report.findings));
-        }
-        Ok(())
-    }
-
-    /// With nothing else going on, writes that need a block get one as long as any is free.
-    fn use_free_blocks(&mut self) -> Result<(), String> {
-        let ids: Vec<VolumeId> = self.model.volumes().collect();
-        for _ in 0..4 {
-            let usage = self.status().usage;
-            if ids.is_empty() || usage.data_allocated >= usage.data_total || !self.is_powered() {
-                break;
-            }
-            self.has_space = true;
-            let id = ids[self.chance.below(ids.len() as u64) as usize];
-            let sector = self.chance.below(self.options.volume_blocks * BLOCK_SECTORS);
-            self.begin(id, Kind::Write { fua: false }, sector..sector + 1);
-            self.run_dry()?;
-        }
-        self.has_space = false;
-        Ok(())
     }
 
     /// Whether somebody may be refused what is there.
@@ -661,6 +579,7 @@ impl World {
         match result {
             Ok(()) => {}
             Err(IoError::NoSpace) if !self.has_space || self.is_scarce() => self.outcome.no_space += 1,
+            Err(IoError::Gone) if self.has_left[lane] => self.outcome.abandoned += 1,
             Err(IoError::Io) if !self.is_powered() || (moves && self.outcome.faults > 0) => {}
             Err(IoError::Io) if moves && self.outcome.bad_sectors > 0 => {}
             Err(error) => return Err(format!("{:?} of volume {} failed: {error:?}", done.kind, done.volume)),
@@ -699,7 +618,8 @@ impl World {
             if number == UNASKED {
                 continue;
             }
-            let UnderWay { volumes, origins, step } = self.command.take().ok_or("an answer to no command")?;
+            let UnderWay { volumes, origins, step, promise } =
+                self.command.take().ok_or("an answer to no command")?;
             let powered = self.is_powered();
             self.tell(None, format_args!("the command's answer is {answer:?}"));
             match &answer {
@@ -712,11 +632,15 @@ impl World {
                 ) => {}
                 Err(error) if !powered => drop(error.clone()),
                 Err(error) if error.kind() == crate::error::ErrorKind::NoMetadataSpace => {}
+                // Data behind the new end.
+                Err(error)
+                    if error.kind() == crate::error::ErrorKind::WrongState
+                        && matches!(promise, Promise::Size { .. }) => {}
                 Err(error) => return Err(format!("a command for volumes {volumes:?} failed: {error}")),
             }
             // With the power gone nobody knows: the state after the cut will tell.
             if answer.is_err() && !powered {
-                self.command = Some(UnderWay { volumes, origins, step });
+                self.command = Some(UnderWay { volumes, origins, step, promise });
                 continue;
             }
             let (expected, id) =
@@ -724,12 +648,24 @@ impl World {
             if id != expected {
                 return Err(format!("the transaction id is {id} after a command, expected {expected}"));
             }
+            self.look_at_resized(&promise);
+            let ok = answer.is_ok();
+            let trimmed = self.ledger.is_answered(promise, ok, &mut self.model, &mut self.outcome);
+            self.trimmed = trimmed.or(self.trimmed);
+            if matches!(answer, Ok(Answer::Deleting { finished: false })) {
+                self.outcome.long_deletions += 1;
+                if self.chance.one_in(2) {
+                    self.metadata_disk.cut_power_after(self.chance.below(20));
+                }
+                volumes.iter().for_each(|id| self.model.goes_on_being_deleted(*id));
+                continue;
+            }
             self.model.command_ends(&volumes, answer.is_ok());
             // Look while what was in flight still is: a snapshot must not change any more.
-            let sectors = self.options.volume_blocks * BLOCK_SECTORS;
             for id in volumes {
-                if self.keeper.volume(id).is_some() && self.model.knows(id) {
-                    self.begin(id, Kind::Read, 0..sectors);
+                if self.keeper.volume(id).is_some() && self.model.has(id) {
+                    let range = self.window(id);
+                    self.begin(id, Kind::Read, range);
                 }
             }
         }
@@ -743,8 +679,24 @@ impl World {
         Ok(settled)
     }
 
-    fn random_range(&mut self) -> Range<u64> {
-        let size = self.options.volume_blocks * BLOCK_SECTORS;
+    /// What has come to a volume that became larger is read.
+    fn look_at_resized(&mut self, promise: &Promise) {
+        if let Promise::Size { volume, .. } = promise {
+            let range = self.window(*volume);
+            self.begin(*volume, Kind::Read, range);
+        }
+    }
+
+    /// All of a volume, or as much as a few hundred steps can look at.
+    fn window(&mut self, id: VolumeId) -> Range<u64> {
+        let sectors = self.model.sectors_of(id);
+        let shown = sectors.min(WINDOW_BLOCKS * BLOCK_SECTORS);
+        let first = self.chance.below((sectors - shown) / BLOCK_SECTORS + 1) * BLOCK_SECTORS;
+        first..first + shown
+    }
+
+    fn random_range(&mut self, id: VolumeId) -> Range<u64> {
+        let size = self.model.sectors_of(id);
         let favourite = self.habits.favourite_blocks.saturating_mul(BLOCK_SECTORS).min(size);
         let within = if self.chance.one_in(4) { size } else { favourite };
         let begin = match self.chance.below(4) {
@@ -774,13 +726,16 @@ impl World {
             1 | 2 if frozen.is_some_and(|id| self.model.has(id)) => frozen.expect("just looked"),
             _ => ids[self.chance.below(ids.len() as u64) as usize],
         };
-        let range = self.random_range();
+        let range = self.random_range(volume);
         let fua = self.chance.one_in(8);
         let may_unmap = self.chance.one_in(2);
         let (kind, range) = match self.habits.request(&mut self.chance) {
             Wish::Read => (Kind::Read, range),
             Wish::Write => (Kind::Write { fua }, range),
             Wish::Zero => (Kind::WriteZeroes { fua, may_unmap }, range),
+            Wish::Discard if self.chance.one_in(4) => {
+                (Kind::Discard, range.start..self.model.sectors_of(volume))
+            }
             Wish::Discard => (Kind::Discard, range),
             Wish::Flush => (Kind::Flush, 0..0),
         };
@@ -794,7 +749,7 @@ impl World {
         self.begin(volume, kind, range);
     }
 
-    fn begin(&mut self, volume: VolumeId, kind: Kind, range: Range<u64>) {
+    pub(super) fn begin(&mut self, volume: VolumeId, kind: Kind, range: Range<u64>) {
         let ignored = kind == Kind::Discard
             && self.keeper.volume(volume).is_some_and(|volume| volume.ignores_discards());
         let changes = match kind {
@@ -806,7 +761,7 @@ impl World {
                 whole.start * BLOCK_SECTORS..whole.end * BLOCK_SECTORS
             }
         };
-        let lane = self.chance.below(self.lanes.len() as u64) as usize;
+        let Some(lane) = self.some_lane() else { return };
         let tag = Tag(self.next_tag);
         self.next_tag += 1;
         let stamp = match kind {

@@ -289,11 +289,81 @@ BUGS = {
     ),
     "made-and-undone-stays": (
         "a volume whose making was taken back is still shown",
-        [(STOP, "        self.volumes.retain(|id, _| there.contains(id));", "        if !BUG { self.volumes.retain(|id, _| there.contains(id)); }")],
+        [(STOP, "        self.volumes.retain(|id, _| there.contains(id));", "        if !BUG { self.volumes.retain(|id, _| there.contains(id)); }"),
+         # Shown, not stumbled over.
+         (COMMANDS, "            let details = self.metadata.details(*id)?.expect(",
+          """            if BUG && self.metadata.details(*id)?.is_none() {
+                let time = self.metadata.time();
+                let transaction_id = self.metadata.transaction_id();
+                infos.push(VolumeInfo {
+                    id: *id,
+                    size_bytes: volume.size_bytes(),
+                    details: crate::metadata::VolumeDetails { mapped_blocks: 0, transaction_id, creation_time: time, snapshotted_time: time },
+                    highest_mapped: None,
+                    openers: 0,
+                    when_full: None,
+                    queue_expired: false,
+                    waiting_for_space: 0,
+                    sharing: None,
+                });
+                continue;
+            }
+            let details = self.metadata.details(*id)?.expect(""")],
     ),
     "failed-commit-is-kept": (
         "after a failed commit its state in memory is gone on with",
-        [(STOP, "        self.metadata.retire(needs_check)?;", "        if BUG { return Ok(()); }\n        self.metadata.retire(needs_check)?;")],
+        [(METADATA, "            self.mark_as_unchecked()?;\n        }\n", "            self.mark_as_unchecked()?;\n        }\n        if BUG {\n            self.state = State::Sound;\n            return Ok(());\n        }\n")],
+    ),
+    "left-and-writes-on": (
+        "what a client that has left was waiting for space or a snapshot to write is written when they come",
+        [(LANE, "Reply::NoSpaceNow) if self.has_hung_up && self.changes(op) => {", "Reply::NoSpaceNow) if !BUG && self.has_hung_up && self.changes(op) => {")],
+    ),
+    "left-and-waits-on": (
+        "who has left keeps his place among those who wait for space or a snapshot",
+        [(SPACE, "        let thaws = self.thaws.len();\n", "        if BUG { return; }\n        let thaws = self.thaws.len();\n")],
+    ),
+    "deletion-not-gone-on-with": (
+        "of a deletion that takes several steps only the first is done",
+        [(COMMANDS, "                self.deletions.push_back(id);", "                if !BUG { self.deletions.push_back(id); }")],
+    ),
+    "part-not-counted": (
+        "a step of a discard or deletion leaves the number of a volume's blocks as it was",
+        [(VOLUMES, "        self.store_details(volume, &details)?;\n        self.shape.mappings = self.shape.mappings.saturating_sub(part.mappings);",
+          "        if !BUG { self.store_details(volume, &details)?; }\n        self.shape.mappings = self.shape.mappings.saturating_sub(part.mappings);")],
+    ),
+    "discard-ends-early": (
+        "a discard that takes several steps is done with the first",
+        [(KEEPER, "                unmap.left.start = next;\n", "                unmap.left.start = if BUG { unmap.left.end } else { next };\n")],
+    ),
+    "step-only-on-disk": (
+        "a step of a discard, but the last, leaves the map in memory as it was",
+        [(KEEPER, "                volume.table.clear(left.start..next);", "                if !BUG { volume.table.clear(left.start..next); }")],
+    ),
+    "shrunk-with-its-data": (
+        "a volume is made smaller though there is data behind its new end, which shows when it is made larger again",
+        [(COMMANDS, "            if mapped > size_bytes.next_multiple_of(block_bytes) {", "            if !BUG && mapped > size_bytes.next_multiple_of(block_bytes) {")],
+    ),
+    "grown-not-committed": (
+        "a pool's growth is answered before it is durable",
+        [(COMMANDS, "            Command::Grow { data_bytes, metadata_bytes } => self.grow(data_bytes, metadata_bytes, out),",
+          """            Command::Grow { data_bytes, metadata_bytes } if BUG => {
+                let grown = self.grow(data_bytes, metadata_bytes, out);
+                return out.answers.push((number, grown));
+            }
+            Command::Grow { data_bytes, metadata_bytes } => self.grow(data_bytes, metadata_bytes, out),""")],
+    ),
+    "held-not-committed": (
+        "the metadata snapshot is answered before it is durable",
+        [(COMMANDS, "            Command::HoldMetadata => self.hold_metadata(out),",
+          """            Command::HoldMetadata if BUG => {
+                let held = self.hold_metadata(out);
+                return out.answers.push((number, held));
+            }
+            Command::HoldMetadata => self.hold_metadata(out),""")],
+    ),
+    "flush-tried-again": (
+        "a flush that has failed is tried once more, and believed",
+        [("disk/mod.rs", "    data.flush().map(DataFlushed)", "    data.flush().or_else(|error| if BUG { data.flush() } else { Err(error) }).map(DataFlushed)")],
     ),
     "volumes-have-no-policy": (
         "a volume's own policy for a full pool is not asked for",

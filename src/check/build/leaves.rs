@@ -11,6 +11,7 @@ use crate::check::stream::Run;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{MappingRecord, Node, NodeKind, capacity, smallest_occupancy};
 use crate::units::{DataBlock, MetaBlock, SnapTime};
+use std::collections::HashMap;
 use std::fmt;
 
 const CAPACITY: usize = capacity(8);
@@ -25,6 +26,8 @@ pub(super) struct Leaf {
     pub(super) entries: usize,
     /// The latest time in it.
     pub(super) youngest: SnapTime,
+    /// Whether it is a part's.
+    pub(super) is_shared: bool,
 }
 
 /// Where leaves go, and what is counted on the way.
@@ -43,29 +46,45 @@ pub(super) struct Ground<'a, 'b> {
 #[derive(Default)]
 pub(super) struct Own {
     blocks: Vec<u64>,
-    /// A block in a leaf that others have as well.
-    in_shared_leaf: Option<DataBlock>,
+    /// Leaves of parts in which some are, each with one.
+    leaves: HashMap<MetaBlock, DataBlock>,
 }
 
 impl Own {
     /// For so many data blocks.
     pub(super) fn new(data_blocks: u64) -> Self {
-        Own { blocks: vec![0; data_blocks.div_ceil(64) as usize], in_shared_leaf: None }
+        Own { blocks: vec![0; data_blocks.div_ceil(64) as usize], leaves: HashMap::new() }
     }
 
     fn note(&mut self, block: DataBlock) {
         self.blocks[(block.0 / 64) as usize] |= 1 << (block.0 % 64);
     }
 
-    /// A block that is somebody's own and not his alone.
-    pub(super) fn disputed(&self, counts: &Counts) -> Option<DataBlock> {
+    /// Notes what is a volume's own, since it was last snapshotted, in a leaf that it has from a part: nothing in any sound pool.
+    pub(super) fn note_leaf(&mut self, output: &Output<'_>, leaf: &Leaf, since: SnapTime) -> Result<()> {
+        if !leaf.is_shared || leaf.youngest < since || self.leaves.contains_key(&leaf.number) {
+            return Ok(());
+        }
+        for (_, record) in entries_of(output, leaf.number)? {
+            let mapping = record.mapping();
+            if mapping.time >= since {
+                self.note(mapping.block);
+                self.leaves.entry(leaf.number).or_insert(mapping.block);
+            }
+        }
+        Ok(())
+    }
+
+    /// A block that is somebody's own and not his alone, by all references to data blocks and to leaves.
+    pub(super) fn disputed(&self, counts: &Counts, leaf_counts: &Counts) -> Option<DataBlock> {
         let is_disputed = |block: &u64| counts.get(*block) > 1;
         let of_word = |(index, word): (usize, &u64)| {
             let bits = (0..64).filter(|bit| word >> bit & 1 == 1);
             bits.map(|bit| index as u64 * 64 + bit).find(is_disputed)
         };
         let found = if counts.has_shared() { self.blocks.iter().enumerate().find_map(of_word) } else { None };
-        found.map(DataBlock).or(self.in_shared_leaf)
+        let in_leaves = self.leaves.iter().filter(|(leaf, _)| leaf_counts.get(leaf.0) > 1);
+        found.map(DataBlock).or(in_leaves.map(|(_, block)| *block).min())
     }
 }
 
@@ -115,7 +134,6 @@ impl Leaves {
                 self.swallow(ground, leaf)?;
             } else {
                 self.write_waiting(ground)?;
-                note_own(ground, leaf)?;
                 self.done.push(*leaf);
             }
             self.is_all_of = (is_first && self.done.is_empty()).then_some(*leaf);
@@ -166,6 +184,7 @@ impl Leaves {
             number,
             entries: count,
             youngest,
+            is_shared: false,
         });
         self.waiting.drain(..count);
         Ok(())
@@ -194,16 +213,6 @@ impl Leaves {
         self.write_waiting(ground)?;
         Ok((self.done, self.mapped_blocks))
     }
-}
-
-/// Notes what a volume that takes a shared leaf as it is would have as its own there, which is nothing in any sound pool.
-fn note_own(ground: &mut Ground<'_, '_>, leaf: &Leaf) -> Result<()> {
-    if let Some(since) = ground.own_since.filter(|since| leaf.youngest >= *since) {
-        let entries = entries_of(ground.output, leaf.number)?;
-        let first = entries.iter().map(|(_, record)| record.mapping()).find(|mapping| mapping.time >= since);
-        ground.own.in_shared_leaf = first.map(|mapping| mapping.block);
-    }
-    Ok(())
 }
 
 /// The entries of a leaf that was written.

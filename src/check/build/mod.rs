@@ -187,8 +187,8 @@ impl<'a> Builder<'a> {
         self.output.reference(MetaBlock::SUPERBLOCK);
 
         let mut volumes = std::mem::take(&mut self.volumes);
-        if let Some(block) = self.own.disputed(&self.data) {
-            superblock.time = later_than(pool.time)?;
+        if let Some(block) = self.own.disputed(&self.data, &self.output.counts) {
+            superblock.time = SnapTime(pool.time.0 + 1).min(SnapTime::MAX);
             for (record, _) in volumes.values_mut() {
                 record.snapshotted_time = superblock.time.0;
             }
@@ -206,17 +206,6 @@ impl<'a> Builder<'a> {
         self.built.metadata_blocks_used = superblock.metadata_space_map.allocated_blocks.get();
         self.output.finish(&superblock)
     }
-}
-
-/// The time after a pool's own.
-fn later_than(time: SnapTime) -> Result<SnapTime> {
-    let later = SnapTime(time.0.saturating_add(1));
-    if later > SnapTime::MAX {
-        return Err(misplaced(
-            "volumes that map the same data block as their own, and no time left to mark it as shared",
-        ));
-    }
-    Ok(later)
 }
 
 fn misplaced(what: &str) -> Error {
@@ -257,7 +246,8 @@ impl Sink for Builder<'_> {
     }
 
     fn end_shared(&mut self) -> Result<()> {
-        let (open, leaves, _) = self.close()?;
+        let (open, mut leaves, _) = self.close()?;
+        leaves.iter_mut().for_each(|leaf| leaf.is_shared = true);
         if let Open::Part(name) = open {
             self.parts.insert(name, leaves);
         }
@@ -268,12 +258,19 @@ impl Sink for Builder<'_> {
         if self.volumes.contains_key(&volume.id) {
             return Err(misplaced("a second volume of the same number"));
         }
+        let now = self.pool.as_ref().map_or(SnapTime::MAX, |pool| pool.time);
+        if SnapTime(volume.creation_time.max(volume.snapshotted_time)) > now {
+            return Err(misplaced("a volume that was made or snapshotted at a time after the pool's own"));
+        }
         self.begin(Open::Volume(*volume))
     }
 
     fn end_volume(&mut self) -> Result<()> {
         let (open, leaves, mapped_blocks) = self.close()?;
         let Open::Volume(mut record) = open else { return Err(misplaced("an end without a beginning")) };
+        for leaf in &leaves {
+            self.own.note_leaf(&self.output, leaf, SnapTime(record.snapshotted_time))?;
+        }
         if record.mapped_blocks != mapped_blocks {
             self.built.miscounted.push((record.id.get(), record.mapped_blocks, mapped_blocks));
             record.mapped_blocks = mapped_blocks;

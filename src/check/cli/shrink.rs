@@ -2,9 +2,9 @@
 
 use super::dump::with_output;
 use super::progress::Progress;
-use super::restore::{open_xml, parse};
+use super::restore::{self, open_xml, parse};
 use super::{CLEAN, Terminal, lock_output, open_output, open_pool, require_different};
-use crate::check::build::{Builder, Overrides};
+use crate::check::build::{Builder, Built, Overrides};
 use crate::check::dump::{Selection, State, XmlSink, dump, plan, superblock_of};
 use crate::check::forest::Refuse;
 use crate::check::source::Source;
@@ -41,9 +41,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     match shrink(arguments, terminal) {
-        Ok(moves) => {
+        Ok((moves, built)) => {
             if !arguments.quiet {
                 terminal.remark(&remarks(arguments, &moves));
+                terminal.remark(&built.map(|built| restore::remarks(&built)).unwrap_or_default());
             }
             CLEAN
         }
@@ -51,7 +52,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
     }
 }
 
-fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<Moves> {
+fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<(Moves, Option<Built>)> {
     for output in [&arguments.output, &arguments.data] {
         require_different(&arguments.input, output)?;
     }
@@ -64,8 +65,9 @@ fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<Moves> {
         let output = open_output(&arguments.output)?;
         let read = |sink: &mut dyn Sink| read_metadata(Source::new(&input), sink);
         let moves = move_data(arguments, &data, &read)?;
-        read(&mut Moved::new(&moves, &mut Builder::new(&output, Overrides::default())))?;
-        return Ok(moves);
+        let mut builder = Builder::new(&output, Overrides::default());
+        read(&mut Moved::new(&moves, &mut builder))?;
+        return Ok((moves, Some(builder.into_built())));
     }
     let read = |sink: &mut dyn Sink| parse(&arguments.input, open_xml(&arguments.input)?, sink);
     // Asked before the data are moved, though the output is written after.
@@ -74,7 +76,7 @@ fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<Moves> {
     with_output(Some(&arguments.output), &arguments.input, terminal, |out| {
         read(&mut Moved::new(&moves, &mut XmlSink::new(out)))
     })?;
-    Ok(moves)
+    Ok((moves, None))
 }
 
 /// Finds out what has to move, and copies it. Nothing refers to the copies yet.

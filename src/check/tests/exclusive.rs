@@ -3,17 +3,29 @@
 use super::super::build::{Builder, Built, Overrides};
 use super::super::restore::restore;
 use super::*;
+use crate::units::SnapTime;
 
 /// Bytes of a volume's last snapshot's time within its details.
 const SNAPSHOTTED: usize = 20;
 
+const REFERENCE: &str = "<ref name=\"a\"/>";
+
+fn part(mappings: u64) -> String {
+    let mappings: String = (0..mappings).map(|key| mapping(key, key, 0)).collect();
+    format!("<def name=\"a\">{mappings}</def>")
+}
+
+fn pool(body: &str, time: u32) -> String {
+    format!(
+        "<superblock uuid=\"\" time=\"{time}\" transaction=\"1\" version=\"2\" data_block_size=\"128\" \
+         nr_data_blocks=\"1000\">{body}</superblock>"
+    )
+}
+
 fn built(body: &str) -> (Image, Built) {
-    let xml = format!(
-        "<superblock uuid=\"\" time=\"1\" transaction=\"1\" version=\"2\" data_block_size=\"128\" nr_data_blocks=\"1000\">{body}</superblock>"
-    );
     let disk = MemoryDisk::zeroed(1 << 20);
     let mut builder = Builder::new(&disk, Overrides::default());
-    restore(&mut xml.as_bytes(), &mut builder).unwrap();
+    restore(&mut pool(body, 1).as_bytes(), &mut builder).unwrap();
     (Image::of(&disk), builder.into_built())
 }
 
@@ -86,17 +98,13 @@ fn a_block_of_another_volume_is_nobodys_own() {
 
 #[test]
 fn a_leaf_of_another_volume_is_nobodys_own() {
-    let part: String = (0..200).map(|key| mapping(key, key, 0)).collect();
-    let reference = "<ref name=\"a\"/>";
-    let sound = format!("<def name=\"a\">{part}</def>")
-        + &device(1, 200, 1, reference)
-        + &device(2, 200, 1, reference);
+    let sound = part(200) + &device(1, 200, 1, REFERENCE) + &device(2, 200, 1, REFERENCE);
     let (mut image, made) = built(&sound);
     assert_eq!(made.disputed, None);
     assert_eq!(image.check().unwrap().verdict, Verdict::Clean);
     put_snapshotted(&mut image, 0);
     let found = findings(&image);
-    assert_eq!(found.len(), 2, "{found:#?}");
+    assert_eq!(found.len(), 1, "once, with everybody who has it: {found:#?}");
     assert!(
         found[0].starts_with(
             "mappings of volume 1: 2 references to it, and a mapping in it is of time 0: volume 1, last snapshotted at 0, would write \
@@ -104,10 +112,41 @@ fn a_leaf_of_another_volume_is_nobodys_own() {
         ),
         "{found:#?}"
     );
+    assert_eq!(found[0].matches("volume: ").count(), 2, "{found:#?}");
+}
 
-    let (image, made) = built(&sound.replace("snap_time=\"1\"", "snap_time=\"0\""));
-    assert_eq!(made.disputed, Some(0));
-    assert_eq!(image.check().unwrap().verdict, Verdict::Clean);
+#[test]
+fn a_build_marks_shared_parts_of_every_size_that_count_as_somebodys_own() {
+    for size in [1, 20, 83, 84, 200, 252, 300] {
+        let part = part(size);
+        let both = device(1, size, 0, REFERENCE) + &device(2, size, 1, REFERENCE);
+        let (image, made) = built(&(part.clone() + &both));
+        assert!(made.disputed.is_some(), "{size}");
+        assert_eq!(image.check().unwrap().verdict, Verdict::Clean, "{size}");
+        let (image, made) = built(&(part + &device(1, size, 0, REFERENCE)));
+        assert_eq!(made.disputed, None, "only one volume has it: {size}");
+        let report = image.check().unwrap();
+        assert_eq!((report.verdict, report.superblock.time), (Verdict::Clean, 1), "{size}");
+    }
+}
+
+#[test]
+fn at_the_end_of_time_a_build_marks_what_it_can() {
+    let twice = device(1, 2, 0, &(mapping(0, 5, 0) + &mapping(1, 5, 0)));
+    let disk = MemoryDisk::zeroed(1 << 20);
+    let mut builder = Builder::new(&disk, Overrides::default());
+    restore(&mut pool(&twice, SnapTime::MAX.0).as_bytes(), &mut builder).unwrap();
+    let report = Image::of(&disk).check().unwrap();
+    assert_eq!((report.verdict, report.superblock.time), (Verdict::Clean, u64::from(SnapTime::MAX.0)));
+}
+
+#[test]
+fn a_volume_of_the_future_is_refused() {
+    let disk = MemoryDisk::zeroed(1 << 20);
+    let mut builder = Builder::new(&disk, Overrides::default());
+    let xml = pool(&device(1, 1, 2, &mapping(0, 0, 0)), 1);
+    let error = restore(&mut xml.as_bytes(), &mut builder).unwrap_err();
+    assert!(error.message().contains("at a time after the pool's own"), "{error}");
 }
 
 #[test]

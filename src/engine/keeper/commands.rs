@@ -439,7 +439,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if !volume.close_if_unused() {
             return Err(in_use(&volume));
         }
-        match self.change(out, |metadata| metadata.delete_volume(id, DELETE_STEP_NODES)) {
+        let nodes = self.delete_step_nodes;
+        match self.change(out, |metadata| metadata.delete_volume(id, nodes)) {
             Ok(progress) => {
                 self.uncommitted.delete(volume);
                 if let Some(step) = step {

@@ -50,10 +50,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use stop::{Failure, Stop, Uncommitted};
 
-/// Tree nodes that one step of a background deletion may touch: some ten milliseconds of work.
-const DELETE_STEP_NODES: usize = 1024;
-/// Mappings that one step of a long discard may remove.
-const UNMAP_STEP_MAPPINGS: u64 = 64 * 1024;
 /// Ranges that one step may give back to the data disk.
 const DISCARD_STEP_RANGES: usize = 32;
 /// Bytes that one of these may cover: a disk takes its time with them.
@@ -88,6 +84,10 @@ pub struct KeeperOptions {
     pub behind: HashMap<VolumeId, Behind>,
     /// Bytes of map tables that are kept in memory: 8 a block that is in use.
     pub map_bytes: u64,
+    /// Tree nodes that one step of a background deletion may touch.
+    pub delete_step_nodes: usize,
+    /// Mappings that one step of a long discard may remove.
+    pub unmap_step_mappings: u64,
 }
 
 impl Default for KeeperOptions {
@@ -103,6 +103,8 @@ impl Default for KeeperOptions {
             volume_sizes: HashMap::new(),
             behind: HashMap::new(),
             map_bytes: DEFAULT_MAP_BYTES,
+            delete_step_nodes: 1024, // some ten milliseconds of work
+            unmap_step_mappings: 64 * 1024,
         }
     }
 }
@@ -211,6 +213,8 @@ pub struct Keeper<M: Disk, D: Disk> {
     freezes: VecDeque<Freeze>,
     thaws: Vec<(VolumeId, Asker)>,
     deletions: VecDeque<VolumeId>,
+    delete_step_nodes: usize,
+    unmap_step_mappings: u64,
     /// The last step of a deletion lacked metadata space; the next tick tries again.
     deletions_stalled: bool,
 
@@ -306,6 +310,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             freezes: VecDeque::new(),
             thaws: Vec::new(),
             deletions: VecDeque::new(),
+            delete_step_nodes: options.delete_step_nodes,
+            unmap_step_mappings: options.unmap_step_mappings,
             deletions_stalled: false,
             journal: JournalWork::default(),
             flushes: Vec::new(),
@@ -559,7 +565,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             let refusal = self.refusal().expect("the pool has just stopped");
             return out.fail(unmap.asker, IoError::Io, &refusal);
         }
-        let step = self.change(out, |metadata| metadata.unmap_range(id, left.clone(), UNMAP_STEP_MAPPINGS));
+        let most = self.unmap_step_mappings;
+        let step = self.change(out, |metadata| metadata.unmap_range(id, left.clone(), most));
         let gone = match &step {
             Ok(Progress::Done) => left.start..left.end,
             Ok(Progress::More(next)) => left.start..*next,

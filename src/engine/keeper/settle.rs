@@ -182,7 +182,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return;
         }
         let Some(id) = self.deletions.pop_front() else { return };
-        match self.change(out, |metadata| metadata.delete_volume(id, DELETE_STEP_NODES)) {
+        let nodes = self.delete_step_nodes;
+        match self.change(out, |metadata| metadata.delete_volume(id, nodes)) {
             Ok(Progress::Done) => {}
             Ok(Progress::More(())) => self.deletions.push_back(id),
             Err(error) => {

@@ -7,7 +7,7 @@
 
 use super::control::{Control, failed};
 use super::openers::{PROBE_PATIENCE, claim};
-use super::queue::{self, Plan};
+use super::queue::{self, Plan, Told};
 use super::{BLOCK_DEVICE, CHARACTER_DEVICE, Options, abi, params, requirements};
 use crate::driver::Pool;
 use crate::driver::uring::{UringLane, Waker};
@@ -29,7 +29,9 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 const FILE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long whoever asks for the end of a device waits for it.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
-/// How long the device's thread waits for requests under way: they may wait for space in the pool.
+/// How long requests of a device that goes away may wait for space in the pool; then they get errors.
+const SPACE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the device's thread waits for requests under way.
 const STOP_PATIENCE_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// A block device on a volume. When it is dropped, the device is taken away, with or without somebody having it open.
@@ -123,7 +125,7 @@ impl Device {
             RecvTimeoutError::Timeout => {
                 let what = format!("{} has requests under way that do not end", self.path().display());
                 Err(Error::new(ErrorKind::Busy, what)
-                    .hint("they may wait for space in the pool; the device goes away when they have ended"))
+                    .hint("the disks below may be slow, or hang; the device goes away when they have ended"))
             }
         })
     }
@@ -200,7 +202,7 @@ struct Running {
 struct Queue {
     thread: JoinHandle<()>,
     waker: Waker,
-    is_abandoned: Arc<AtomicBool>,
+    told: Arc<Told>,
 }
 
 impl Running {
@@ -221,7 +223,7 @@ impl Running {
             .map_err(|error| failed("telling the driver about the volume", &error))?;
         let (ready, is_ready) = channel();
         for (number, lane) in lanes.into_iter().enumerate() {
-            let (waker, is_abandoned) = (lane.waker(), Arc::new(AtomicBool::new(false)));
+            let (waker, told) = (lane.waker(), Arc::<Told>::default());
             let plan = Plan {
                 number: number as u16,
                 depth: self.options.depth,
@@ -230,10 +232,10 @@ impl Running {
                 lane,
                 block_size,
                 read_only: self.options.read_only,
-                is_abandoned: is_abandoned.clone(),
+                told: told.clone(),
             };
             let thread = start_queue(self.number, plan, ready.clone(), orders.clone())?;
-            self.queues.push(Queue { thread, waker, is_abandoned });
+            self.queues.push(Queue { thread, waker, told });
         }
         drop(ready);
         for _ in 0..self.queues.len() {
@@ -306,15 +308,34 @@ impl Running {
         self.control.resize(self.number, size_bytes).map_err(|error| failed(&doing, &error))
     }
 
+    /// Has the driver stop it, which waits for requests under way.
+    fn stop(&mut self) -> std::io::Result<()> {
+        let (stopped, is_stopped) = channel::<()>();
+        let queues = &self.queues;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                if is_stopped.recv_timeout(SPACE_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                    for queue in queues {
+                        queue.told.to_hang_up.store(true, Ordering::SeqCst);
+                        queue.waker.wake();
+                    }
+                }
+            });
+            let outcome = self.control.stop(self.number, STOP_PATIENCE_MOST);
+            drop(stopped);
+            outcome
+        })
+    }
+
     /// Stops and removes it, as far as it had come. `held` is the block device, if nobody else has it open.
     fn take_away(mut self, held: Option<File>) -> Result<()> {
         let device = block_device(self.number);
-        let stopped = self.control.stop(self.number, STOP_PATIENCE_MOST);
+        let stopped = self.stop();
         if let Err(error) = &stopped {
             // Somebody else may have removed it. The queues end all the same, and then the driver gives it up.
             tracing::warn!("stopping {}: {error}", device.display());
             for queue in &self.queues {
-                queue.is_abandoned.store(true, Ordering::SeqCst);
+                queue.told.to_end.store(true, Ordering::SeqCst);
                 queue.waker.wake();
             }
         }

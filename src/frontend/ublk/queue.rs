@@ -38,8 +38,17 @@ pub(super) struct Plan {
     pub(super) lane: UringLane,
     pub(super) block_size: BlockSize,
     pub(super) read_only: bool,
-    /// Set by whoever wakes the lane to have the thread end although commands wait in the kernel.
-    pub(super) is_abandoned: Arc<AtomicBool>,
+    /// What its thread is told.
+    pub(super) told: Arc<Told>,
+}
+
+/// What a queue's thread is told, by whoever wakes its lane then.
+#[derive(Default)]
+pub(super) struct Told {
+    /// To end, although commands wait in the kernel.
+    pub(super) to_end: AtomicBool,
+    /// To let requests wait no longer: who waits for space in the pool gets an error.
+    pub(super) to_hang_up: AtomicBool,
 }
 
 /// Runs a queue to its end. `ready` is called once all tags wait in the kernel.
@@ -73,7 +82,7 @@ struct Queue {
     volume: Arc<Volume>,
     block_size: BlockSize,
     read_only: bool,
-    is_abandoned: Arc<AtomicBool>,
+    told: Arc<Told>,
     ring: Ring,
     lane: UringLane,
     descriptors: Descriptors,
@@ -84,7 +93,7 @@ struct Queue {
 
 impl Queue {
     fn new(plan: Plan) -> Result<Queue> {
-        let Plan { number, depth, device, volume, lane, block_size, read_only, is_abandoned } = plan;
+        let Plan { number, depth, device, volume, lane, block_size, read_only, told } = plan;
         let ring = Ring::new(u32::from(depth) * 2)?;
         let descriptors = Descriptors::map(&device, number, depth)?;
         let slot = |_| {
@@ -100,7 +109,7 @@ impl Queue {
             volume,
             block_size,
             read_only,
-            is_abandoned,
+            told,
             ring,
             lane,
             descriptors,
@@ -118,11 +127,14 @@ impl Queue {
         self.take_completions()?;
         ready();
         loop {
+            if self.told.to_hang_up.load(Ordering::SeqCst) {
+                self.lane.hang_up(&mut self.ring);
+            }
             self.move_on();
             if self.waiting == 0 && self.lane.in_flight() == 0 {
                 return Ok(());
             }
-            if self.is_abandoned.load(Ordering::SeqCst) {
+            if self.told.to_end.load(Ordering::SeqCst) {
                 return Ok(());
             }
             if self.waiting == self.slots.len() {
