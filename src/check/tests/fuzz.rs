@@ -95,7 +95,7 @@ fn all_tools(image: &Image) -> bool {
     if let Ok(plan) = superblock_of(source, State::Live).and_then(|superblock| plan(source, &superblock)) {
         let mut xml = Vec::new();
         drop(dump(source, &plan, &Selection::default(), &mut Refuse, &mut XmlSink::new(&mut xml)));
-        drop(taken(source, &plan));
+        drop(taken(source, &plan, plan.pool.data_blocks));
         drop(cells(source, &plan, 100));
     }
     drop(explain(source, MetaBlock(image.blocks.len() as u64 / 2)));
