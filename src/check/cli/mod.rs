@@ -165,10 +165,10 @@ impl Terminal<'_> {
         self.failed(&if is_of_metadata && !is_named { error.context(shown) } else { error }, as_json)
     }
 
-    /// Tells of an error; answers the exit status for it.
+    /// Tells of an error; answers the exit status for it. That nobody reads on is none.
     fn failed(&mut self, error: &Error, as_json: bool) -> u8 {
         if Text::has_no_reader(error) {
-            return FAILED;
+            return CLEAN;
         }
         let name = &self.name;
         let words = if as_json { error_json(error) } else { format!("{name}: {error}\n") };
