@@ -162,7 +162,10 @@ impl Journal {
     /// The data that records name may be lost although the operating system goes on: what was not flushed counts no more, as
     /// after a power cut.
     pub fn distrust(&mut self) {
-        if let Err(error) = write_header(&*self.disk, JournalHeader { id: self.id, boot: BootId::UNKNOWN }) {
+        let header = JournalHeader { id: self.id, boot: BootId::UNKNOWN };
+        // Once more: a disk that has failed and a journal that fails once should not be enough to believe what is lost.
+        let written = write_header(&*self.disk, header).or_else(|_| write_header(&*self.disk, header));
+        if let Err(error) = written {
             tracing::error!("{}: records whose data may be lost cannot be marked: {error}", self.name());
         }
     }

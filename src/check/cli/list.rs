@@ -6,7 +6,7 @@ use crate::check::dump::{Plan, State, VolumePlan, plan, superblock_of};
 use crate::check::source::Source;
 use crate::check::tools::list::{Taken, taken};
 use crate::error::Result;
-use crate::units::SECTOR_BYTES;
+use crate::units::{MetaBlock, SECTOR_BYTES};
 use clap::ValueEnum;
 use std::path::PathBuf;
 
@@ -96,7 +96,7 @@ fn table(arguments: &Arguments) -> Result<String> {
     };
     let taken = match arguments.json || arguments.fields.iter().any(needs_mappings) {
         true => {
-            let live = superblock_of(source, State::Live)?;
+            let live = source.superblock_beside(MetaBlock::SUPERBLOCK)?;
             taken(source, &plan, live.data_space_map.total_blocks.get())?
         }
         false => vec![Taken::default(); plan.volumes.len()],
