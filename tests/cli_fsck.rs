@@ -101,6 +101,14 @@ fn exit_status_and_words_tell_the_verdict() {
     assert!(text.contains("2, with 53427 mappings"), "{text}");
     assert!(text.contains("34435 of 100000 blocks of 64 KiB"), "{text}");
 
+    // A block is named once.
+    let mut bytes = fs::read(&clean).expect("it is there");
+    bytes[8] = 7;
+    let misplaced = folder.path().join("misplaced");
+    fs::write(&misplaced, bytes).expect("written");
+    let (_, text, _) = run(&["check"], &misplaced);
+    assert!(text.contains("damage: superblock, metadata block 0: bad checksum"), "{text}");
+
     let leaked = unpack(&folder, "19-leaked");
     let (status, text, _) = run(&["check"], &leaked);
     assert_eq!(status, 3);

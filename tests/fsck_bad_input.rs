@@ -4,7 +4,8 @@ mod fsck_common;
 
 use fsck_common::{change, folder, fsck, ours, text, unpack};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use uthin::disk::{FileDisk, OpenMode};
 
 /// Commands that read the metadata in FILE.
@@ -221,4 +222,54 @@ fn what_is_no_metadata_is_named_and_guessed_at() {
     for words in [text(&path), "compressed with zstd"] {
         refusals(&path, words);
     }
+}
+
+/// A loop device, where this process may make one.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn over(file: &Path, options: &[&str]) -> Option<Self> {
+        let words = [&["--find", "--show"], options].concat();
+        let output = Command::new("losetup").args(words).arg(file).output().ok()?;
+        let path = String::from_utf8(output.stdout).expect("a path").trim().to_owned();
+        output.status.success().then(|| LoopDevice(path.into()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+/// What is written to a loop device is written to the file below it.
+#[test]
+fn a_loop_device_over_the_input_is_no_output() {
+    let folder = tempfile::tempdir_in("/var/tmp").expect("a temporary directory");
+    let path = unpack(&folder, "04-snap-diverged");
+    let Some(device) = LoopDevice::over(&path, &[]) else {
+        return eprintln!("no loop device can be made here: loop devices are not tested");
+    };
+    let (other, device_below) = (LoopDevice::over(&path, &[]), device.0.as_path());
+    let other = other.as_ref().map_or(device_below, |other| &other.0);
+    let before = fs::read(&path).expect("it is there");
+    for (from, to) in [(path.as_path(), device_below), (device_below, &path), (device_below, other)] {
+        for command in [&["repair"][..], &["pack", "-f"]] {
+            let errors = ours(&[command, &["-i", text(from), "-o", text(to)]].concat()).refused();
+            assert!(errors.contains("is the input as well"), "{command:?}: {errors}");
+        }
+        let errors = ours(&["dump", "-o", text(to), text(from)]).refused();
+        assert!(errors.contains("is the input as well"), "{errors}");
+    }
+    assert!(fs::read(&path).expect("it is there") == before);
+    // Parts of a file that do not overlap are different.
+    let both = folder.path().join("both");
+    let size = before.len();
+    fs::write(&both, [&before[..], &vec![0; size]].concat()).expect("written");
+    let size = size.to_string();
+    let first = LoopDevice::over(&both, &["--sizelimit", &size]).expect("one more");
+    let second = LoopDevice::over(&both, &["--offset", &size]).expect("one more");
+    ours(&["repair", "-i", text(&first.0), "-o", text(&second.0)]).good();
+    assert!(fs::read(&both).expect("it is there")[..before.len()] == before);
+    ours(&["check", text(&second.0)]).good();
 }

@@ -333,6 +333,33 @@ fn roots_may_be_chosen() {
     assert!(errors.contains("is the input as well"), "{errors}");
 }
 
+/// A wrong number would make an empty pool of a full one, or one of what only looks like volumes.
+#[test]
+fn a_root_that_is_none_is_refused_with_what_is_there() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let output = empty_device(&folder, "output", 2048);
+    for (root, words) in [
+        ("0", "no tree of volumes begins in block 0: the superblock: transaction 7"),
+        ("372", "no tree of volumes begins in block 372: a leaf of mappings"),
+        ("343", "no tree of volumes begins in block 343: an internal node: 133 entries"),
+        ("564", "no tree of volumes begins in block 564: a bitmap"),
+        ("661", "no tree of volumes begins in block 661: a leaf of details"),
+        ("2047", "no tree of volumes begins in block 2047: all zeros"),
+        ("5000", "no tree of volumes begins in block 5000: past the end"),
+        ("563,563", "no tree of details begins in block 563: a leaf of mappings, or of the tree of volumes"),
+        ("563,2047", "no tree of details begins in block 2047: all zeros"),
+    ] {
+        for arguments in [&["-o", text(&output)][..], &["--dry-run"]] {
+            let words_of = [&["repair", "-i", text(&path), "--root", root], arguments].concat();
+            let errors = ours(&words_of).refused();
+            assert!(errors.contains(words) && errors.contains("--dry-run` shows"), "{root}: {errors}");
+        }
+    }
+    assert!(fs::read(&output).expect("it is there").iter().all(|byte| *byte == 0), "nothing was written");
+    ours(&["repair", "-i", text(&path), "-o", text(&output), "--root", "563,661"]).good();
+}
+
 /// An older state that is whole maps data blocks that are somebody else's by now.
 #[test]
 fn a_damaged_newest_state_comes_before_an_older_whole_one() {

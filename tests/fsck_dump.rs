@@ -121,5 +121,24 @@ fn a_reader_that_goes_away_ends_it() {
     let mut child =
         fsck().arg("dump").arg(path).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
     drop(child.stdout.take());
-    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+    assert_eq!(child.wait().expect("it ends").code(), Some(0), "that is no failure");
+}
+
+#[test]
+fn the_live_superblock_is_no_metadata_snapshot() {
+    let folder = folder();
+    let path = unpack(&folder, "09-held-root");
+    let errors = ours(&["dump", "--metadata-snap=0", text(&path)]).refused();
+    assert!(errors.contains("block 0 is the live superblock"), "{errors}");
+}
+
+#[test]
+fn flags_that_mean_nothing_are_left_out_as_thin_dump_does() {
+    let folder = folder();
+    let path = unpack(&folder, "19-leaked");
+    for flags in [1, 2, 3, 0x8000_0000_u32] {
+        change(&path, 0, |superblock| superblock.0[4..8].copy_from_slice(&flags.to_le_bytes()));
+        let expected = theirs("thin_dump", &[text(&path)]).text();
+        assert!(!expected.is_empty() && ours(&["dump", text(&path)]).text() == expected, "{flags:#x}");
+    }
 }

@@ -2,7 +2,7 @@
 
 mod fsck_common;
 
-use fsck_common::{folder, ours, text, unpack};
+use fsck_common::{empty_device, folder, ours, text, unpack};
 use std::fs;
 
 #[test]
@@ -33,6 +33,29 @@ fn explains_blocks_by_what_they_are_and_who_names_them() {
     let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
     let live = json["pointed_at_by"].as_array().expect("a list").iter().filter(|p| p["is_in_use"] == true);
     assert_eq!(live.count(), 2, "both volumes share the leaf: {json}");
+}
+
+/// The first blocks of a data device, mapped in the first moments of a pool, look like numbers of metadata blocks.
+#[test]
+fn a_mapping_is_not_taken_for_a_pointer() {
+    let folder = folder();
+    let path = empty_device(&folder, "metadata", 64);
+    let xml = folder.path().join("xml");
+    let small = "<superblock uuid=\"\" time=\"9\" transaction=\"1\" version=\"2\" data_block_size=\"128\" nr_data_blocks=\"9\">\
+                 <device dev_id=\"5\" mapped_blocks=\"1\" transaction=\"0\" creation_time=\"0\" snap_time=\"0\">\
+                 <single_mapping origin_block=\"3\" data_block=\"0\" time=\"TIME\"/></device></superblock>";
+    for time in 1..10 {
+        fs::write(&xml, small.replace("TIME", &time.to_string())).expect("written");
+        ours(&["restore", "-i", text(&xml), "-o", text(&path)]).good();
+        let (mut is_root, mut is_free) = (false, false);
+        for block in 1..64 {
+            let said = ours(&["explain", text(&path), &block.to_string()]).text();
+            assert!(!said.contains("mappings of volume 3"), "time {time}, block {block}: {said}");
+            is_root |= said.contains("as mappings of volume 5\n");
+            is_free |= said.contains("not in use");
+        }
+        assert!(is_root && is_free, "time {time}");
+    }
 }
 
 #[test]

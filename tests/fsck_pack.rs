@@ -100,3 +100,26 @@ fn trim_gives_back_what_nothing_refers_to() {
     let errors = ours(&["trim", "--metadata-dev", text(&metadata), "--data-dev", text(&data)]).refused();
     assert!(errors.contains("nobody can say which blocks are free"), "{errors}");
 }
+
+/// Somebody mails the packed file to who can help: damaged metadata must go through, a dump by mistake must not.
+#[test]
+fn what_has_no_block_of_metadata_is_not_packed() {
+    let folder = folder();
+    let path = unpack(&folder, "04-snap-diverged");
+    let (mistake, packed) = (folder.path().join("mistake"), folder.path().join("packed"));
+    let xml = ours(&["dump", text(&path)]).good();
+    for (bytes, words) in [
+        (xml, "it is an XML dump"),
+        (vec![0; 8192], "the first block is all zeros"),
+        (vec![0x55; 8192], "was the data device given"),
+    ] {
+        fs::write(&mistake, bytes).expect("written");
+        let errors = ours(&["pack", "-f", "-i", text(&mistake), "-o", text(&packed)]).refused();
+        assert!(errors.contains("no pool's metadata") && errors.contains(words), "{errors}");
+        assert!(!packed.exists());
+    }
+    let mut damaged = fs::read(&path).expect("it is there");
+    damaged[..4096].fill(0x55);
+    fs::write(&mistake, damaged).expect("written");
+    ours(&["pack", "-i", text(&mistake), "-o", text(&packed)]).good();
+}

@@ -69,7 +69,7 @@ fn cut(data: &Path, blocks: u64) {
 
 #[test]
 fn what_volumes_read_stays_when_the_end_of_the_data_goes() {
-    for (name, extra) in [("17-many-devices", 0), ("17-many-devices", 7), ("18-released-held", 0)] {
+    for (name, extra) in [("17-many-devices", 0), ("17-many-devices", 7), ("08-deleted", 0)] {
         let folder = folder();
         let input = unpack(&folder, name);
         let xml = dumped(&input);
@@ -159,4 +159,27 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
         fs::read(&output).expect("it is there").iter().all(|byte| *byte == 0),
         "no metadata were written"
     );
+}
+
+/// What only the metadata snapshot refers to looks free to whoever knows the live volumes only.
+#[test]
+fn a_pool_with_a_metadata_snapshot_keeps_its_data() {
+    let folder = folder();
+    let input = unpack(&folder, "18-released-held");
+    let live = expanded(&dumped(&input));
+    let data = tagged(&folder, &live);
+    let space = fs::metadata(&data).expect("it is there").blocks();
+    let output = empty_device(&folder, "shrunk", 4096);
+    let few = used(&live).len().to_string();
+    let words = ["shrink", "--binary", "-i", text(&input), "-o", text(&output), "--data", text(&data)];
+    let words = [&words[..], &["--nr-blocks", &few]].concat();
+    let errors = ours(&words).refused();
+    assert!(errors.contains("a metadata snapshot is held") && errors.contains("--release`"), "{errors}");
+    assert!(
+        fs::read(&output).expect("it is there").iter().all(|byte| *byte == 0),
+        "no metadata were written"
+    );
+    // Where nothing is copied, nothing is overwritten.
+    ours(&[&words[..], &["--no-copy"]].concat()).good();
+    assert_eq!(fs::metadata(&data).expect("it is there").blocks(), space, "no block was touched");
 }

@@ -31,6 +31,10 @@ fn volumes_take_what_thin_ls_says() {
             same("thin_ls", "ls", &[options, &[text(&path)]].concat());
         }
     }
+    let held = unpack(&folder, "09-held-root");
+    same("thin_ls", "ls", &["-m", "-o", ALL_FIELDS, text(&held)]);
+    let exclusive = ours(&["ls", "-m", "--no-headers", "-o", "EXCLUSIVE_BLOCKS", text(&held)]).text();
+    assert!(exclusive.contains("12415"), "{exclusive}");
     let path = unpack(&folder, "04-snap-diverged");
     let listed = ours(&["ls", "--json", text(&path)]).good();
     let listed: serde_json::Value = serde_json::from_slice(&listed).expect("JSON");

@@ -200,12 +200,15 @@ impl Findings {
             self.omitted += 1;
             return;
         }
+        let message = message.to_string();
+        // The format names the block in its messages; a finding names it itself.
+        let own = found.block.and_then(|block| message.strip_prefix(&format!("metadata block {block}: ")));
         let finding = Finding {
             severity: found.severity,
             block: found.block,
             place: place.to_string(),
             path: found.path.to_vec(),
-            message: message.to_string(),
+            message: own.map_or(message.clone(), str::to_owned),
             touches: Vec::new(),
         };
         self.kept.push((finding, found.keys));

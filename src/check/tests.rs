@@ -5,6 +5,7 @@ mod exclusive;
 mod flips;
 mod fuzz;
 mod garbage;
+mod rmap;
 mod small;
 
 use super::*;

@@ -212,7 +212,7 @@ impl<'a> Walk<'a> {
     pub(super) fn read(&mut self, number: MetaBlock, place: Place, kind: BlockKind) -> Option<Box<Block>> {
         let mut block = Box::new(Block::ZERO);
         let outcome = match self.disk.read_at(number.offset_bytes(), &mut block.0) {
-            Ok(()) => block.verify(number, kind).map_err(|error| strip_block(error.message(), number)),
+            Ok(()) => block.verify(number, kind).map_err(|error| error.message().to_owned()),
             Err(error) => Err(format!("cannot be read: {error}")),
         };
         match outcome {
@@ -420,11 +420,6 @@ pub(super) fn children_of(
 ) -> Vec<(MetaBlock, Range<u64>)> {
     let end = |index: usize| entries.keys.get(index + 1).map_or(u64::MAX, |key| key.get());
     (0..entries.len()).map(|index| (entries.child(index), entries.key(index)..end(index))).collect()
-}
-
-/// The format names the block in its messages; a finding names it itself.
-fn strip_block(message: &str, number: MetaBlock) -> String {
-    message.strip_prefix(&format!("metadata block {number}: ")).unwrap_or(message).to_owned()
 }
 
 impl LeafValue for RootRecord {

@@ -7,7 +7,7 @@ use super::repair::caveats;
 use super::restore::OverrideArguments;
 use super::{CLEAN, Terminal, TextFile, open_metadata};
 use crate::check::dump::{
-    HumanSink, JsonSink, Selection, State, WRITING, XmlSink, dump, plan, superblock_of,
+    HumanSink, JsonSink, Selection, State, Text, WRITING, XmlSink, dump, plan, superblock_of,
 };
 use crate::check::forest::{Collect, Refuse};
 use crate::check::repair::{SaneSink, salvage};
@@ -133,6 +133,8 @@ pub(super) fn with_output(
     let mut output = TextFile::create(path)?;
     write(&mut output.file).map_err(|error| match error.kind() {
         ErrorKind::Io if error.message().starts_with(WRITING) => error.context(path.display()),
+        // Whoever names an output wants all of it there.
+        _ if Text::has_no_reader(&error) => error.context(path.display()),
         _ => error,
     })
 }

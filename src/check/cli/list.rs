@@ -95,7 +95,10 @@ fn table(arguments: &Arguments) -> Result<String> {
         | Field::SnapTime => false,
     };
     let taken = match arguments.json || arguments.fields.iter().any(needs_mappings) {
-        true => taken(source, &plan)?,
+        true => {
+            let live = superblock_of(source, State::Live)?;
+            taken(source, &plan, live.data_space_map.total_blocks.get())?
+        }
         false => vec![Taken::default(); plan.volumes.len()],
     };
     Ok(if arguments.json { json(&plan, &taken) } else { text(arguments, &plan, &taken) })

@@ -17,6 +17,7 @@ mod progress;
 mod repair;
 mod restore;
 mod rmap;
+mod same;
 mod shrink;
 mod size;
 mod trim;
@@ -28,12 +29,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manual;
 use crate::units::META_BLOCK_BYTES;
 use clap::{CommandFactory, Parser, Subcommand};
+use same::require_different;
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -164,10 +165,10 @@ impl Terminal<'_> {
         self.failed(&if is_of_metadata && !is_named { error.context(shown) } else { error }, as_json)
     }
 
-    /// Tells of an error; answers the exit status for it.
+    /// Tells of an error; answers the exit status for it. That nobody reads on is none.
     fn failed(&mut self, error: &Error, as_json: bool) -> u8 {
         if Text::has_no_reader(error) {
-            return FAILED;
+            return CLEAN;
         }
         let name = &self.name;
         let words = if as_json { error_json(error) } else { format!("{name}: {error}\n") };
@@ -335,19 +336,6 @@ fn lock_output(path: &Path) -> Result<Option<FileDisk>> {
         kind.is_file() || kind.is_block_device()
     });
     is_disk.then(|| FileDisk::open(path, OpenMode::ReadWrite)).transpose()
-}
-
-/// Refuses an output that is the input.
-fn require_different(input: &Path, output: &Path) -> Result<()> {
-    let identity =
-        |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino(), found.rdev()));
-    match (identity(input), identity(output)) {
-        (Ok(from), Ok(to)) if from == to || (from.2 != 0 && from.2 == to.2) => {
-            let message = format!("{} is the input as well: it would be destroyed", output.display());
-            Err(Error::new(ErrorKind::Invalid, message).hint("give another file or device as the output"))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn error_json(error: &Error) -> String {

@@ -1,11 +1,12 @@
 //! `uthin-fsck pack` and `unpack`, aliases `thin_metadata_pack` and `thin_metadata_unpack`.
 
 use super::{CLEAN, Terminal, TextFile, open_metadata, require_different};
-use crate::check::pack::{Packed, pack};
+use crate::check::open::not_metadata;
+use crate::check::pack::{Packed, has_any, pack};
 use crate::check::source::Source;
 use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::META_BLOCK_BYTES;
+use crate::units::{META_BLOCK_BYTES, MetaBlock};
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
@@ -40,8 +41,12 @@ fn finish(outcome: Result<()>, terminal: &mut Terminal<'_>) -> u8 {
 
 fn pack_file(arguments: &Arguments) -> Result<()> {
     let disk = open_metadata(&arguments.input)?;
+    let source = Source::new(&disk);
+    if !has_any(source)? {
+        return Err(not_metadata(&disk.name(), &*source.raw(MetaBlock::SUPERBLOCK)?));
+    }
     let file = output_file(arguments)?;
-    pack(Source::new(&disk), &mut BufWriter::new(file.file)).map(drop)
+    pack(source, &mut BufWriter::new(file.file)).map(drop)
 }
 
 fn unpack_file(arguments: &Arguments) -> Result<()> {

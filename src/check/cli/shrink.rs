@@ -10,8 +10,9 @@ use crate::check::forest::Refuse;
 use crate::check::source::Source;
 use crate::check::stream::Sink;
 use crate::check::tools::shrink::{Moved, Moves, Survey};
-use crate::disk::{FileDisk, OpenMode};
-use crate::error::Result;
+use crate::disk::{Disk, FileDisk, OpenMode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Superblock;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -62,6 +63,10 @@ fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<(Moves, 
     let data = FileDisk::open(&arguments.data, mode)?;
     if arguments.binary {
         let input = open_pool(&arguments.input)?;
+        if !arguments.no_copy {
+            require_no_snapshot(&superblock_of(Source::new(&input), State::Live)?)
+                .map_err(|error| error.context(input.name()))?;
+        }
         let output = open_output(&arguments.output)?;
         let read = |sink: &mut dyn Sink| read_metadata(Source::new(&input), sink);
         let moves = move_data(arguments, &data, &read)?;
@@ -77,6 +82,19 @@ fn shrink(arguments: &Arguments, terminal: &mut Terminal<'_>) -> Result<(Moves, 
         read(&mut Moved::new(&moves, &mut XmlSink::new(out)))
     })?;
     Ok((moves, None))
+}
+
+/// Refuses a pool with a metadata snapshot: copies go to blocks that nothing live refers to, and its volumes may.
+fn require_no_snapshot(superblock: &Superblock) -> Result<()> {
+    if superblock.held_root == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "a metadata snapshot is held, in block {}: the copies could overwrite data that only it refers to",
+        superblock.held_root
+    );
+    Err(Error::new(ErrorKind::Invalid, message)
+        .hint("let it go first: `uthin pool metadata-snapshot POOL --release`; of the kernel's pool, dmsetup message POOL 0 release_metadata_snap"))
 }
 
 /// Finds out what has to move, and copies it. Nothing refers to the copies yet.

@@ -61,6 +61,10 @@ pub(super) fn superblock_of(source: Source<'_>, state: State) -> Result<Superblo
     let live = source.superblock(MetaBlock::SUPERBLOCK);
     match state {
         State::Live => live,
+        State::SnapshotAt(MetaBlock::SUPERBLOCK) => {
+            Err(Error::new(ErrorKind::Invalid, "block 0 is the live superblock, no metadata snapshot's")
+                .hint("without a block, the one that the superblock names is taken"))
+        }
         // What its copy maps may be partial, too, and the live one tells.
         State::SnapshotAt(number) => match live {
             Err(error) if error.kind() == ErrorKind::Unsupported => Err(error),

@@ -3,6 +3,7 @@
 use super::text::Text;
 use crate::check::stream::{PoolRecord, Run, Sink, VolumeRecord};
 use crate::error::Result;
+use crate::format::FLAG_NEEDS_CHECK;
 use std::io::Write;
 
 /// Writes XML.
@@ -19,7 +20,9 @@ impl<'a> XmlSink<'a> {
 impl Sink for XmlSink<'_> {
     fn begin_pool(&mut self, pool: &PoolRecord) -> Result<()> {
         let uuid = quick_xml::escape::escape(pool.uuid.as_str());
-        let flags = if pool.flags == 0 { String::new() } else { format!(" flags=\"{}\"", pool.flags) };
+        // Others mean nothing, here and in thin_dump.
+        let known = pool.flags & FLAG_NEEDS_CHECK;
+        let flags = if known == 0 { String::new() } else { format!(" flags=\"{known}\"") };
         self.text.words(&format!(
             "<superblock uuid=\"{uuid}\" time=\"{}\" transaction=\"{}\"{flags} version=\"{}\" data_block_size=\"{}\" \
              nr_data_blocks=\"{}\">\n",

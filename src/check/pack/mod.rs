@@ -25,6 +25,16 @@ const CHUNK_RECORDS: usize = 1024;
 /// No program that yields a block is longer: nine bytes for each of its values.
 const RECORD_BYTES_LIMIT: u64 = 8 + 9 * META_BLOCK_BYTES as u64;
 
+/// Whether a checksum identifies any block: damaged metadata have some, what was given by mistake has none.
+pub(super) fn has_any(source: Source<'_>) -> Result<bool> {
+    let is_identified = |block: &Block| !block.is_zero() && block.kind().is_some();
+    let mut has_any = is_identified(&*source.raw(MetaBlock::SUPERBLOCK)?);
+    if !has_any {
+        source.sweep(&mut |_, block| has_any |= is_identified(block));
+    }
+    Ok(has_any)
+}
+
 /// Packs all identified blocks of a device. Answers how many there were.
 pub(super) fn pack(source: Source<'_>, out: &mut dyn Write) -> Result<u64> {
     let failed = |error: std::io::Error| Error::io("writing the packed file", &error);

@@ -18,6 +18,7 @@ use super::forest::LeafPlace;
 use super::open;
 use super::source::{Source, of_whole_blocks};
 use super::stream::{PoolRecord, VolumeRecord};
+use super::tools::explain::words_for;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{SUPERBLOCK_VERSION, Superblock};
 use crate::units::{DataBlock, MetaBlock, SnapTime, VolumeId};
@@ -82,6 +83,9 @@ pub(super) fn salvage(
     let copies = census.superblocks.clone();
     let mut reader = Reader::new(source, census, data_limit);
 
+    if let Some(root) = root {
+        require_usable(source, &mut reader, root)?;
+    }
     let (by_superblock, fault) = usable_root(&mut reader, &superblock);
     let fault = fault.or(number_fault);
     let must_search = search || (root.is_none() && by_superblock.is_none());
@@ -144,6 +148,26 @@ fn superblock_to_believe(source: Source<'_>) -> (Result<Superblock>, Option<Stri
             (of_whole_blocks(carried), Some(fault))
         }
         Err(_) => (superblock, None),
+    }
+}
+
+/// Refuses roots that somebody gives and that are none: what would be read from there, nobody has ever written.
+fn require_usable(source: Source<'_>, reader: &mut Reader<'_>, root: Root) -> Result<()> {
+    let refused = |number: MetaBlock, of: &str| {
+        let is = source.raw(number).map(|block| words_for(number, &block));
+        let is = is.unwrap_or_else(|error| {
+            error.message().trim_start_matches(&format!("metadata block {number}: ")).to_owned()
+        });
+        let message = format!("--root: no tree of {of} begins in block {number}: {is}");
+        Err(Error::new(ErrorKind::Invalid, message)
+            .hint("without --root, `uthin-fsck repair --dry-run` shows the candidates"))
+    };
+    if !reader.can_be_volumes(root.mapping) {
+        return refused(root.mapping, "volumes");
+    }
+    match root.details {
+        Some(details) if !reader.is_details(details) => refused(details, "details"),
+        Some(_) | None => Ok(()),
     }
 }
 

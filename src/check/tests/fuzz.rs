@@ -6,7 +6,7 @@
 
 use super::*;
 use crate::check::build::{Builder, Overrides};
-use crate::check::dump::{Selection, State, XmlSink, dump, plan, superblock_of};
+use crate::check::dump::{Selection, State, Text, XmlSink, dump, plan, superblock_of};
 use crate::check::forest::{Collect, Refuse};
 use crate::check::repair::{SaneSink, salvage};
 use crate::check::restore::restore;
@@ -14,6 +14,7 @@ use crate::check::source::Source;
 use crate::check::tools::explain::explain;
 use crate::check::tools::list::taken;
 use crate::check::tools::picture::cells;
+use crate::check::tools::rmap::rmap_in_turns;
 use crate::error::ErrorKind;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -95,8 +96,10 @@ fn all_tools(image: &Image) -> bool {
     if let Ok(plan) = superblock_of(source, State::Live).and_then(|superblock| plan(source, &superblock)) {
         let mut xml = Vec::new();
         drop(dump(source, &plan, &Selection::default(), &mut Refuse, &mut XmlSink::new(&mut xml)));
-        drop(taken(source, &plan));
+        drop(taken(source, &plan, plan.pool.data_blocks));
         drop(cells(source, &plan, 100));
+        let mut lines = Vec::new();
+        drop(rmap_in_turns(source, &plan, &[0..500, 800..u64::MAX], 100, &mut Text::new(&mut lines)));
     }
     drop(explain(source, MetaBlock(image.blocks.len() as u64 / 2)));
     let overrides = Overrides { data_block_sectors: Some(128), ..Overrides::default() };

@@ -8,8 +8,10 @@ use crate::format::{
 };
 use crate::units::{META_BLOCKS_LIMIT, MetaBlock, VolumeId};
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+/// The superblock's field that names the tree of volumes.
+const TREE_OF_VOLUMES: &str = "tree of volumes";
 /// Blocks that point at one that are named.
 const SHOWN: usize = 16;
 
@@ -36,19 +38,44 @@ pub(in crate::check) struct Pointer {
 /// Looks at a block, and at all others for what points at it.
 pub(in crate::check) fn explain(source: Source<'_>, number: MetaBlock) -> Result<Explained> {
     let block = source.raw(number)?;
-    let mut parents: HashMap<u64, Vec<(u64, String)>> = HashMap::new();
-    let mut above: HashMap<u64, Vec<u64>> = HashMap::new();
+    let mut parents: Vec<(Way, String)> = Vec::new();
+    let mut above = Above::new();
+    // Leaves that may be of a tree of volumes, with what their values would point at.
+    let mut perhaps: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    let mut held_root = 0;
     source.sweep(&mut |from, other| {
-        each_pointer(from, other, &mut |to, by| {
-            above.entry(to).or_default().push(from.0);
+        if from == MetaBlock::SUPERBLOCK {
+            held_root = Superblock::read(other, from).map_or(0, |superblock| superblock.held_root);
+        }
+        each_pointer(from, other, &mut |to, sort, by| {
+            let way = Way { from: from.0, sort };
+            match sort {
+                Sort::Root => perhaps.entry(from.0).or_default().push(to),
+                Sort::Volumes | Sort::Child | Sort::Other => above.entry(to).or_default().push(way),
+            }
             if to == number.0 {
-                parents.entry(to).or_default().push((from.0, by()));
+                parents.push((way, by()));
             }
         });
     });
+    // Mappings may look like roots: only leaves below a tree of volumes in use hold some that are in use.
+    let (of_volumes, others): (Vec<_>, Vec<_>) =
+        perhaps.into_iter().partition(|(leaf, _)| is_of_volumes(*leaf, &above, held_root));
+    for (from, roots) in of_volumes {
+        for to in roots {
+            above.entry(to).or_default().push(Way { from, sort: Sort::Root });
+        }
+    }
+    let no_roots: HashSet<u64> = match could_be_root(&block) {
+        // In use as something else, so they are mappings.
+        true => others.iter().map(|(leaf, _)| *leaf).filter(|leaf| is_reached(*leaf, &above)).collect(),
+        false => others.iter().map(|(leaf, _)| *leaf).collect(),
+    };
     let mut pointed_at_by: Vec<Pointer> = Vec::new();
-    for (from, by) in parents.remove(&number.0).unwrap_or_default() {
-        pointed_at_by.push(Pointer { from, by, is_in_use: is_reached(from, &above) });
+    for (way, by) in parents {
+        if way.sort != Sort::Root || !no_roots.contains(&way.from) {
+            pointed_at_by.push(Pointer { from: way.from, by, is_in_use: is_reached(way.from, &above) });
+        }
     }
     pointed_at_by.sort_by_key(|pointer| (!pointer.is_in_use, pointer.from));
     let is_in_use = number == MetaBlock::SUPERBLOCK || pointed_at_by.iter().any(|pointer| pointer.is_in_use);
@@ -56,27 +83,76 @@ pub(in crate::check) fn explain(source: Source<'_>, number: MetaBlock) -> Result
     Ok(Explained { block: number.0, is: words_for(number, &block), pointed_at_by, is_in_use })
 }
 
+/// What sort of pointer one is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sort {
+    /// A superblock's, to the tree of volumes.
+    Volumes,
+    /// An internal node's.
+    Child,
+    /// A leaf's, to a volume's tree, if it is one of the tree of volumes.
+    Root,
+    Other,
+}
+
+/// Who points at a block, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Way {
+    from: u64,
+    sort: Sort,
+}
+
+/// Who is told of a pointer: where to, what sort, and by what.
+type Told<'a> = dyn FnMut(u64, Sort, &dyn Fn() -> String) + 'a;
+
+/// By the block pointed at.
+type Above = HashMap<u64, Vec<Way>>;
+
+/// Whether a leaf is below the tree of volumes of the superblock, or of the metadata snapshot.
+fn is_of_volumes(leaf: u64, above: &Above, held_root: u64) -> bool {
+    let (mut waiting, mut seen) = (vec![leaf], HashSet::new());
+    while let Some(block) = waiting.pop() {
+        if !seen.insert(block) {
+            continue;
+        }
+        for way in above.get(&block).into_iter().flatten() {
+            match way.sort {
+                Sort::Volumes if way.from == MetaBlock::SUPERBLOCK.0 || way.from == held_root => return true,
+                Sort::Child => waiting.push(way.from),
+                Sort::Volumes | Sort::Root | Sort::Other => {}
+            }
+        }
+    }
+    false
+}
+
+/// Whether a block could be the root of a volume's tree, which is a node with values of eight bytes.
+fn could_be_root(block: &Block) -> bool {
+    let is_node = !block.is_zero() && block.kind() == Some(BlockKind::Node);
+    is_node && NodeHeader::decode(block).value_size.get() == 8
+}
+
 /// Whether a way up from a block ends in the superblock.
-fn is_reached(from: u64, above: &HashMap<u64, Vec<u64>>) -> bool {
+fn is_reached(from: u64, above: &Above) -> bool {
     let (mut waiting, mut seen) = (vec![from], HashSet::new());
     while let Some(block) = waiting.pop() {
         if block == 0 {
             return true;
         }
         if seen.insert(block) {
-            waiting.extend(above.get(&block).into_iter().flatten());
+            waiting.extend(above.get(&block).into_iter().flatten().map(|way| way.from));
         }
     }
     false
 }
 
 /// Every block that one points at.
-fn each_pointer(from: MetaBlock, block: &Block, found: &mut dyn FnMut(u64, &dyn Fn() -> String)) {
+fn each_pointer(from: MetaBlock, block: &Block, found: &mut Told<'_>) {
     match (!block.is_zero()).then(|| block.kind()).flatten() {
         Some(BlockKind::Superblock) => {
             let Ok(superblock) = Superblock::read(block, from) else { return };
             for (to, field) in [
-                (superblock.mapping_root.0, "tree of volumes"),
+                (superblock.mapping_root.0, TREE_OF_VOLUMES),
                 (superblock.details_root.0, "details"),
                 (superblock.held_root, "metadata snapshot"),
                 (superblock.partial_tree().map_or(0, |root| root.0), "partial blocks"),
@@ -89,14 +165,15 @@ fn each_pointer(from: MetaBlock, block: &Block, found: &mut dyn FnMut(u64, &dyn 
                 ),
             ] {
                 if to != 0 {
-                    found(to, &|| field.to_owned());
+                    let sort = if field == TREE_OF_VOLUMES { Sort::Volumes } else { Sort::Other };
+                    found(to, sort, &|| field.to_owned());
                 }
             }
         }
         Some(BlockKind::Index) => {
             for (bitmap, entry) in MetadataIndex::of(block).entries.iter().enumerate() {
                 if entry.bitmap.get() != 0 {
-                    found(entry.bitmap.get(), &|| format!("bitmap {bitmap}"));
+                    found(entry.bitmap.get(), Sort::Other, &|| format!("bitmap {bitmap}"));
                 }
             }
         }
@@ -105,22 +182,22 @@ fn each_pointer(from: MetaBlock, block: &Block, found: &mut dyn FnMut(u64, &dyn 
     }
 }
 
-fn each_child(block: &Block, found: &mut dyn FnMut(u64, &dyn Fn() -> String)) {
+fn each_child(block: &Block, found: &mut Told<'_>) {
     match NodeHeader::decode(block).value_size.get() {
         8 => match Node::<MappingRecord>::parse(block) {
             Ok(Node::Internal(entries)) => {
                 for (key, child) in entries.iter() {
-                    found(child.get(), &|| format!("child from key {key} on"));
+                    found(child.get(), Sort::Child, &|| format!("child from key {key} on"));
                 }
             }
-            // Values that could be roots of volumes; mappings are far larger numbers.
+            // Values that could be roots of volumes; most mappings are far larger numbers.
             Ok(Node::Leaf(entries)) => {
                 let is_root = |key: u64, value: u64| {
                     VolumeId::new(key).is_some() && (1..META_BLOCKS_LIMIT).contains(&value)
                 };
                 if entries.iter().all(|(key, record)| is_root(key, record.0.get())) {
                     for (key, record) in entries.iter() {
-                        found(record.0.get(), &|| format!("mappings of volume {key}"));
+                        found(record.0.get(), Sort::Root, &|| format!("mappings of volume {key}"));
                     }
                 }
             }
@@ -129,7 +206,7 @@ fn each_child(block: &Block, found: &mut dyn FnMut(u64, &dyn Fn() -> String)) {
         16 => {
             if let Ok(Node::Leaf(entries)) = Node::<crate::format::IndexEntry>::parse(block) {
                 for (key, entry) in entries.iter() {
-                    found(entry.bitmap.get(), &|| format!("bitmap {key}"));
+                    found(entry.bitmap.get(), Sort::Other, &|| format!("bitmap {key}"));
                 }
             }
         }
@@ -138,7 +215,7 @@ fn each_child(block: &Block, found: &mut dyn FnMut(u64, &dyn Fn() -> String)) {
 }
 
 /// What a block is, as far as it can be told from itself.
-fn words_for(number: MetaBlock, block: &Block) -> String {
+pub(in crate::check) fn words_for(number: MetaBlock, block: &Block) -> String {
     if block.is_zero() {
         return "all zeros: never written, or wiped".to_owned();
     }

@@ -19,8 +19,9 @@ pub(in crate::check) struct Taken {
     pub(in crate::check) highest_block: Option<u64>,
 }
 
-/// Adds up what each of the planned volumes takes, in their order.
-pub(in crate::check) fn taken(source: Source<'_>, plan: &Plan) -> Result<Vec<Taken>> {
+/// Adds up what each of the planned volumes takes, in their order. `data_blocks` is the size of the data device, which the copy of
+/// the superblock in a metadata snapshot does not tell.
+pub(in crate::check) fn taken(source: Source<'_>, plan: &Plan, data_blocks: u64) -> Result<Vec<Taken>> {
     let mut forest = Forest::<MappingRecord>::new(source);
     let mut sharing = Sharing::default();
     let mut leaves = Vec::new();
@@ -30,7 +31,7 @@ pub(in crate::check) fn taken(source: Source<'_>, plan: &Plan) -> Result<Vec<Tak
         sharing.add(&leaves);
     }
     // A device cannot have bitmaps for more data blocks than this, whatever its superblock says.
-    let mut owners = Owners::new(plan.pool.data_blocks.min(source.device_blocks() * PAGE_ENTRIES));
+    let mut owners = Owners::new(data_blocks.min(source.device_blocks() * PAGE_ENTRIES));
     let mut seen = HashSet::new();
     for volume in &plan.volumes {
         leaves.clear();
