@@ -121,7 +121,14 @@ pub(super) fn open<D: Disk>(disk: D, choose: impl FnOnce(&Superblock) -> Access)
         require_size(&disk, superblock.metadata_space_map.total_blocks.get())?;
         Ok((superblock, access))
     };
-    let result = open().and_then(|(superblock, access)| load(disk, superblock, access, DEFAULT_CLEAN_BYTES));
+    let result = open().and_then(|(superblock, access)| {
+        if access == Access::ReadWrite {
+            // It may be that of a process which died in its commit, and not be durable yet. What is written next goes where
+            // only the commit before it has something.
+            flush(&disk)?;
+        }
+        load(disk, superblock, access, DEFAULT_CLEAN_BYTES)
+    });
     result.map_err(|error: Error| error.context(format_args!("cannot open the metadata on {name}")))
 }
 
