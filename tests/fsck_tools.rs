@@ -131,8 +131,31 @@ fn blocks(text: &str) -> std::collections::BTreeSet<(u64, u64, u64)> {
 fn metadata_sizes_are_those_of_thin_metadata_size() {
     let pools =
         ["-b 64k -s 1t -m 1000", "-b 128 -s 10000000 -m 1", "-b 1m -s 1p -m 99", "-b 64k -s 1t -m 5000000"];
-    for pool in pools.iter().chain(&["-b 65k -s 1g -m 1", "-b 64k -s 10k -m 1", "-b 1M -s 1T -m 1"]) {
-        for unit in ["", "-u b", "-u s", "-u k", "-u K", "-u m", "-u M", "-u g", "-u G", "-u x"] {
+    for pool in pools.iter().chain(&[
+        "-b 65k -s 1g -m 1",
+        "-b 64k -s 10k -m 1",
+        "-b 1M -s 1T -m 1",
+        "-b 64KiB -s 1GB -m 9",
+        "-b 64kib -s 1g -m 9",
+    ]) {
+        for unit in [
+            "",
+            "-u b",
+            "-u s",
+            "-u k",
+            "-u K",
+            "-u m",
+            "-u M",
+            "-u g",
+            "-u G",
+            "-u E",
+            "-u MiB",
+            "-u kB",
+            "-u sector",
+            "-u gigabyte",
+            "-u KB",
+            "-u x",
+        ] {
             for number in ["", "-n", "-n=short", "-n=long"] {
                 let line = format!("{pool} {unit} {number}");
                 let arguments: Vec<_> = line.split_whitespace().collect();

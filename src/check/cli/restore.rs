@@ -95,10 +95,14 @@ pub(super) fn parse(path: &Path, input: impl Read, sink: &mut dyn Sink) -> Resul
 
 /// What is worth saying of a device that was built.
 pub(super) fn remarks(built: &Built) -> String {
-    let mut text = format!(
-        "{} volumes, {} mappings, {} metadata blocks\n",
-        built.volumes, built.mapped_blocks, built.metadata_blocks_used
-    );
+    let Built { volumes, mapped_blocks, metadata_blocks_used, .. } = built;
+    format!("{volumes} volumes, {mapped_blocks} mappings, {metadata_blocks_used} metadata blocks\n")
+        + &caveats(built)
+}
+
+/// What is not as it was in the input.
+pub(super) fn caveats(built: &Built) -> String {
+    let mut text = String::new();
     if let Some(block) = built.disputed {
         text += &format!(
             "data block {block} is mapped more than once, by somebody as his own: all volumes are marked as snapshotted, so \

@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
         Ok((moves, built)) => {
             if !arguments.quiet {
                 terminal.remark(&remarks(arguments, &moves));
-                terminal.remark(&built.map(|built| restore::remarks(&built)).unwrap_or_default());
+                terminal.remark(&built.map(|built| restore::caveats(&built)).unwrap_or_default());
             }
             CLEAN
         }

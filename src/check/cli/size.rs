@@ -5,21 +5,22 @@ use crate::check::tools::size::metadata_bytes;
 use clap::ValueEnum;
 use std::str::FromStr;
 
-/// Letters of units: their bytes, and their names. Small letters are binary, large ones decimal.
-const UNITS: [(char, u64, &str); 13] = [
-    ('b', 1, "bytes"),
-    ('s', 512, "sectors"),
-    ('k', 1 << 10, "kibibytes"),
-    ('K', 1_000, "kilobytes"),
-    ('m', 1 << 20, "mebibytes"),
-    ('M', 1_000_000, "megabytes"),
-    ('g', 1 << 30, "gibibytes"),
-    ('G', 1_000_000_000, "gigabytes"),
-    ('t', 1 << 40, "tebibytes"),
-    ('T', 1_000_000_000_000, "terabytes"),
-    ('p', 1 << 50, "pebibytes"),
-    ('P', 1_000_000_000_000_000, "petabytes"),
-    ('e', 1 << 60, "exbibytes"),
+/// Letters of units: their bytes, their names, and what else they are called. Small letters are binary, large ones decimal.
+const UNITS: [(char, u64, &str, &str); 14] = [
+    ('b', 1, "bytes", "byte"),
+    ('s', 512, "sectors", "sector"),
+    ('k', 1 << 10, "kibibytes", "KiB"),
+    ('K', 1_000, "kilobytes", "kB"),
+    ('m', 1 << 20, "mebibytes", "MiB"),
+    ('M', 1_000_000, "megabytes", "MB"),
+    ('g', 1 << 30, "gibibytes", "GiB"),
+    ('G', 1_000_000_000, "gigabytes", "GB"),
+    ('t', 1 << 40, "tebibytes", "TiB"),
+    ('T', 1_000_000_000_000, "terabytes", "TB"),
+    ('p', 1 << 50, "pebibytes", "PiB"),
+    ('P', 1_000_000_000_000_000, "petabytes", "PB"),
+    ('e', 1 << 60, "exbibytes", "EiB"),
+    ('E', 1_000_000_000_000_000_000, "exabytes", "EB"),
 ];
 
 #[derive(clap::Args)]
@@ -33,7 +34,7 @@ pub(super) struct Arguments {
     /// The most volumes and snapshots there will be.
     #[arg(short, long, value_name = "NUM")]
     max_thins: u64,
-    /// The unit of the answer: b, s, k, m, g, t, p, or K, M, G, T, P for powers of ten.
+    /// The unit of the answer: b, s, k, m, g, t, p, e, or K, M, G, T, P, E for powers of ten; KiB and kilobyte will do as well.
     #[arg(short, long, default_value = "s")]
     unit: Unit,
     /// The number alone, or with the unit's letter or name.
@@ -77,8 +78,11 @@ impl FromStr for Unit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = UNITS.into_iter().find(|(letter, _, _)| text.chars().eq([*letter]));
-        let (letter, bytes, name) = found.ok_or_else(|| format!("{text:?} is no unit"))?;
+        let is_meant = |(letter, _, name, other): &(char, u64, &str, &str)| {
+            text.chars().eq([*letter]) || text == *other || name.strip_suffix('s') == Some(text)
+        };
+        let found = UNITS.into_iter().find(is_meant);
+        let (letter, bytes, name, _) = found.ok_or_else(|| format!("{text:?} is no unit"))?;
         Ok(Unit { letter, bytes, name })
     }
 }
