@@ -87,11 +87,19 @@ enum Open {
 }
 
 impl Open {
-    fn own_since(&self) -> Option<SnapTime> {
-        match self {
+    /// Where its leaves go, and what is counted on the way.
+    fn ground<'a, 'b>(
+        &self,
+        pool: Option<&PoolRecord>,
+        output: &'a mut Output<'b>,
+        data: &'a mut Counts,
+        own: &'a mut Own,
+    ) -> Ground<'a, 'b> {
+        let own_since = match self {
             Open::Part(_) => None,
             Open::Volume(record) => Some(SnapTime(record.snapshotted_time)),
-        }
+        };
+        Ground { output, data, data_blocks: pool.map_or(0, |pool| pool.data_blocks), own, own_since }
     }
 }
 
@@ -129,14 +137,8 @@ impl<'a> Builder<'a> {
         let Some((open, leaves)) = &mut self.open else {
             return Err(misplaced("mappings outside of a volume"));
         };
-        let data_blocks = self.pool.as_ref().map_or(0, |pool| pool.data_blocks);
-        let mut ground = Ground {
-            output: &mut self.output,
-            data: &mut self.data,
-            data_blocks,
-            own: &mut self.own,
-            own_since: open.own_since(),
-        };
+        let (output, data, own) = (&mut self.output, &mut self.data, &mut self.own);
+        let mut ground = open.ground(self.pool.as_ref(), output, data, own);
         take(leaves, &mut ground, &self.parts)
     }
 
@@ -145,14 +147,8 @@ impl<'a> Builder<'a> {
         let Some((open, leaves)) = self.open.take() else {
             return Err(misplaced("an end without a beginning"));
         };
-        let data_blocks = self.pool.as_ref().map_or(0, |pool| pool.data_blocks);
-        let mut ground = Ground {
-            output: &mut self.output,
-            data: &mut self.data,
-            data_blocks,
-            own: &mut self.own,
-            own_since: open.own_since(),
-        };
+        let (output, data, own) = (&mut self.output, &mut self.data, &mut self.own);
+        let mut ground = open.ground(self.pool.as_ref(), output, data, own);
         let (leaves, mapped_blocks) = leaves.finish(&mut ground)?;
         Ok((open, leaves, mapped_blocks))
     }

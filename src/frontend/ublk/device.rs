@@ -313,7 +313,7 @@ impl Running {
         let (stopped, is_stopped) = channel::<()>();
         let queues = &self.queues;
         std::thread::scope(|scope| {
-            scope.spawn(move || {
+            let watch = Builder::new().name("ublk-stop".to_owned()).spawn_scoped(scope, move || {
                 if is_stopped.recv_timeout(SPACE_PATIENCE) == Err(RecvTimeoutError::Timeout) {
                     for queue in queues {
                         queue.told.to_hang_up.store(true, Ordering::SeqCst);
@@ -321,6 +321,9 @@ impl Running {
                     }
                 }
             });
+            if let Err(error) = watch {
+                tracing::warn!("nobody ends what waits for space: starting a thread: {error}");
+            }
             let outcome = self.control.stop(self.number, STOP_PATIENCE_MOST);
             drop(stopped);
             outcome
