@@ -507,7 +507,12 @@ BUGS = {
     ),
     "records-trusted-after-a-failed-flush": (
         "the data disk fails a flush, and records whose data may be lost go on to count",
-        [(STOP, "                    journal.distrust();", "                    if !BUG { journal.distrust(); }")],
+        [(STOP, "=> self.journal.distrust(),", "=> if !BUG { self.journal.distrust() },")],
+    ),
+    "records-trusted-of-a-journal-that-ends": (
+        "the same, when the flush is that of the commit that ends the journal",
+        [(JOURNAL_KEEPER, ".or(self.former.as_mut())", ".or(self.former.as_mut().filter(|_| !BUG))")],
+        "engine::keeper::stop_tests::records_of_a_journal_that_ends_count_no_more_once_their_data_may_be_lost",
     ),
     "replay-trusts-a-failed-flush": (
         "the flush of a replay fails, and the next one takes the records for good that it is for",

@@ -467,8 +467,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if busy {
             return Err(Error::new(ErrorKind::Busy, "requests are still running on the pool"));
         }
-        self.metadata.set_journal(None);
-        self.journal.journal = None;
+        self.end_journal();
         self.commit(out)?;
         // Nobody reads any more. What the data disk is not told now, it is told never: holes of a sparse file.
         let freed = self.limbo.drain(..).flat_map(|(_, freed)| freed);

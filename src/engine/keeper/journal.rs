@@ -15,6 +15,8 @@ use crate::journal::{Journal, JournalRecord};
 pub(super) struct JournalWork {
     /// `None`: there is none, or it has failed.
     pub journal: Option<Journal>,
+    /// The last one, while no commit has said yet that there is none any more: its records still count.
+    former: Option<Journal>,
     /// Something was done since the last commit that is not recorded and that a record may build on.
     pub is_behind: bool,
     pub has_failed: bool,
@@ -38,8 +40,16 @@ impl JournalWork {
     /// A commit is through.
     pub fn committed(&mut self, was_emptied: bool) {
         self.is_behind = false;
+        self.former = None;
         if was_emptied && let Some(journal) = &mut self.journal {
             journal.committed();
+        }
+    }
+
+    /// See [`Journal::distrust`]: of the one that the superblock names, if there is one.
+    pub fn distrust(&mut self) {
+        if let Some(journal) = self.journal.as_mut().or(self.former.as_mut()) {
+            journal.distrust();
         }
     }
 
@@ -87,14 +97,17 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// Without a journal all is durable with a commit, and this one says that there is none any more. `false`: the pool has stopped.
     fn give_journal_up(&mut self, error: &std::io::Error, out: &mut Outbox) -> bool {
-        let Some(journal) = self.journal.journal.take() else { return !self.is_stopped() };
-        tracing::error!(
-            "{}: {error}; the pool goes on without a journal until it is opened again",
-            journal.name()
-        );
+        let Some(name) = self.journal.journal.as_ref().map(Journal::name) else { return !self.is_stopped() };
+        tracing::error!("{name}: {error}; the pool goes on without a journal until it is opened again");
         self.journal.has_failed = true;
-        self.metadata.set_journal(None);
+        self.end_journal();
         self.commit(out).is_ok()
+    }
+
+    /// The next commit says that there is none any more.
+    pub(super) fn end_journal(&mut self) {
+        self.metadata.set_journal(None);
+        self.journal.former = self.journal.journal.take();
     }
 
     /// Whether whoever waits for a flush can be served by [`Keeper::flush_journal`].

@@ -139,12 +139,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         let error = self.with_way_back(failure, error);
         match failure {
-            Failure::Data | Failure::Truncated => {
-                // Records may name data that are lost.
-                if let Some(journal) = &mut self.journal.journal {
-                    journal.distrust();
-                }
-            }
+            // Records may name data that are lost.
+            Failure::Data | Failure::Truncated => self.journal.distrust(),
             // What it holds is brought in when the pool is opened again.
             Failure::Metadata | Failure::MetadataTruncated => {}
         }

@@ -4,6 +4,7 @@ use super::tests::{ask, asker, fill, id, settle};
 use super::*;
 use crate::check::{CheckOptions, MendOptions, Verdict, check_and_mend};
 use crate::disk::MemoryDisk;
+use crate::journal::{BootId, Recovered, begin, recover};
 use crate::metadata::{Access, Geometry};
 use crate::units::{BlockSize, TransactionId};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -283,4 +284,25 @@ fn volumes_wait_for_space_by_policies_of_their_own() {
     assert_eq!(settle(&mut keeper), no_space(13), "as the pool again");
     let other = run(&mut keeper, Command::ConfigureVolume { volume: id(9), when_full: None });
     assert_eq!(other.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// The flush of the commit that ends the journal fails, and the file goes on to name what that has lost.
+#[test]
+fn records_of_a_journal_that_ends_count_no_more_once_their_data_may_be_lost() {
+    let (metadata, data, keeper) = pool();
+    drop(keeper);
+    let mut opened = Metadata::open_to_serve(metadata.clone()).unwrap();
+    let (disk, boot) = (MemoryDisk::zeroed(64 << 10), BootId([1; 16]));
+    let journal = begin(&mut opened, &data, Arc::new(disk.clone()), 1, boot).unwrap();
+    let options = KeeperOptions { volume_sizes: sizes(), ..KeeperOptions::default() };
+    let mut keeper = Keeper::new(opened, data.clone(), options).unwrap();
+    keeper.use_journal(journal);
+    write(&mut keeper, 5);
+    data.fail_flushes(1);
+    assert!(run(&mut keeper, Command::Close).is_err());
+    drop(keeper);
+    let mut opened = Metadata::open_to_serve(metadata).unwrap();
+    let recovered = recover(&mut opened, &data, Some(&disk), boot).unwrap();
+    assert_eq!(recovered, Some(Recovered { records: 0, after_power_cut: true }));
+    assert_eq!(opened.lookup(id(0), VirtualBlock(5)).unwrap(), None);
 }
