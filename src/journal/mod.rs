@@ -162,13 +162,16 @@ impl Journal {
     /// The data that records name may be lost although the operating system goes on: what was not flushed counts no more, as
     /// after a power cut.
     pub fn distrust(&mut self) {
-        let header = JournalHeader { id: self.id, boot: BootId::UNKNOWN };
-        // Once more: a disk that has failed and a journal that fails once should not be enough to believe what is lost.
-        let written = write_header(&*self.disk, header).or_else(|_| write_header(&*self.disk, header));
-        if let Err(error) = written {
+        if let Err(error) = distrust(&*self.disk, self.id) {
             tracing::error!("{}: records whose data may be lost cannot be marked: {error}", self.name());
         }
     }
+}
+
+fn distrust(disk: &dyn Disk, id: u64) -> io::Result<()> {
+    let header = JournalHeader { id, boot: BootId::UNKNOWN };
+    // Once more: a disk that has failed and a journal that fails once should not be enough to believe what is lost.
+    write_header(disk, header).or_else(|_| write_header(disk, header))
 }
 
 fn write_header(disk: &dyn Disk, header: JournalHeader) -> io::Result<()> {

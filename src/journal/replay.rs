@@ -3,7 +3,7 @@
 //! Each commit on the way says how far it has got, and the last one that there is no journal any more. Whoever is cut off in
 //! between begins where the last of them ended: the journal itself is only read.
 
-use super::{BootId, JournalRecord, commit, page_offset, write_header};
+use super::{BootId, JournalRecord, commit, distrust, page_offset};
 use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
@@ -62,7 +62,7 @@ pub fn recover<M: Disk>(
         // What could not be flushed may be lost, and what names it then counts no more.
         let flushed = flush_data(data).map_err(|error| {
             let error = Error::io(format_args!("{}: flushing the data disk", data.name()), &error);
-            match write_header(disk, JournalHeader { boot: BootId::UNKNOWN, ..header }) {
+            match distrust(disk, mark.id) {
                 Ok(()) => error,
                 Err(second) => error.context(format_args!("{name}: {second}, after")),
             }

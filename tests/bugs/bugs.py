@@ -516,8 +516,7 @@ BUGS = {
     ),
     "replay-trusts-a-failed-flush": (
         "the flush of a replay fails, and the next one takes the records for good that it is for",
-        [(REPLAY, "            match write_header(disk, JournalHeader { boot: BootId::UNKNOWN, ..header }) {",
-          "            match if BUG { Ok(()) } else { write_header(disk, JournalHeader { boot: BootId::UNKNOWN, ..header }) } {")],
+        [(REPLAY, "            match distrust(disk, mark.id) {", "            match if BUG { Ok(()) } else { distrust(disk, mark.id) } {")],
     ),
     "recorded-on-what-is-not-durable": (
         "a record names blocks by which the pool has grown since the last commit",
