@@ -212,18 +212,19 @@ def table(figures, peers, heading):
 
 
 def story(folder, _):
-    disks = ram_disks(7, 640 * MIB)
+    disks = ram_disks(9, 640 * MIB)
     load_module()
     random.seed(1)
     copying = Ours("uthin", folder, disks[2], disks[3])
     partial = Ours("uthin small writes", folder, disks[4], disks[5], "--small-writes", "partial")
-    peers = [Kernel(disks[0], disks[1]), copying, partial, Raw(disks[6])]
+    journal = Ours("uthin journal", folder, disks[6], disks[7], "--small-writes", "partial", "--journal", "file")
+    peers = [Kernel(disks[0], disks[1]), copying, partial, journal, Raw(disks[8])]
     say("filled")
     figures = measure(folder, peers)
     for peer in peers:
         peer.close()
     no_devices("at the end")
-    for metadata in (disks[0], disks[2], disks[4]):
+    for metadata in (disks[0], disks[2], disks[4], disks[6]):
         check(metadata)
     release = os.uname().release
     heading = f"Linux {release}, {os.cpu_count()} emulated CPUs (QEMU without KVM), {ROUNDS} rounds of {SECONDS} s, medians"
