@@ -16,8 +16,10 @@ const PAUSE: Duration = Duration::from_millis(4);
 const REST: Duration = Duration::from_millis(100);
 /// The same while there is no partial block at all.
 const LONG_REST: Duration = Duration::from_secs(1);
-/// Entries of its ring: there is one transfer at a time.
-const RING_ENTRIES: u32 = 8;
+/// Stretches at a time when somebody waits for it; else it is one.
+const HURRIED: u64 = 16;
+/// Entries of its ring: each stretch has one transfer at a time.
+const RING_ENTRIES: u32 = 2 * HURRIED as u32;
 
 /// The thread.
 pub(super) struct Settler {
@@ -82,16 +84,22 @@ impl Work {
         }
     }
 
-    /// One stretch; whether there was one.
+    /// A stretch, or as many at a time as the hurry asks for; whether there was one.
     fn settle(&mut self) -> Result<bool> {
         let before = self.volume.settled_stretches();
-        let (volume, kind) = (self.volume.clone(), Kind::Settle);
-        let request = Request { tag: Tag(0), volume, kind, offset_bytes: 0, length_bytes: 0 };
-        self.lane.begin(request, None, &mut self.ring);
+        let mut running = if self.volume.is_in_a_hurry() { HURRIED } else { 1 };
+        for tag in 0..running {
+            let (volume, kind) = (self.volume.clone(), Kind::Settle);
+            let request = Request { tag: Tag(tag), volume, kind, offset_bytes: 0, length_bytes: 0 };
+            self.lane.begin(request, None, &mut self.ring);
+        }
         loop {
             self.lane.before_wait(&mut self.ring);
-            if let Some(finished) = self.lane.next_finished() {
-                return Ok(finished.result.is_ok() && self.volume.settled_stretches() != before);
+            while self.lane.next_finished().is_some() {
+                running -= 1;
+            }
+            if running == 0 {
+                return Ok(self.volume.settled_stretches() != before);
             }
             self.ring.submit_and_wait(1)?;
             while let Some(completion) = self.ring.next_completion() {
