@@ -127,6 +127,7 @@ fn commands_bring_the_journal_in_and_onlookers_say_that_there_is_one() {
     change(&place, &mut volume, 1);
     daemon.kill();
     assert!(place.notes().contains("its journal may hold changes"), "{}", place.notes());
+    assert_eq!(state(&place), "pending");
     place.ok(&["volume", "create", "./p/w", "--size", "1M"]);
     assert_eq!(our_bytes(&place), vec![0; 152]);
     assert!(!place.notes().contains("journal"));
@@ -146,6 +147,7 @@ fn what_takes_the_metadata_for_all_refuses_and_says_what_to_do() {
         &["delta", "--snap1", "0", "--snap2", "1", "metadata"],
         &["rmap", "--region", "0..1000", "metadata"],
         &["repair", "-i", "metadata", "-o", "repaired"],
+        &["trim", "--metadata-dev", "metadata", "--data-dev", "data"],
     ] {
         let (code, said) = fsck(&place, words);
         assert!(
@@ -155,6 +157,34 @@ fn what_takes_the_metadata_for_all_refuses_and_says_what_to_do() {
     }
     let found = place.run(&["pool", "doctor", POOL]).stdout;
     assert!(found.contains("journal"), "{found}");
+    let _daemon = place.serve(&[]);
+    volume.check(&place, "v");
+}
+
+#[test]
+fn a_journal_that_is_cut_off_or_is_another_file_is_refused() {
+    let (place, daemon, mut volume, _) = pool(&[]);
+    change(&place, &mut volume, 1);
+    daemon.kill();
+    let whole = fs::read(place.path("p/journal")).expect("read");
+    for bytes in [0, 4096, 8192, whole.len() - 4096] {
+        fs::write(place.path("p/journal"), &whole[..bytes]).expect("written");
+        let refusal = place.run(&["serve", POOL]);
+        assert!(refusal.code != 0 && refusal.stderr.contains("is not the journal"), "{bytes}: {refusal:?}");
+        assert!(refusal.hint().contains("put the right file"), "{refusal:?}");
+    }
+    fs::write(place.path("p/journal"), &whole).expect("written");
+    let daemon = place.serve(&[]);
+    volume.check(&place, "v");
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
+
+    // A link that points to the wrong file.
+    fs::write(place.path("p/journal"), "dear diary\n".repeat(100_000)).expect("written");
+    let before = fs::read(place.path("p/journal")).expect("read");
+    let refusal = place.run(&["serve", POOL]);
+    assert!(refusal.code != 0 && refusal.stderr.contains("is no journal and is not empty"), "{refusal:?}");
+    assert!(fs::read(place.path("p/journal")).expect("read") == before);
 }
 
 #[test]

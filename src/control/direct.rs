@@ -153,7 +153,7 @@ impl Onlooker {
             deleting,
             counts: 1,
             map_bytes: 0,
-            journal: JournalStatus::Off,
+            journal: metadata.journal().map_or(JournalStatus::Off, |_| JournalStatus::Pending),
         })
     }
 

@@ -260,7 +260,10 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
         findings.push(match severity {
             Severity::Note => Finding::new("journal", severity, what).mend(Mend::Open),
             Severity::Warning | Severity::Problem => Finding::new("journal", severity, what)
-                .hint("put the file `journal` back into the pool's directory"),
+                .hint(
+                    "put the file `journal` back into the pool's directory; if it is gone for good, `uthin-fsck check \
+                     --forget-journal` goes on without what was written since the last commit",
+                ),
         });
     }
     examine_data(&mut metadata, &data, findings);
@@ -350,7 +353,13 @@ fn examine_data(metadata: &mut Metadata<FileDisk>, data: &FileDisk, findings: &m
     }
     let what = format!("{} has {has} bytes, and the pool was made with {needs}", data.name());
     let found = Finding::new("data-size", Severity::Problem, what);
+    let has_journal = metadata.journal().is_some();
     findings.push(match mapped_end(metadata) {
+        // Nobody here knows what it says.
+        Ok(_) if has_journal => found.hint(
+            "the pool was not closed, and its journal may hold mappings of what is missing: restore the file from a backup, or find \
+             the right device",
+        ),
         Ok(blocks) if !data.is_device() && blocks.saturating_mul(block_bytes) <= has => {
             found.mend(Mend::ExtendData(needs))
         }

@@ -31,6 +31,8 @@ pub enum JournalState {
     None,
     /// Changes are recorded.
     On,
+    /// The pool is not served and was not closed: it holds changes that are not shown.
+    Pending,
     /// It could not be written, and there is none until the pool is served again.
     Failed,
 }
@@ -51,6 +53,7 @@ impl From<JournalStatus> for JournalInfo {
     fn from(status: JournalStatus) -> Self {
         match status {
             JournalStatus::Off => JournalInfo::default(),
+            JournalStatus::Pending => JournalInfo { state: JournalState::Pending, ..JournalInfo::default() },
             JournalStatus::Failed => JournalInfo { state: JournalState::Failed, ..JournalInfo::default() },
             JournalStatus::On { used_bytes, total_bytes } => {
                 JournalInfo { state: JournalState::On, used_bytes, total_bytes }
@@ -65,6 +68,7 @@ impl JournalState {
         match self {
             JournalState::None => "none",
             JournalState::On => "on",
+            JournalState::Pending => "pending",
             JournalState::Failed => "failed",
         }
     }

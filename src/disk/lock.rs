@@ -12,6 +12,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// After so long a wait its reason is logged.
+const TOLD_AFTER: Duration = Duration::from_secs(2);
+
 /// How long to try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Patience {
@@ -22,14 +25,15 @@ pub(super) enum Patience {
 }
 
 impl Patience {
-    /// How long to wait for a lock that `owners` have, as far as that can be seen.
-    fn with(self, owners: &[Owner]) -> Duration {
-        match self {
-            // Whoever took it has died. An io_uring keeps its files open for a while after its process is gone, and the next daemon
-            // may be started at once.
-            Patience::None | Patience::ForUdev if owners.is_empty() => Duration::from_secs(5),
-            Patience::None => Duration::ZERO,
-            Patience::ForUdev => Duration::from_secs(1),
+    /// How long to wait for a lock that `holders` have.
+    fn with(self, holders: &Holders) -> Duration {
+        match (self, holders) {
+            // An io_uring keeps its files open for a while after its process is gone, on a busy machine for a long one, and the
+            // next daemon may be started at once.
+            (_, Holders::Dead(_)) => Duration::from_secs(60),
+            (_, Holders::Unknown) => Duration::from_secs(5),
+            (Patience::None, Holders::Alive(_)) => Duration::ZERO,
+            (Patience::ForUdev, Holders::Alive(_)) => Duration::from_secs(1),
         }
     }
 }
@@ -42,16 +46,19 @@ pub(super) fn lock(file: &File, path: &Path, patience: Patience, exclusive: bool
         false => FlockOperation::NonBlockingLockShared,
     };
     let begin = Instant::now();
+    let mut is_told = false;
     loop {
         match retry(|| flock(file, operation)) {
             Ok(()) => return Ok(()),
             Err(Errno::WOULDBLOCK) => {
-                let owners = file
+                let holders = file
                     .metadata()
-                    .map(|metadata| owners(metadata.dev(), metadata.ino()))
-                    .unwrap_or_default();
-                if begin.elapsed() >= patience.with(&owners) {
-                    return Err(busy(&owners, path));
+                    .map_or(Holders::Unknown, |metadata| holders_of(metadata.dev(), metadata.ino()));
+                if begin.elapsed() >= patience.with(&holders) {
+                    return Err(busy(&holders, path));
+                }
+                if begin.elapsed() >= TOLD_AFTER && !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!("{} is in use {}; waiting for that", path.display(), holders.words());
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -70,21 +77,42 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rusti
     }
 }
 
-fn busy(owners: &[Owner], path: &Path) -> Error {
-    let (by, hint) = match owners.first() {
-        Some(owner) if owner.pid == std::process::id() => (
-            "by this process itself".to_owned(),
-            "name each file once: metadata, data and every other pool's files must differ".to_owned(),
-        ),
-        Some(owner) => {
-            (format!("by {owner}"), format!("end process {} first, or use another file", owner.pid))
+fn busy(holders: &Holders, path: &Path) -> Error {
+    let hint = match holders {
+        Holders::Alive(owner) if owner.pid == std::process::id() => {
+            "name each file once: metadata, data and every other pool's files must differ".to_owned()
         }
-        None => (
-            "by another process".to_owned(),
-            format!("`fuser -v {}` as root tells which; end that process first", path.display()),
-        ),
+        Holders::Alive(owner) => format!("end process {} first, or use another file", owner.pid),
+        Holders::Dead(_) => "try again; if it stays so, only a restart of the machine ends them".to_owned(),
+        Holders::Unknown => {
+            format!("`fuser -v {}` as root tells which; end that process first", path.display())
+        }
     };
-    Error::new(ErrorKind::Busy, format!("{} is in use {by}", path.display())).hint(hint)
+    Error::new(ErrorKind::Busy, format!("{} is in use {}", path.display(), holders.words())).hint(hint)
+}
+
+/// Who has a lock that another process wants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Holders {
+    /// A process that can be seen, and perhaps others.
+    Alive(Owner),
+    /// The process of this number took it, and is gone: it has left it to a child, or to what the kernel still does for it.
+    Dead(u32),
+    /// Nobody that this process may see.
+    Unknown,
+}
+
+impl Holders {
+    fn words(&self) -> String {
+        match self {
+            Holders::Alive(owner) if owner.pid == std::process::id() => "by this process itself".to_owned(),
+            Holders::Alive(owner) => format!("by {owner}"),
+            Holders::Dead(pid) => {
+                format!("by what process {pid}, which has ended, has left behind")
+            }
+            Holders::Unknown => "by another process".to_owned(),
+        }
+    }
 }
 
 /// A process that holds a lock.
@@ -103,17 +131,27 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Who holds a `flock` on this inode, as far as this process may see. The process that took the lock may have ended and
-/// left it to a child; then its number tells nothing, and it is left out.
-fn owners(device: u64, inode: u64) -> Vec<Owner> {
+/// Who holds a `flock` on this inode, as far as this process may see.
+fn holders_of(device: u64, inode: u64) -> Holders {
     let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    let mut owners = Vec::new();
+    let mut found = Holders::Unknown;
     for pid in holders(&locks, device, inode) {
-        let Ok(command) = std::fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
-        let command = Some(command.trim().to_owned()).filter(|command| !command.is_empty());
-        owners.push(Owner { pid, command });
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        match command_of(&stat) {
+            Some(command) => return Holders::Alive(Owner { pid, command }),
+            None => found = Holders::Dead(pid),
+        }
     }
-    owners
+    found
+}
+
+/// What a process runs, if it has a name: from the text of `/proc/PID/stat`, which begins with `PID (NAME) STATE`. `None`: it is gone,
+/// or nobody has asked yet how it ended.
+fn command_of(stat: &str) -> Option<Option<String>> {
+    let (head, rest) = stat.rsplit_once(") ")?;
+    let (_, command) = head.split_once('(')?;
+    let has_ended = rest.starts_with(['Z', 'X']);
+    (!has_ended).then(|| Some(command.to_owned()).filter(|command| !command.is_empty()))
 }
 
 /// The process numbers in the text of `/proc/locks` that hold a `flock` on this inode. A line:
@@ -154,6 +192,29 @@ gibberish
         assert_eq!(holders(LOCKS, device, 42), [1234]);
         assert_eq!(holders(LOCKS, rustix::fs::makedev(0, 0x2a), 42), [1235]);
         assert_eq!(holders(LOCKS, device, 43), [0_u32; 0]);
+    }
+
+    #[test]
+    fn says_what_is_known_of_a_holder() {
+        let path = Path::new("/pools/p/data");
+        let alive = Holders::Alive(Owner { pid: 7, command: Some("uthin".to_owned()) });
+        for (holders, words) in [
+            (alive, "/pools/p/data is in use by process 7 (uthin)"),
+            (Holders::Dead(7), "/pools/p/data is in use by what process 7, which has ended, has left behind"),
+            (Holders::Unknown, "/pools/p/data is in use by another process"),
+        ] {
+            let error = busy(&holders, path);
+            assert!(error.message().starts_with(words) && error.next_step().is_some(), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_nobody_has_waited_for_has_ended() {
+        let uthin = Some(Some("ut) (hin".to_owned()));
+        assert_eq!(command_of("7 (ut) (hin) S 1 7 7 0"), uthin);
+        assert_eq!(command_of("7 (uthin) Z 1 7 7 0"), None);
+        assert_eq!(command_of("7 () R 1"), Some(None));
+        assert_eq!(command_of(""), None);
     }
 
     #[test]

@@ -295,6 +295,8 @@ pub enum JournalStatus {
         /// What they may take.
         total_bytes: u64,
     },
+    /// The pool was not closed, and what its journal holds is not brought in yet.
+    Pending,
     /// None any more: it could not be written.
     Failed,
 }

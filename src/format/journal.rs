@@ -46,6 +46,8 @@ pub struct JournalHeader {
     pub id: u64,
     /// The run of the operating system in which it was begun.
     pub boot: BootId,
+    /// Slots that it has: a file with fewer has lost some.
+    pub slots: u32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -56,7 +58,8 @@ struct RawHeader {
     checksum: U32,
     id: U64,
     boot: [u8; 16],
-    rest: [u8; JOURNAL_HEADER_BYTES - 48],
+    slots: U32,
+    rest: [u8; JOURNAL_HEADER_BYTES - 52],
 }
 
 impl JournalHeader {
@@ -68,10 +71,16 @@ impl JournalHeader {
             checksum: U32::ZERO,
             id: U64::new(self.id),
             boot: self.boot.0,
+            slots: U32::new(self.slots),
             rest: [0; _],
         };
         raw.checksum = U32::new(crc32fast::hash(raw.as_bytes()));
         transmute!(raw)
+    }
+
+    /// Whether these bytes are a journal's, of whatever version, damaged or not.
+    pub fn begins(bytes: &[u8; JOURNAL_HEADER_BYTES]) -> bool {
+        bytes.starts_with(&MAGIC)
     }
 
     /// What these bytes are the header of; why they are none, in words.
@@ -87,7 +96,7 @@ impl JournalHeader {
         if sum != raw.checksum.get() {
             return Err(format!("found checksum {:#x} in its header, expected {sum:#x}", raw.checksum.get()));
         }
-        Ok(JournalHeader { id: raw.id.get(), boot: BootId(raw.boot) })
+        Ok(JournalHeader { id: raw.id.get(), boot: BootId(raw.boot), slots: raw.slots.get() })
     }
 }
 
@@ -255,7 +264,7 @@ mod tests {
                 assert_eq!(JournalRecord::decode(&bytes, place), None, "bit {bit}");
             }
         }
-        let header = JournalHeader { id: 5, boot: BootId([7; 16]) };
+        let header = JournalHeader { id: 5, boot: BootId([7; 16]), slots: 640 };
         assert_eq!(JournalHeader::decode(&header.encode()), Ok(header));
         for bit in 0..JOURNAL_HEADER_BYTES * 8 {
             let mut bytes = header.encode();

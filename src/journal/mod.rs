@@ -40,7 +40,7 @@ pub const BYTES_MIN: u64 = 2 * JOURNAL_PAGE_BYTES as u64;
 /// A journal that is being written.
 pub struct Journal {
     disk: Arc<dyn Disk>,
-    id: u64,
+    header: JournalHeader,
     generation: u64,
     /// How many there are.
     slots: u64,
@@ -52,8 +52,10 @@ pub struct Journal {
     has_unflushed: bool,
 }
 
-/// Begins a journal on `disk`, whatever it holds: metadata without one get one, with a commit. `id` is a number that no
-/// journal of this pool has had. Nobody uses the pool yet.
+/// Begins a journal on `disk`, which holds another one, or nothing: metadata without one get one, with a commit. `id` is a number that
+/// no journal of this pool has had. Nobody uses the pool yet.
+///
+/// `Invalid`: it is too small, or holds something else.
 pub fn begin<M: Disk>(
     metadata: &mut Metadata<M>,
     data: &impl Disk,
@@ -67,16 +69,19 @@ pub fn begin<M: Disk>(
         let what = format!("{name}: {} bytes are too few for a journal", disk.size_bytes());
         return Err(Error::new(ErrorKind::Invalid, what).hint(format!("it takes {BYTES_MIN} at least")));
     }
+    let pages = disk.size_bytes() / JOURNAL_PAGE_BYTES as u64 - 1;
+    let slots = u32::try_from(pages * SLOTS_PER_PAGE).unwrap_or(u32::MAX);
+    let header = JournalHeader { id, boot, slots };
+    require_free(&*disk)?;
     // Durable before the superblock names it: who does not find it there knows that the file is another one.
-    write_header(&*disk, JournalHeader { id, boot })
+    write_header(&*disk, header)
         .and_then(|()| disk.flush())
         .map_err(|error| Error::io(format_args!("{name}: writing the journal's header"), &error))?;
-    let pages = disk.size_bytes() / JOURNAL_PAGE_BYTES as u64 - 1;
     let journal = Journal {
         disk,
-        id,
+        header,
         generation: 0,
-        slots: (pages * SLOTS_PER_PAGE).min(u64::from(u32::MAX)),
+        slots: u64::from(slots),
         next: 0,
         page: Box::new([0; JOURNAL_PAGE_BYTES]),
         has_unflushed: false,
@@ -91,7 +96,7 @@ pub fn begin<M: Disk>(
 impl Journal {
     /// What the superblock says while the journal holds what it does.
     fn mark(&self) -> JournalMark {
-        JournalMark { id: self.id, generation: self.generation, from: 0 }
+        JournalMark { id: self.header.id, generation: self.generation, from: 0 }
     }
 
     /// What the superblock is to say of a commit that makes the journal empty.
@@ -133,7 +138,7 @@ impl Journal {
     /// Adds a record, for which there is room. After an error nothing more may be added.
     pub fn append(&mut self, record: JournalRecord) -> io::Result<()> {
         assert!(self.next < self.slots, "who adds a record has looked whether there is room");
-        let place = JournalPlace { id: self.id, generation: self.generation, slot: self.next };
+        let place = JournalPlace { id: self.header.id, generation: self.generation, slot: self.next };
         let at = (self.next % SLOTS_PER_PAGE) as usize * JOURNAL_SLOT_BYTES;
         if at == 0 {
             self.page.fill(0);
@@ -162,14 +167,29 @@ impl Journal {
     /// The data that records name may be lost although the operating system goes on: what was not flushed counts no more, as
     /// after a power cut.
     pub fn distrust(&mut self) {
-        if let Err(error) = distrust(&*self.disk, self.id) {
+        if let Err(error) = distrust(&*self.disk, self.header) {
             tracing::error!("{}: records whose data may be lost cannot be marked: {error}", self.name());
         }
     }
 }
 
-fn distrust(disk: &dyn Disk, id: u64) -> io::Result<()> {
-    let header = JournalHeader { id, boot: BootId::UNKNOWN };
+/// What somebody keeps there by mistake is not written over.
+fn require_free(disk: &dyn Disk) -> Result<()> {
+    let name = disk.name();
+    let mut beginning = [0; JOURNAL_PAGE_BYTES];
+    disk.read_at(0, &mut beginning)
+        .map_err(|error| Error::io(format_args!("{name}: reading what is there"), &error))?;
+    let (header, _) = beginning.split_first_chunk().expect("a page is longer than a header");
+    if JournalHeader::begins(header) || beginning.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    let what = format!("{name} is no journal and is not empty");
+    Err(Error::new(ErrorKind::Invalid, what)
+        .hint("is it the right file? If nobody needs it, remove it, or clear a device's first 4096 bytes"))
+}
+
+fn distrust(disk: &dyn Disk, header: JournalHeader) -> io::Result<()> {
+    let header = JournalHeader { boot: BootId::UNKNOWN, ..header };
     // Once more: a disk that has failed and a journal that fails once should not be enough to believe what is lost.
     write_header(disk, header).or_else(|_| write_header(disk, header))
 }

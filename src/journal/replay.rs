@@ -15,6 +15,9 @@ use crate::metadata::{Access, Base, Metadata, Partial};
 /// Records that one transaction brings in: what it takes in memory is bounded. In tests few, so that there are several.
 const BATCH_RECORDS: usize = if cfg!(test) { 2 } else { 64 * 1024 };
 
+/// How far behind the last record it is looked whether there are others: some pages, for a journal may be large.
+const LOOK_AHEAD_SLOTS: u64 = 64 * SLOTS_PER_PAGE;
+
 /// What was brought in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Recovered {
@@ -56,13 +59,13 @@ pub fn recover<M: Disk>(
     }
     let header = read_header(disk, mark)?;
     let after_power_cut = !header.boot.is_same(boot);
-    let records = scan(disk, mark, after_power_cut)?;
+    let records = scan(disk, mark, header, after_power_cut)?;
     metadata.begin_replay();
     let commit = |metadata: &mut Metadata<M>| {
         // What could not be flushed may be lost, and what names it then counts no more.
         let flushed = flush_data(data).map_err(|error| {
             let error = Error::io(format_args!("{}: flushing the data disk", data.name()), &error);
-            match distrust(disk, mark.id) {
+            match distrust(disk, header) {
                 Ok(()) => error,
                 Err(second) => error.context(format_args!("{name}: {second}, after")),
             }
@@ -90,6 +93,7 @@ pub fn recover<M: Disk>(
     }
     metadata.set_journal(None);
     commit(metadata)?;
+    metadata.end_replay();
     Ok(Some(Recovered { records: records.len() as u64, after_power_cut }))
 }
 
@@ -112,39 +116,88 @@ fn read_header(disk: &dyn Disk, mark: JournalMark) -> Result<JournalHeader> {
     if header.id != mark.id {
         return Err(is_other(format!("it has the number {:#x}, expected {:#x}", header.id, mark.id)));
     }
+    let least_bytes = (1 + u64::from(header.slots).div_ceil(SLOTS_PER_PAGE)) * JOURNAL_PAGE_BYTES as u64;
+    if disk.size_bytes() < least_bytes {
+        return Err(is_other(format!("it has {} bytes, expected {least_bytes} or more", disk.size_bytes())));
+    }
     Ok(header)
 }
 
-/// The records that count and are not in the trees yet, with their slots.
-fn scan(disk: &dyn Disk, mark: JournalMark, only_flushed: bool) -> Result<Vec<(u64, JournalRecord)>> {
-    let name = disk.name();
-    let slots =
-        (disk.size_bytes() / JOURNAL_PAGE_BYTES as u64).saturating_sub(1).saturating_mul(SLOTS_PER_PAGE);
+/// The records that count and are not in the trees yet, with their slots. `Corrupt`: some are missing.
+fn scan(
+    disk: &dyn Disk,
+    mark: JournalMark,
+    header: JournalHeader,
+    only_flushed: bool,
+) -> Result<Vec<(u64, JournalRecord)>> {
     let (mut found, mut flushed) = (Vec::new(), 0);
-    let mut page = vec![0; JOURNAL_PAGE_BYTES];
+    let mut reader = Reader { disk, mark, page: vec![0; JOURNAL_PAGE_BYTES], at_page: None };
+    let slots = u64::from(header.slots);
     let mut slot = 0;
-    'pages: while slot < slots.min(u64::from(u32::MAX)) {
-        disk.read_at(page_offset(slot), &mut page)
-            .map_err(|error| Error::io(format_args!("{name}: reading the journal"), &error))?;
-        let (bytes, _) = page.as_chunks::<JOURNAL_SLOT_BYTES>();
-        for bytes in bytes {
-            let place = JournalPlace { id: mark.id, generation: mark.generation, slot };
-            let Some(record) = JournalRecord::decode(bytes, place) else { break 'pages };
-            slot += 1;
-            if record == JournalRecord::Flushed {
-                flushed = found.len();
-                slot = slot.next_multiple_of(SLOTS_PER_PAGE);
-                break;
-            }
-            if place.slot >= mark.from {
-                found.push((place.slot, record));
-            }
+    while slot < slots {
+        let Some(record) = reader.record(slot)? else {
+            reader.require_end(slot, slots, only_flushed)?;
+            break;
+        };
+        if record == JournalRecord::Flushed {
+            flushed = found.len();
+        } else if slot >= mark.from {
+            found.push((slot, record));
         }
+        slot = after(slot, record);
     }
     if only_flushed {
         found.truncate(flushed);
     }
     Ok(found)
+}
+
+/// The slot that is written after this one.
+fn after(slot: u64, record: JournalRecord) -> u64 {
+    match record {
+        JournalRecord::Flushed => (slot + 1).next_multiple_of(SLOTS_PER_PAGE),
+        _ => slot + 1,
+    }
+}
+
+struct Reader<'a> {
+    disk: &'a dyn Disk,
+    mark: JournalMark,
+    page: Vec<u8>,
+    /// The one that `page` holds.
+    at_page: Option<u64>,
+}
+
+impl Reader<'_> {
+    /// The record of this journal and generation in a slot.
+    fn record(&mut self, slot: u64) -> Result<Option<JournalRecord>> {
+        let page = slot / SLOTS_PER_PAGE;
+        if self.at_page != Some(page) {
+            self.at_page = None;
+            self.disk.read_at(page_offset(slot), &mut self.page).map_err(|error| {
+                Error::io(format_args!("{}: reading the journal", self.disk.name()), &error)
+            })?;
+            self.at_page = Some(page);
+        }
+        let (bytes, _) = self.page.as_chunks::<JOURNAL_SLOT_BYTES>();
+        let place = JournalPlace { id: self.mark.id, generation: self.mark.generation, slot };
+        Ok(JournalRecord::decode(&bytes[(slot % SLOTS_PER_PAGE) as usize], place))
+    }
+
+    /// There is no record at `end`. Nothing may follow: each was written when those before it were there. After a power cut
+    /// (`is_torn`) any that were not flushed may be missing, but nothing is written after a flush that is not over.
+    fn require_end(&mut self, end: u64, slots: u64, is_torn: bool) -> Result<()> {
+        let mut is_behind_flush = !is_torn;
+        for slot in end + 1..slots.min(end + LOOK_AHEAD_SLOTS) {
+            let Some(record) = self.record(slot)? else { continue };
+            if is_behind_flush {
+                let what = format!("{}: record {end} is damaged, and {slot} is there", self.disk.name());
+                return Err(Error::new(ErrorKind::Corrupt, what));
+            }
+            is_behind_flush |= record == JournalRecord::Flushed;
+        }
+        Ok(())
+    }
 }
 
 /// Does once more what a record says. After `NoMetadataSpace` it may be tried again.

@@ -23,8 +23,13 @@ fn volume() -> VolumeId {
 impl Pool {
     /// With one volume, of which nothing is mapped.
     fn new() -> Pool {
-        let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 1000 };
-        let (disk, data) = (MemoryDisk::zeroed(1 << 20), MemoryDisk::zeroed(1000 << 16));
+        Pool::of(1000)
+    }
+
+    /// The same with so many data blocks.
+    fn of(data_blocks: u64) -> Pool {
+        let geometry = Geometry { block_size: BlockSize::MIN, data_blocks };
+        let (disk, data) = (MemoryDisk::zeroed(1 << 20), MemoryDisk::zeroed(data_blocks << 16));
         let mut metadata = Metadata::format(disk.clone(), geometry).expect("there is room");
         metadata.create_volume(volume()).expect("it is new");
         metadata.commit(flush_data(&data).expect("memory")).expect("committed");
@@ -282,4 +287,98 @@ fn a_full_journal_has_room_for_its_flush() {
     assert!(!journal.has_room());
     let (mut metadata, _) = pool.recover(OTHER_BOOT).expect("brought in");
     assert_eq!(mapped(&mut metadata), expected(0..count));
+}
+
+/// Of a record in the middle, of the last one, and of one before a flush, a bit is wrong.
+#[test]
+fn a_record_that_is_damaged_is_no_end_where_others_follow() {
+    let damaged = |slot: u64, flushes: &[u64], boot: BootId| {
+        let pool = Pool::new();
+        let mut journal = pool.begin(7);
+        for block in 0..30 {
+            if flushes.contains(&block) {
+                pool.flush(&mut journal);
+            }
+            journal.append(map(block)).expect("memory");
+        }
+        let page = SLOTS_PER_PAGE * (slot / SLOTS_PER_PAGE);
+        let at = page_offset(page) + (slot - page) * JOURNAL_SLOT_BYTES as u64;
+        let mut sector = [0; SECTOR_BYTES];
+        let offset = at / SECTOR_BYTES as u64 * SECTOR_BYTES as u64;
+        pool.journal.read_at(offset, &mut sector).expect("it is there");
+        sector[(at - offset) as usize + 30] ^= 1;
+        pool.journal.write_at(offset, &sector).expect("memory");
+        let before = pool.metadata.to_bytes();
+        let recovered =
+            pool.recover(boot).map(|(_, recovered)| recovered.expect("there is a journal").records);
+        if recovered.is_err() {
+            assert!(pool.metadata.to_bytes() == before, "another look finds the same");
+        }
+        recovered.map_err(|error| error.kind())
+    };
+    assert_eq!(damaged(10, &[], BOOT), Err(ErrorKind::Corrupt));
+    assert_eq!(damaged(29, &[], BOOT), Ok(29), "as if it had not been written");
+    assert_eq!(damaged(10, &[20], BOOT), Err(ErrorKind::Corrupt));
+    // A power cut may take from what was not flushed whatever it likes.
+    assert_eq!(damaged(10, &[], OTHER_BOOT), Ok(0));
+    assert_eq!(damaged(SLOTS_PER_PAGE + 3, &[10], OTHER_BOOT), Ok(10));
+    assert_eq!(damaged(5, &[10], OTHER_BOOT), Err(ErrorKind::Corrupt));
+}
+
+#[test]
+fn a_file_that_has_lost_its_end_is_refused() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    (0..100).for_each(|block| journal.append(map(block)).expect("memory"));
+    for pages in [0, 1, 2, PAGES] {
+        let shorter = pool.journal.to_bytes()[..pages as usize * JOURNAL_PAGE_BYTES].to_vec();
+        let disk = MemoryDisk::from_bytes(shorter);
+        let refused = recover(&mut pool.open(), &pool.data, Some(&disk), BOOT).expect_err("it is too short");
+        assert_eq!(refused.kind(), ErrorKind::WrongState, "{pages}: {refused}");
+    }
+    assert_eq!(pool.recover(BOOT).expect("it is whole").1.map(|recovered| recovered.records), Some(100));
+}
+
+#[test]
+fn what_is_no_journal_is_not_written_over() {
+    let pool = Pool::new();
+    let mut metadata = pool.open();
+    let disk = MemoryDisk::from_bytes([vec![0; 1000], vec![7; 1 << 20]].concat());
+    let before = disk.to_bytes();
+    let refused = begin(&mut metadata, &pool.data, Arc::new(disk.clone()), 1, BOOT).err().expect("in use");
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert!(disk.to_bytes() == before && metadata.journal().is_none());
+}
+
+/// It had been reserved before the commit by which the trees have become so large.
+#[test]
+fn what_was_recorded_is_brought_in_where_nothing_new_would_be_taken() {
+    let pool = Pool::of(1 << 16);
+    let mut metadata = pool.open();
+    let mut next = (0..).map(|index: u64| VirtualBlock(index * 40_503 % (1 << 16))); // far from each other
+    let mut has_just_committed = false;
+    loop {
+        match metadata.reserve_block() {
+            Ok(target) => {
+                metadata.map(volume(), next.next().expect("endless"), target);
+                has_just_committed = false;
+            }
+            Err(error) if has_just_committed => {
+                assert_eq!(error.kind(), ErrorKind::NoMetadataSpace);
+                break;
+            }
+            Err(_) => {
+                commit(&mut metadata, flush_data(&pool.data).expect("memory")).expect("committed");
+                has_just_committed = true;
+            }
+        }
+    }
+    drop(metadata);
+    let mut journal = pool.begin(7);
+    let block = next.next().expect("endless");
+    let target = DataBlock((1 << 16) - 1);
+    journal.append(JournalRecord::Map { volume: volume(), block, target, partial: None }).expect("memory");
+    let (mut metadata, _) = pool.recover(BOOT).expect("brought in");
+    assert_eq!(metadata.lookup(volume(), block).expect("sound").map(|mapping| mapping.block), Some(target));
+    assert!(metadata.reserve_block().is_err(), "nothing new, as before");
 }

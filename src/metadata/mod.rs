@@ -157,6 +157,8 @@ pub struct Metadata<D: Disk> {
     journal: Option<JournalMark>,
     /// It holds changes that are not here yet.
     awaits_replay: bool,
+    /// They are being brought in.
+    replays: bool,
 }
 
 impl<D: Disk> Metadata<D> {

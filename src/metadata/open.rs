@@ -64,6 +64,7 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         walk: None,
         journal: None,
         awaits_replay: false,
+        replays: false,
     };
     metadata.back_new()?;
     metadata.write_transaction()?;
@@ -210,6 +211,7 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         transaction_id: superblock.transaction_id,
         journal: superblock.journal(),
         awaits_replay: superblock.journal().is_some(),
+        replays: false,
         superblock,
         pending: Pending::default(),
         partials: Partials::default(),

@@ -31,7 +31,12 @@ impl<D: Disk> Metadata<D> {
 
     /// From now on changes are taken: those of the journal first.
     pub fn begin_replay(&mut self) {
-        self.awaits_replay = false;
+        (self.awaits_replay, self.replays) = (false, true);
+    }
+
+    /// All changes of the journal are made: who makes others leaves room for those that must never fail.
+    pub fn end_replay(&mut self) {
+        self.replays = false;
     }
 
     /// As [`Metadata::map`] or [`Metadata::map_partial`], of this data block. `Corrupt` if that can never have happened here;

@@ -31,7 +31,8 @@ impl World {
     /// be because something else has gone wrong before, the power is cut.
     pub(super) fn kill(&mut self) -> Result<(), String> {
         // What such a flush has left behind is there for readers, until it is not: nothing can be promised on top of that.
-        let is_possible = !self.is_off() && !self.metadata_disk.has_doomed();
+        let has_doomed_journal = self.journal_disk.as_ref().is_some_and(SimDisk::has_doomed);
+        let is_possible = !self.is_off() && !self.metadata_disk.has_doomed() && !has_doomed_journal;
         self.die(is_possible)?;
         // Neither can be of data, but nobody may see what others have written.
         if is_possible && self.data_disk.has_doomed() { self.die(false) } else { Ok(()) }

@@ -23,6 +23,7 @@ PARTIAL_KEEPER = "engine/keeper/partial.rs"
 PARTIAL_METADATA = "metadata/partial.rs"
 JOURNAL = "journal/mod.rs"
 REPLAY = "journal/replay.rs"
+BUDGET = "metadata/budget.rs"
 JOURNAL_KEEPER = "engine/keeper/journal.rs"
 
 BUGS = {
@@ -509,6 +510,16 @@ BUGS = {
         "the data disk fails a flush, and records whose data may be lost go on to count",
         [(STOP, "=> self.journal.distrust(),", "=> if !BUG { self.journal.distrust() },")],
     ),
+    "damaged-record-taken-for-the-end": (
+        "a record of the journal is damaged, and those that follow it are left out silently",
+        [(REPLAY, "            if is_behind_flush {", "            if !BUG && is_behind_flush {")],
+        "journal::tests::a_record_that_is_damaged_is_no_end_where_others_follow",
+    ),
+    "replay-leaves-room-for-others": (
+        "a replay asks for as much metadata space as a new block, and the pool cannot be opened any more",
+        [(BUDGET, "        if self.replays {", "        if !BUG && self.replays {")],
+        "journal::tests::what_was_recorded_is_brought_in_where_nothing_new_would_be_taken",
+    ),
     "records-trusted-of-a-journal-that-ends": (
         "the same, when the flush is that of the commit that ends the journal",
         [(JOURNAL_KEEPER, ".or(self.former.as_mut())", ".or(self.former.as_mut().filter(|_| !BUG))")],
@@ -516,7 +527,7 @@ BUGS = {
     ),
     "replay-trusts-a-failed-flush": (
         "the flush of a replay fails, and the next one takes the records for good that it is for",
-        [(REPLAY, "            match distrust(disk, mark.id) {", "            match if BUG { Ok(()) } else { distrust(disk, mark.id) } {")],
+        [(REPLAY, "            match distrust(disk, header) {", "            match if BUG { Ok(()) } else { distrust(disk, header) } {")],
     ),
     "recorded-on-what-is-not-durable": (
         "a record names blocks by which the pool has grown since the last commit",
@@ -525,15 +536,15 @@ BUGS = {
     ),
     "replayed-from-the-beginning": (
         "a replay that was cut off begins with records that are in the trees",
-        [(REPLAY, "            if place.slot >= mark.from {", "            if BUG || place.slot >= mark.from {")],
+        [(REPLAY, "} else if slot >= mark.from {", "} else if BUG || slot >= mark.from {")],
     ),
     "failed-journal-still-named": (
         "the commit that gives a failed journal up names it all the same",
-        [(JOURNAL_KEEPER, "        self.metadata.set_journal(None);\n        self.commit(out).is_ok()",
-          "        if !BUG { self.metadata.set_journal(None); }\n        self.commit(out).is_ok()")],
+        [(JOURNAL_KEEPER, "        self.end_journal();\n        self.commit(out).is_ok()",
+          "        if BUG { self.journal.former = self.journal.journal.take(); } else { self.end_journal(); }\n        self.commit(out).is_ok()")],
     ),
     "closed-with-a-journal": (
         "a pool that is closed goes on to name its journal",
-        [(COMMANDS, "        self.metadata.set_journal(None);\n        self.journal.journal = None;", "        if !BUG { self.metadata.set_journal(None); }\n        self.journal.journal = None;")],
+        [(COMMANDS, "        self.end_journal();\n        self.commit(out)?;", "        if BUG { self.journal.journal = None; } else { self.end_journal(); }\n        self.commit(out)?;")],
     ),
 }

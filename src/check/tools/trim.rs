@@ -2,6 +2,7 @@
 //!
 //! Free is what nothing refers to: every reference is counted first, and a pool with any damage keeps everything.
 
+use crate::check::source::{of_whole_blocks, without_journal};
 use crate::check::{CheckOptions, Verdict, look};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -11,9 +12,11 @@ use std::ops::Range;
 /// The most that is given back at once, so that no device is busy with one request for minutes.
 const PIECE_BYTES: u64 = 1 << 30;
 
-/// Gives back every data block that nothing refers to. Answers how many bytes.
+/// Gives back every data block that nothing refers to. Answers how many bytes. `Unsupported`: not all references are in the metadata's
+/// own trees.
 pub(in crate::check) fn trim(metadata: &dyn Disk, data: &dyn Disk) -> Result<u64> {
     let looked = look(metadata, &CheckOptions::default())?;
+    without_journal(looked.superblock.clone()).and_then(of_whole_blocks)?;
     let references = match (looked.report.verdict, looked.references) {
         (Verdict::Clean | Verdict::Leaks, Some(references)) => references.data,
         (Verdict::Clean | Verdict::Leaks | Verdict::Damage, _) => {

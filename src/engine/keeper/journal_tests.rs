@@ -14,18 +14,26 @@ struct Disks {
     metadata: MemoryDisk,
     data: MemoryDisk,
     journal: MemoryDisk,
+    options: KeeperOptions,
 }
 
 impl Disks {
     /// A pool of so many data blocks, with the volume 0.
     fn new(data_blocks: u64) -> Disks {
-        let metadata = MemoryDisk::zeroed(8 << 20);
+        Disks::of(8 << 20, data_blocks, 64, SmallWrites::Copy)
+    }
+
+    /// The same with so much metadata, and so many blocks of the volume.
+    fn of(metadata_bytes: u64, data_blocks: u64, volume_blocks: u64, small_writes: SmallWrites) -> Disks {
+        let metadata = MemoryDisk::zeroed(metadata_bytes);
         let data = MemoryDisk::zeroed(data_blocks * BlockSize::MIN.bytes());
         let geometry = Geometry { block_size: BlockSize::MIN, data_blocks };
         let mut formatted = Metadata::format(metadata.clone(), geometry).unwrap();
         formatted.create_volume(id(0)).unwrap();
         formatted.commit(flush_data(&data).unwrap()).unwrap();
-        Disks { metadata, data, journal: MemoryDisk::zeroed(64 << 10) }
+        let volume_sizes = HashMap::from([(id(0), volume_blocks * BlockSize::MIN.bytes())]);
+        let options = KeeperOptions { volume_sizes, small_writes, ..KeeperOptions::default() };
+        Disks { metadata, data, journal: MemoryDisk::zeroed(64 << 10), options }
     }
 
     /// As a daemon does it: what there is is brought in, and a journal begun.
@@ -33,9 +41,7 @@ impl Disks {
         let mut metadata = Metadata::open(self.metadata.clone(), Access::ReadWrite)?;
         recover(&mut metadata, &self.data, Some(&self.journal), BOOT)?;
         let journal = begin(&mut metadata, &self.data, Arc::new(self.journal.clone()), number, BOOT)?;
-        let sizes = HashMap::from([(id(0), 64 * BlockSize::MIN.bytes())]);
-        let options = KeeperOptions { volume_sizes: sizes, ..KeeperOptions::default() };
-        let mut keeper = Keeper::new(metadata, self.data.clone(), options)?;
+        let mut keeper = Keeper::new(metadata, self.data.clone(), self.options.clone())?;
         keeper.use_journal(journal);
         Ok(keeper)
     }

@@ -173,6 +173,20 @@ class Cut:
         run("dmsetup", "remove", "--retry", self.name)
 
 
+def refused_by_kernel(metadata, data, block_bytes, features):
+    """The kernel must refuse the pool because of these incompatible features, a mask as it prints it, and leave it as it is."""
+    before = run("sha256sum", metadata)
+    try:
+        KernelPool(metadata, data, block_bytes).__enter__()
+    except Failed as wrong:
+        if f"unsupported optional features ({features})" not in str(wrong):
+            raise Failed(f"the kernel refuses it for another reason: {wrong}") from None
+    else:
+        raise Failed(f"the kernel opens a pool with the features {features}")
+    if run("sha256sum", metadata) != before:
+        raise Failed("the kernel has written to metadata that it refused")
+
+
 def kernel_log_tail(lines=15):
     return "\n".join(run("dmesg").splitlines()[-lines:])
 

@@ -6,7 +6,7 @@ import random
 
 from contents import Contents
 from devices import ram_disks
-from thin import BIN, Failed, KernelPool, UthinPool, check, main, run, say, uthin
+from thin import BIN, Failed, KernelPool, UthinPool, check, main, refused_by_kernel, run, say, uthin
 
 BLOCK = 64 << 10
 SIZE = 32 << 20
@@ -28,19 +28,6 @@ def compare(pool, held, when):
         opened.shutdown()
 
 
-def refused(metadata, data):
-    before = run("sha256sum", metadata)
-    try:
-        KernelPool(metadata, data, BLOCK).__enter__()
-    except Failed as wrong:
-        if "unsupported optional features (80000000)" not in str(wrong):
-            raise Failed(f"the kernel refuses it for another reason: {wrong}") from None
-    else:
-        raise Failed("the kernel opens a pool with partial blocks")
-    if run("sha256sum", metadata) != before:
-        raise Failed("the kernel has written to metadata that it refused")
-
-
 def story(folder, _):
     data, metadata = ram_disks(2, 512 << 20)
     chance = random.Random(18)
@@ -60,7 +47,7 @@ def story(folder, _):
             raise Failed(f"only {count} blocks are partial: this shows nothing")
         pool.kill()
         run(BIN / "uthin-fsck", "check", metadata)
-        refused(metadata, data)
+        refused_by_kernel(metadata, data, BLOCK, "80000000")
         say(f"killed with {count} partial blocks: the kernel refuses it")
         pool.serve()
         compare(pool, held, "after the kill")
