@@ -11,8 +11,8 @@ use super::handshake::{Patience, TlsMode, negotiate};
 use super::headers::{RequestHeader, Style};
 use super::options::PAYLOAD_LIMIT_BYTES;
 use super::protocol::{
-    ChunkKind, Command, Errno, OPTION_REPLY_MAGIC, ReplyKind, SIMPLE_REPLY_MAGIC, command_flags, take_u16,
-    take_u32, take_u64,
+    ChunkKind, Command, Errno, OPTION_REPLY_MAGIC, ReplyKind, SIMPLE_REPLY_MAGIC, take_u16, take_u32,
+    take_u64,
 };
 use super::session::bench::Bench;
 use super::session::{Closing, MEMORY_LIMIT_BYTES, REQUESTS_LIMIT, Session};

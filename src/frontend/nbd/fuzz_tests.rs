@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::frontend::nbd::handshake::tests::{choice, contexts, option};
+use crate::frontend::nbd::protocol::command_flags;
 
 /// Seeds that run when none are asked for.
 const SEEDS: std::ops::Range<u64> = 0..500;
@@ -169,6 +170,15 @@ fn transmissions_that_go_anywhere() {
         }
         play_transmission(random, terms, input);
     });
+}
+
+/// Found by `cargo fuzz`: thirteen bytes of 256 MiB, and the session waited for three more before it refused.
+#[test]
+fn a_list_of_contexts_that_is_too_long_is_not_waited_for() {
+    let (flags, command, cookie, length_bytes) = (command_flags::PAYLOAD_LEN, 7, 1, 1 << 28);
+    let header = RequestHeader { flags, command, cookie, offset_bytes: 0, length_bytes };
+    let seed = b"ccc33\x003c"; // extended headers
+    transmission(&[&seed[..], &header.encode(Style::Extended), &[0xfb; 13]].concat());
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl RequestHeader {
     }
 
     /// As a client sends it.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub fn encode(self, style: Style) -> Vec<u8> {
         let mut bytes = Vec::new();
         let magic = if style == Style::Extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };

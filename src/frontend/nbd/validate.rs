@@ -140,8 +140,8 @@ pub fn names_contexts(header: &RequestHeader, terms: &Terms) -> bool {
         && header.flags & flags::PAYLOAD_LEN != 0
 }
 
-/// What such a request amounts to: a header without payload, and terms with the contexts that it names. A payload longer than
-/// [`STATUS_PAYLOAD_LIMIT_BYTES`] may be given cut.
+/// What such a request amounts to: a header without payload, and terms with the contexts that it names. Of a payload longer than
+/// [`STATUS_PAYLOAD_LIMIT_BYTES`] nothing need be given.
 pub fn without_payload(
     header: &RequestHeader,
     mut payload: &[u8],
