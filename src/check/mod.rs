@@ -277,6 +277,10 @@ fn check_held_root(walk: &mut Walk<'_>, number: MetaBlock, scope: Scope) -> Opti
                 let message = format!("it names a further metadata snapshot, in block {}", held.held_root);
                 walk.damage(number, Place::HeldRoot, message);
             }
+            if held.journal().is_some() {
+                let message = "it says that a journal holds changes on top of it, which is never so";
+                walk.damage(number, Place::HeldRoot, message);
+            }
             match scope {
                 Scope::Superblock => None,
                 Scope::Volumes => Some(check_volumes(walk, &held, true, false)),

@@ -179,3 +179,14 @@ fn every_flip_under_a_mended_checksum_is_found_or_of_bytes_that_are_free() {
     assert!(harmful.is_empty(), "{harmful:#?}");
     assert!(unnoticed > 300, "{unnoticed}");
 }
+
+#[test]
+fn a_metadata_snapshot_that_names_a_journal_is_damaged() {
+    let pool = Flipped::new(small::with_metadata_snapshot());
+    let number = pool.image.superblock().held_root;
+    let mut block = pool.image.blocks[number as usize].clone();
+    block.0[363] ^= 0x40; // the feature, the highest bit but one
+    let checksum = crate::checksum::of_block(&block.0, BlockKind::Superblock);
+    block.0[..4].copy_from_slice(&checksum.to_le_bytes());
+    assert_eq!(pool.outcome(number as usize, &block).unwrap().verdict, Verdict::Damage);
+}
