@@ -45,6 +45,14 @@ class Contents:
         return part
 
 
+def compare_all(pool, held, when):
+    """Compares volumes of a pool that is served; `held`: what each should hold, by its name."""
+    for name, contents in held.items():
+        opened = pool.open(name)
+        contents.compare(opened, f"{when}: {name}")
+        opened.shutdown()
+
+
 def _difference(found, expected, offset):
     for at in range(0, len(found), SECTOR):
         here, there = found[at : at + SECTOR], bytes(expected[offset + at : offset + at + SECTOR])

@@ -7,7 +7,7 @@ With whole-block copies, then with small writes.
 import random
 from pathlib import Path
 
-from contents import Contents, load
+from contents import Contents, compare_all, load
 from devices import ram_disks
 from thin import BIN, Failed, KernelPool, UthinPool, check, main, refused_by_kernel, run, say
 
@@ -16,13 +16,6 @@ SIZE = 8 << 20
 KILLS = 3
 # As the kernel prints them: a journal, and partial blocks.
 JOURNAL, PARTIAL = 0x4000_0000, 0x8000_0000
-
-
-def compare(pool, held, when):
-    for name, contents in held.items():
-        opened = pool.open(name)
-        contents.compare(opened, f"{when}: {name}")
-        opened.shutdown()
 
 
 def unflushed(opened, contents, chance, count):
@@ -42,7 +35,7 @@ def journaled(folder, metadata, data, chance, small_writes):
         pool.create("v", SIZE)
         for number in range(KILLS):
             pool.serve()
-            compare(pool, {"v": held["v"]}, f"before kill {number}")
+            compare_all(pool, {"v": held["v"]}, f"before kill {number}")
             opened = pool.open("v")
             load(opened, held["v"], chance, 40, BLOCK)
             pool.snapshot("v", f"s{number}")
@@ -57,7 +50,7 @@ def journaled(folder, metadata, data, chance, small_writes):
         refused_by_kernel(metadata, data, BLOCK, f"{features:x}")
         say(f"killed {KILLS} times; the kernel refuses {features:x}")
         pool.serve()
-        compare(pool, held, "after the last kill")
+        compare_all(pool, held, "after the last kill")
         numbers = pool.volumes()
         pool.close()
         check(metadata, thorough=True)
@@ -67,7 +60,7 @@ def journaled(folder, metadata, data, chance, small_writes):
             load(kernel.thins[numbers["v"]["id"]], held["v"], chance, 40, BLOCK)
         check(metadata)
         pool.serve()
-        compare(pool, held, "back")
+        compare_all(pool, held, "back")
         pool.close()
 
 

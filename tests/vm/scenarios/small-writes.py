@@ -4,7 +4,7 @@ closed, it is plain dm-thin: the kernel opens it, reads what was written, and wr
 
 import random
 
-from contents import Contents
+from contents import Contents, compare_all
 from devices import ram_disks
 from thin import BIN, Failed, KernelPool, UthinPool, check, main, refused_by_kernel, run, say, uthin
 
@@ -19,13 +19,6 @@ def write(opened, contents, chance, count, length):
         opened.pwrite(data, at)
         contents.bytes[at : at + length] = data
     opened.flush()
-
-
-def compare(pool, held, when):
-    for name, contents in held.items():
-        opened = pool.open(name)
-        contents.compare(opened, f"{when}: {name}")
-        opened.shutdown()
 
 
 def story(folder, _):
@@ -50,11 +43,11 @@ def story(folder, _):
         refused_by_kernel(metadata, data, BLOCK, "80000000")
         say(f"killed with {count} partial blocks: the kernel refuses it")
         pool.serve()
-        compare(pool, held, "after the kill")
+        compare_all(pool, held, "after the kill")
         uthin("pool", "settle", pool.path)
         if pool.status()["partial_blocks"]:
             raise Failed("it is settled, and has partial blocks")
-        compare(pool, held, "settled")
+        compare_all(pool, held, "settled")
         numbers = pool.volumes()
         pool.close()
         check(metadata, thorough=True)
@@ -65,7 +58,7 @@ def story(folder, _):
             write(thin, held["v"], chance, 50, 4096)
         check(metadata)
         pool.serve()
-        compare(pool, held, "back")
+        compare_all(pool, held, "back")
         pool.close()
     print(f"{count} partial blocks, refused by the kernel until they were settled; {len(held)} volumes equal in both")
 
