@@ -86,7 +86,8 @@ impl RequestHeader {
     }
 
     /// As a client sends it.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
+    #[cfg_attr(fuzzing, allow(dead_code, reason = "only what is not called there calls it"))]
     pub fn encode(self, style: Style) -> Vec<u8> {
         let mut bytes = Vec::new();
         let magic = if style == Style::Extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
