@@ -6,6 +6,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -83,7 +84,11 @@ fn busy(holders: &Holders, path: &Path) -> Error {
             "name each file once: metadata, data and every other pool's files must differ".to_owned()
         }
         Holders::Alive(owner) => format!("end process {} first, or use another file", owner.pid),
-        Holders::Dead(_) => "try again; if it stays so, only a restart of the machine ends them".to_owned(),
+        Holders::Dead(_) => format!(
+            "`fuser -v {}` as root tells whether it has left it to another process; if not, the kernel lets go of it sooner or \
+             later: try again",
+            path.display()
+        ),
         Holders::Unknown => {
             format!("`fuser -v {}` as root tells which; end that process first", path.display())
         }
@@ -136,17 +141,27 @@ fn holders_of(device: u64, inode: u64) -> Holders {
     let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
     let mut found = Holders::Unknown;
     for pid in holders(&locks, device, inode) {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        match command_of(&stat) {
-            Some(command) => return Holders::Alive(Owner { pid, command }),
-            None => found = Holders::Dead(pid),
+        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) => match command_of(&stat) {
+                Some(command) => return Holders::Alive(Owner { pid, command }),
+                None => found = Holders::Dead(pid),
+            },
+            // Some machines hide other users' processes.
+            Err(_) if is_there(pid) => return Holders::Alive(Owner { pid, command: None }),
+            Err(_) => found = Holders::Dead(pid),
         }
     }
     found
 }
 
-/// What a process runs, if it has a name: from the text of `/proc/PID/stat`, which begins with `PID (NAME) STATE`. `None`: it is gone,
-/// or nobody has asked yet how it ended.
+/// Whether there is a process of this number, of whomever.
+fn is_there(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+}
+
+/// What a process runs, if it has a name: from the text of `/proc/PID/stat`, which begins with `PID (NAME) STATE`. `None`: it has
+/// ended, and nobody has asked yet how.
 fn command_of(stat: &str) -> Option<Option<String>> {
     let (head, rest) = stat.rsplit_once(") ")?;
     let (_, command) = head.split_once('(')?;
@@ -206,6 +221,12 @@ gibberish
             let error = busy(&holders, path);
             assert!(error.message().starts_with(words) && error.next_step().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_process_is_there_or_not() {
+        assert!(is_there(std::process::id()) && is_there(1));
+        assert!(!is_there(0) && !is_there(u32::MAX) && !is_there(i32::MAX as u32));
     }
 
     #[test]

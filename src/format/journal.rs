@@ -96,6 +96,9 @@ impl JournalHeader {
         if sum != raw.checksum.get() {
             return Err(format!("found checksum {:#x} in its header, expected {sum:#x}", raw.checksum.get()));
         }
+        if raw.slots.get() == 0 {
+            return Err("its header says that it has no room for a record".to_owned());
+        }
         Ok(JournalHeader { id: raw.id.get(), boot: BootId(raw.boot), slots: raw.slots.get() })
     }
 }
@@ -266,6 +269,7 @@ mod tests {
         }
         let header = JournalHeader { id: 5, boot: BootId([7; 16]), slots: 640 };
         assert_eq!(JournalHeader::decode(&header.encode()), Ok(header));
+        assert!(JournalHeader::decode(&JournalHeader { slots: 0, ..header }.encode()).is_err());
         for bit in 0..JOURNAL_HEADER_BYTES * 8 {
             let mut bytes = header.encode();
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -42,9 +42,7 @@ pub struct Journal {
     disk: Arc<dyn Disk>,
     header: JournalHeader,
     generation: u64,
-    /// How many there are.
-    slots: u64,
-    /// The one that is written next.
+    /// The slot that is written next.
     next: u64,
     /// The page that it is in, as far as it is written.
     page: Box<[u8; JOURNAL_PAGE_BYTES]>,
@@ -81,7 +79,6 @@ pub fn begin<M: Disk>(
         disk,
         header,
         generation: 0,
-        slots: u64::from(slots),
         next: 0,
         page: Box::new([0; JOURNAL_PAGE_BYTES]),
         has_unflushed: false,
@@ -110,6 +107,11 @@ impl Journal {
         (self.next, self.has_unflushed) = (0, false);
     }
 
+    /// How many there are.
+    fn slots(&self) -> u64 {
+        u64::from(self.header.slots)
+    }
+
     /// Whether anything is in it.
     pub fn has_records(&self) -> bool {
         self.next > 0
@@ -117,17 +119,17 @@ impl Journal {
 
     /// Whether there is room for a record and for the flush behind it.
     pub fn has_room(&self) -> bool {
-        self.next + 2 <= self.slots
+        self.next + 2 <= self.slots()
     }
 
     /// Whether it is time to make it empty.
     pub fn is_large(&self) -> bool {
-        self.next > self.slots - self.slots / 4
+        self.next > self.slots() - self.slots() / 4
     }
 
     /// Bytes of it that are in use, and that there are.
     pub fn usage(&self) -> (u64, u64) {
-        (self.next * JOURNAL_SLOT_BYTES as u64, self.slots * JOURNAL_SLOT_BYTES as u64)
+        (self.next * JOURNAL_SLOT_BYTES as u64, self.slots() * JOURNAL_SLOT_BYTES as u64)
     }
 
     /// What to call it.
@@ -137,7 +139,7 @@ impl Journal {
 
     /// Adds a record, for which there is room. After an error nothing more may be added.
     pub fn append(&mut self, record: JournalRecord) -> io::Result<()> {
-        assert!(self.next < self.slots, "who adds a record has looked whether there is room");
+        assert!(self.next < self.slots(), "who adds a record has looked whether there is room");
         let place = JournalPlace { id: self.header.id, generation: self.generation, slot: self.next };
         let at = (self.next % SLOTS_PER_PAGE) as usize * JOURNAL_SLOT_BYTES;
         if at == 0 {
@@ -160,7 +162,7 @@ impl Journal {
         self.append(JournalRecord::Flushed)?;
         self.disk.flush()?;
         self.has_unflushed = false;
-        self.next = self.next.next_multiple_of(SLOTS_PER_PAGE).min(self.slots);
+        self.next = self.next.next_multiple_of(SLOTS_PER_PAGE).min(self.slots());
         Ok(())
     }
 
