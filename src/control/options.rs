@@ -55,7 +55,7 @@ impl FreeSpace {
         match self {
             FreeSpace::Percent(101..) => {
                 Err(Error::new(ErrorKind::Invalid, "no more than 100% of the space can be free")
-                    .hint("10% is the default"))
+                    .hint("a share like 10%, or an amount like 4G; 0 for none"))
             }
             FreeSpace::Percent(_) | FreeSpace::Bytes(_) => Ok(()),
         }
