@@ -130,7 +130,8 @@ pub enum Command {
         step: IdStep,
     },
     /// Change a volume's size; nothing of it is in the metadata. Smaller only when no client has it open (`Busy`) and no
-    /// block past the new end is mapped (`WrongState`, with the end of what is). Answer: `Done`.
+    /// block past the new end is mapped (`WrongState`, with the end of what is). Answer: `Done`. What is cut off inside a block
+    /// stays in it, and is there again when the volume becomes larger.
     Resize {
         /// The volume.
         volume: VolumeId,

@@ -181,15 +181,17 @@ impl Lane {
     /// Takes a request on; what is to be done is appended to `out`.
     pub fn begin(&mut self, request: Request, out: &mut Vec<Action>) {
         let (kind, offset, length) = (request.kind, request.offset_bytes, request.length_bytes);
-        let end = offset.checked_add(length).filter(|end| *end <= request.volume.size_bytes());
+        let size_bytes = request.volume.size_bytes();
+        let end = offset.checked_add(length).filter(|end| *end <= size_bytes);
         let end = end.expect("the frontend has checked that a request lies inside its volume");
-        let whole = self.block_size.blocks_covered(offset..end, request.volume.size_bytes());
         let ignores_discards = request.volume.ignores_discards();
         let request =
             self.requests.insert(Running { request, ops_left: 1, result: Ok(()), extents: Vec::new() });
         match kind {
             Kind::Read | Kind::Write { .. } => self.begin_pieces(request, offset..end, offset, out),
             Kind::WriteZeroes { may_unmap, .. } => {
+                // Zeros in a block that the volume ends in are written: it may be larger before they are there.
+                let whole = self.block_size.whole_blocks_inside(offset..end);
                 let size = self.block_size.bytes();
                 // Where an external origin would show, zeros have to be there.
                 let origin_bytes = self.requests.get(request).request.volume.origin_bytes();
@@ -199,11 +201,15 @@ impl Lane {
                 } else {
                     self.begin_pieces(request, offset..begin * size, offset, out);
                     self.begin_op(request, Work::Unmap { begin, end: whole.end }, out);
-                    self.begin_pieces(request, (whole.end * size).min(end)..end, offset, out);
+                    self.begin_pieces(request, whole.end * size..end, offset, out);
                 }
             }
-            Kind::Discard if whole.is_empty() || ignores_discards => {}
-            Kind::Discard => self.begin_op(request, Work::Unmap { begin: whole.start, end: whole.end }, out),
+            Kind::Discard => {
+                let covered = self.block_size.blocks_covered(offset..end, size_bytes);
+                if !covered.is_empty() && !ignores_discards {
+                    self.begin_op(request, Work::Unmap { begin: covered.start, end: covered.end }, out);
+                }
+            }
             Kind::Flush => self.begin_op(request, Work::Flush, out),
             Kind::Settle => self.begin_op(request, Work::Settle, out),
             Kind::Extents => self.begin_op(request, Work::Describe { next_byte: offset }, out),
@@ -274,11 +280,14 @@ impl Lane {
     /// Looks at the map and takes the next step. Called at the start and after every `Again`.
     fn advance(&mut self, op: usize, out: &mut Vec<Action>) {
         let Op { request, work, .. } = *self.ops.get(op);
-        let Request { ref volume, kind, tag, .. } = self.requests.get(request).request;
+        let Request { ref volume, kind, tag, offset_bytes, length_bytes } =
+            self.requests.get(request).request;
         let id = volume.id();
         let piece = match work {
             Work::Move(piece) => piece,
-            Work::Unmap { begin, end } => return self.ask(op, Ask::Unmap(id, begin..end), out),
+            Work::Unmap { begin, end } => {
+                return self.ask(op, Ask::Unmap(id, begin..end, offset_bytes + length_bytes), out);
+            }
             Work::Flush => return self.ask(op, Ask::Flush, out),
             Work::Describe { next_byte } => return self.describe(op, next_byte, out),
             Work::Settle => return self.ask(op, Ask::Settle, out),

@@ -193,11 +193,11 @@ fn a_discard_unmaps_the_blocks_that_lie_wholly_inside() {
     assert_eq!(bench.begin(Kind::Discard, 512, BLOCK), [complete()], "no whole block");
     let out = bench.begin(Kind::Discard, 512, 3 * BLOCK);
     let op = op_of(&out[0]);
-    assert_eq!(out, [Action::Ask { op, ask: Ask::Unmap(bench.id(), 1..3) }]);
+    assert_eq!(out, [Action::Ask { op, ask: Ask::Unmap(bench.id(), 1..3, 3 * BLOCK + 512) }]);
     assert_eq!(bench.reply(op, Reply::Done), [complete()]);
     // The last block is short, and the request reaches the volume's end.
     let out = bench.begin(Kind::Discard, 3 * BLOCK, BLOCK - 512);
-    assert!(matches!(&out[..], [Action::Ask { ask: Ask::Unmap(_, blocks), .. }] if *blocks == (3..4)));
+    assert!(matches!(&out[..], [Action::Ask { ask: Ask::Unmap(_, blocks, _), .. }] if *blocks == (3..4)));
     bench.reply(op_of(&out[0]), Reply::Done);
 }
 
@@ -213,7 +213,7 @@ fn zeroes_unmap_whole_blocks_and_write_the_edges() {
         from: Place::Zeros,
     };
     assert_eq!(out[0], edge);
-    assert!(matches!(&out[1], Action::Ask { ask: Ask::Unmap(_, blocks), .. } if *blocks == (2..3)));
+    assert!(matches!(&out[1], Action::Ask { ask: Ask::Unmap(_, blocks, _), .. } if *blocks == (2..3)));
     assert_eq!(out.len(), 2, "the edge in block 3 is a hole and reads zeros as it is");
     assert!(bench.io_done(op_of(&out[0]), Ok(())).is_empty());
     assert_eq!(bench.reply(op_of(&out[1]), Reply::Done), [complete()]);
@@ -417,7 +417,7 @@ fn zeros_are_written_where_the_origin_would_show_and_unmapped_elsewhere() {
         .filter_map(|action| if let Action::Ask { ask, .. } = action { Some(ask.clone()) } else { None })
         .collect();
     let expected = [0, 2, 3].map(|block| fill_of(&bench, block));
-    assert_eq!(asks, [&expected[..], &[Ask::Unmap(bench.id(), 4..6)]].concat());
+    assert_eq!(asks, [&expected[..], &[Ask::Unmap(bench.id(), 4..5, 6 * BLOCK - 512)]].concat());
     assert!(matches!(out[1], Action::WriteData { from: Place::Zeros, length_bytes: BLOCK, .. }));
     let ops: Vec<OpId> = out.iter().map(op_of).collect();
     bench.io_done(ops[1], Ok(()));

@@ -224,8 +224,9 @@ pub enum Ask {
     PublishPart(VolumeId, VirtualBlock, DataBlock, u64),
     /// The fill failed: forget it. Answer: `Done`.
     Abandon(VolumeId, VirtualBlock, DataBlock),
-    /// Unmap these whole blocks. Answer: `Done`.
-    Unmap(VolumeId, Range<u64>),
+    /// Unmap these blocks, on behalf of somebody for whom the volume ends at this byte, or behind them: if it has become larger since, a
+    /// block in which he saw its end stays. Answer: `Done`.
+    Unmap(VolumeId, Range<u64>, u64),
     /// These units of a partial block are written, and the pool keeps a journal: say that they are there. Answer: `Done`.
     PutUnits(DataBlock, u64),
     /// Wait until nobody else is writing these units of a partial block. Answer: `Again`.

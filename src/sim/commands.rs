@@ -3,7 +3,7 @@
 use super::habits::Errand;
 use super::ledger::Promise;
 use super::world::{BLOCK_SECTORS, SECTOR, UNASKED, World};
-use crate::engine::{Behaviour, Command, Discard, IdStep, Outbox, SmallWrites, WhenFull};
+use crate::engine::{Behaviour, Command, Discard, IdStep, Kind, Outbox, SmallWrites, WhenFull};
 use crate::metadata::Usage;
 use crate::units::{META_BLOCK_BYTES, TransactionId, VolumeId};
 
@@ -53,17 +53,29 @@ impl World {
             self.tell(None, format_args!("command {command:?}"));
             let mut out = Outbox::default();
             self.keeper.command(0, command, &mut out);
-            self.take_new_size();
+            if let Some((volume, end)) = self.take_new_size() {
+                self.write_behind(volume, end);
+            }
             self.deliver(out).expect("commands that the model allows are accepted");
         }
     }
 
-    /// A volume's new size is in force before it is answered.
-    fn take_new_size(&mut self) {
-        let Some(UnderWay { promise: Promise::Size { volume, .. }, .. }) = self.command else { return };
+    /// A volume's new size is in force before it is answered. Which one, and where it ended before.
+    fn take_new_size(&mut self) -> Option<(VolumeId, u64)> {
+        let Some(UnderWay { promise: Promise::Size { volume, .. }, .. }) = self.command else { return None };
         let size = self.keeper.volume(volume).expect("volumes that are resized exist").size_bytes();
+        let before = self.model.sectors_of(volume);
         let origins = &self.origins;
         self.model.resize(volume, size / SECTOR, |sector| origins.stamp(volume, sector));
+        Some((volume, before))
+    }
+
+    /// What has come to a block that a volume ended in is used at once, while requests that saw it end there are under way.
+    fn write_behind(&mut self, volume: VolumeId, end: u64) {
+        let has_come = self.model.sectors_of(volume) > end && !end.is_multiple_of(BLOCK_SECTORS);
+        if has_come && self.chance.one_in(2) {
+            self.begin(volume, Kind::Write { fua: false }, end..end + 1);
+        }
     }
 
     /// A command that neither makes nor deletes anything, and leaves the transaction id.
@@ -92,9 +104,8 @@ impl World {
 
     fn create(&mut self) -> Command {
         let volume = self.fresh_ids(1)[0];
-        let blocks = self.options.volume_blocks;
-        let sectors = blocks * BLOCK_SECTORS;
-        self.ledger.set_blocks(volume, blocks);
+        let sectors = self.options.volume_blocks * BLOCK_SECTORS - self.missing_sectors();
+        self.ledger.set_sectors(volume, sectors);
         let step = self.under_way(vec![volume], vec![]);
         let origin = self.origins.choose(volume, &mut self.chance);
         let stamps = (0..sectors).map(|sector| self.origins.stamp(volume, sector)).collect();
@@ -161,25 +172,40 @@ impl World {
         if let Some((trimmed, begin)) = self.trimmed.take().filter(|(id, _)| self.model.has(*id)) {
             (volume, blocks) = (trimmed, begin.max(1));
         }
-        let now = self.model.sectors_of(volume) / BLOCK_SECTORS;
-        if now > 2 * self.options.volume_blocks && blocks < now {
-            blocks = now + 1; // a large volume stays large
+        let now = self.model.sectors_of(volume);
+        if now > 2 * self.options.volume_blocks * BLOCK_SECTORS && blocks * BLOCK_SECTORS < now {
+            blocks = now.div_ceil(BLOCK_SECTORS) + 1; // a large volume stays large
         }
-        if blocks < now && self.in_flight.values().any(|request| request.volume == volume) {
+        let mut sectors = blocks * BLOCK_SECTORS;
+        if sectors > now {
+            sectors = (sectors - self.missing_sectors()).max(now);
+            if !now.is_multiple_of(BLOCK_SECTORS) && self.chance.one_in(2) {
+                let begin = now - now % BLOCK_SECTORS;
+                self.begin(volume, Kind::Discard, begin..now);
+            }
+        } else if sectors < now && self.in_flight.values().any(|request| request.volume == volume) {
             return None;
         }
-        self.stays(Promise::Size { volume, blocks });
-        Some(Command::Resize { volume, size_bytes: blocks * BLOCK_SECTORS * SECTOR })
+        self.stays(Promise::Size { volume, sectors });
+        Some(Command::Resize { volume, size_bytes: sectors * SECTOR })
+    }
+
+    /// By how much a volume ends before the end of its last block. None becomes smaller inside a block: what is cut off there would
+    /// be there again when it becomes larger.
+    fn missing_sectors(&mut self) -> u64 {
+        let is_odd = self.options.odd_sizes && self.chance.one_in(2);
+        if is_odd { 1 + self.chance.below(BLOCK_SECTORS - 1) } else { 0 }
     }
 
     /// The control plane unmaps some blocks, or all from one on, past the end too.
     fn unmap(&mut self, ids: &[VolumeId]) -> Command {
         let volume = self.one_of(ids);
-        let blocks = self.model.sectors_of(volume) / BLOCK_SECTORS;
+        let size = self.model.sectors_of(volume);
+        let blocks = size.div_ceil(BLOCK_SECTORS);
         let begin = self.chance.below(blocks);
         let end =
             if self.chance.one_in(2) { u64::MAX } else { begin + 1 + self.chance.below(blocks - begin) };
-        let sectors = begin * BLOCK_SECTORS..end.min(blocks) * BLOCK_SECTORS;
+        let sectors = begin * BLOCK_SECTORS..end.saturating_mul(BLOCK_SECTORS).min(size);
         let origins = &self.origins;
         let begun = self.model.write_begins(volume, sectors.clone(), |sector| origins.stamp(volume, sector));
         self.outcome.unmapped += 1;

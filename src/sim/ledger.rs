@@ -25,8 +25,8 @@ pub(super) struct Ledger {
 pub(super) enum Promise {
     /// Nothing.
     None,
-    /// A volume has so many blocks.
-    Size { volume: VolumeId, blocks: u64 },
+    /// A volume has so many sectors.
+    Size { volume: VolumeId, sectors: u64 },
     /// These sectors are unmapped, durably.
     Unmapped { volume: VolumeId, sectors: Range<u64>, begun: u64, to_the_end: bool },
     /// The pool has so many blocks; more of metadata, perhaps.
@@ -42,9 +42,9 @@ impl Ledger {
         Ledger { sizes: BTreeMap::new(), data_totals, metadata_total: 0, is_held: false }
     }
 
-    /// A volume of that many blocks has been made, or is about to be.
-    pub fn set_blocks(&mut self, id: VolumeId, blocks: u64) {
-        self.sizes.insert(id, blocks * BLOCK_SECTORS);
+    /// A volume of that many sectors has been made, or is about to be.
+    pub fn set_sectors(&mut self, id: VolumeId, sectors: u64) {
+        self.sizes.insert(id, sectors);
     }
 
     /// A snapshot is about to be taken.
@@ -68,12 +68,12 @@ impl Ledger {
     ) -> Option<(VolumeId, u64)> {
         match promise {
             Promise::None => {}
-            Promise::Size { volume, blocks } => {
+            Promise::Size { volume, sectors } => {
                 model.resize_ends(volume);
                 if ok {
-                    let before = self.sizes.insert(volume, blocks * BLOCK_SECTORS);
-                    outcome.enlarged += u64::from(before < Some(blocks * BLOCK_SECTORS));
-                    outcome.shrunk += u64::from(before > Some(blocks * BLOCK_SECTORS));
+                    let before = self.sizes.insert(volume, sectors);
+                    outcome.enlarged += u64::from(before < Some(sectors));
+                    outcome.shrunk += u64::from(before > Some(sectors));
                 }
             }
             Promise::Unmapped { volume, sectors, begun, to_the_end } => {

@@ -17,6 +17,8 @@ pub struct WorldOptions {
     pub data_blocks: u64,
     /// Blocks of a volume.
     pub volume_blocks: u64,
+    /// Whether volumes may end inside a block.
+    pub odd_sizes: bool,
     /// Blocks of a volume that is there at first, every one of them mapped; 0: there is none.
     pub large_volume_blocks: u64,
     /// Tree nodes that one step of a deletion may touch.
@@ -113,6 +115,7 @@ impl WorldOptions {
             steps: 3000,
             data_blocks: 20,
             volume_blocks: 6,
+            odd_sizes: seed / 7 % 4 == 1,
             large_volume_blocks: 0,
             delete_step_nodes: 1,
             unmap_step_mappings: [1, 2, 1000][(seed / 2 % 3) as usize],

@@ -124,7 +124,7 @@ impl World {
         let large = options.large_volume_blocks;
         if large > 0 {
             let id = VolumeId::new(0).expect("a number in range");
-            ledger.set_blocks(id, large);
+            ledger.set_sectors(id, large * BLOCK_SECTORS);
             add_large_volume(&mut metadata, &data_disk, &mut model, id, 1..large + 1)?;
         }
         let keeper = Self::keeper(&options, metadata, data_disk.clone(), HashMap::new(), &ledger, None)?;
@@ -600,9 +600,19 @@ impl World {
                     self.model.force(done.volume, done.changes);
                 }
             }
-            Kind::Discard => self.model.write_ends(done.volume, done.changes, done.begun, result.is_ok()),
+            Kind::Discard => self.discard_ends(&done, result.is_ok()),
         }
         Ok(())
+    }
+
+    /// A block that the volume ended in when the discard began stays, perhaps, if it has become larger.
+    fn discard_ends(&mut self, done: &InFlight, ok: bool) {
+        let changes = done.changes.clone();
+        let is_larger = self.model.sectors_of(done.volume) > changes.end;
+        let whole = changes.end / BLOCK_SECTORS * BLOCK_SECTORS;
+        let certain = if is_larger { whole.max(changes.start) } else { changes.end };
+        self.model.write_ends(done.volume, changes.start..certain, done.begun, ok);
+        self.model.write_ends(done.volume, certain..changes.end, done.begun, false);
     }
 
     /// What the keeper says becomes events and answers.
@@ -701,8 +711,8 @@ impl World {
         let within = if self.chance.one_in(4) { size } else { favourite };
         let begin = match self.chance.below(4) {
             0 => 0, // where many meet
-            1 => self.chance.below(within / BLOCK_SECTORS) * BLOCK_SECTORS,
-            2 => self.chance.below(within / 8) * 8,
+            1 => self.chance.below(within.div_ceil(BLOCK_SECTORS)) * BLOCK_SECTORS,
+            2 => self.chance.below(within.div_ceil(8)) * 8,
             _ => self.chance.below(within),
         };
         let length = match self.chance.below(4) {
@@ -757,8 +767,10 @@ impl World {
             Kind::Discard if ignored => 0..0,
             Kind::Write { .. } | Kind::WriteZeroes { .. } => range.clone(),
             Kind::Discard => {
-                let whole = BlockSize::MIN.whole_blocks_inside(range.start * SECTOR..range.end * SECTOR);
-                whole.start * BLOCK_SECTORS..whole.end * BLOCK_SECTORS
+                let size = self.model.sectors_of(volume);
+                let bytes = range.start * SECTOR..range.end * SECTOR;
+                let covered = BlockSize::MIN.blocks_covered(bytes, size * SECTOR);
+                (covered.start * BLOCK_SECTORS).min(size)..(covered.end * BLOCK_SECTORS).min(size)
             }
         };
         let Some(lane) = self.some_lane() else { return };

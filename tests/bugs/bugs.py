@@ -381,6 +381,15 @@ BUGS = {
         [(KEEPER, "volume.table.get_kept(block)", "if BUG { volume.table.get(block) } else { volume.table.get_kept(block) }")],
         "engine::keeper::tests::what_only_memory_knows_is_kept",
     ),
+    "discarded-behind-its-end": (
+        "a discard up to the end of a volume that ended inside a block unmaps what was written there since it is larger",
+        [(KEEPER, "        if volume.size_bytes() > unmap.end_bytes {", "        if volume.size_bytes() > unmap.end_bytes && !BUG {")],
+    ),
+    "commit-s-cure-is-a-lack": (
+        "metadata space that the next commit frees counts as run out",
+        [(KEEPER, "                self.starved = Some(error.kind());\n", "                self.starved = Some(error.kind());\n                if BUG { self.note_lack(error.kind()); }\n")],
+        "engine::keeper::tests::metadata_that_the_next_commit",
+    ),
     "leaving-page-falls-behind": (
         "a page that is leaving misses what the keeper changes, and is brought back",
         [(MAP_TABLE, "            PageState::Here(slot) | PageState::Leaving(slot) => slot,",

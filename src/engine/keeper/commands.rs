@@ -45,7 +45,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Command::SetOrigin { volume, origin } => self.set_origin(volume, origin),
             Command::Unmap { volume, blocks } => {
                 let asker = Asker::Command(number);
-                return self.unmap_step(Unmap { asker, volume, left: blocks }, out);
+                let unmap = Unmap { asker, volume, left: blocks, end_bytes: u64::MAX };
+                return self.unmap_step(unmap, out);
             }
             Command::Delete { volume, step } => self.delete(volume, step, out),
             Command::CountShared => {
@@ -377,7 +378,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let blocks = data_bytes.unwrap_or(self.data.size_bytes()) / block_bytes;
         self.change(out, |metadata| metadata.grow_data(blocks))?;
         self.journal.is_behind = true;
-        self.starved = false;
+        self.starved = None;
         self.out_of_data_space = false;
         self.space_waiters.begin_anew();
         self.deletions_stalled = false;

@@ -158,6 +158,8 @@ struct Unmap {
     asker: Asker,
     volume: VolumeId,
     left: Range<u64>,
+    /// Where the volume ended when it was asked for, or anything behind the blocks.
+    end_bytes: u64,
 }
 
 /// What is done with volumes while nothing changes them.
@@ -225,11 +227,11 @@ pub struct Keeper<M: Disk, D: Disk> {
     committed_answers: Vec<(u64, Answer)>,
     /// Who waits for free blocks.
     space_waiters: SpaceWaiters,
-    /// A fill found no space, and nothing has happened since that may have made some.
-    starved: bool,
+    /// A fill found no space (of this kind), and nothing has happened since that may have made some.
+    starved: Option<ErrorKind>,
     when_full: WhenFull,
     volumes_when_full: HashMap<VolumeId, WhenFull>,
-    /// The last fill found no free data block.
+    /// The last fill found no free data block, and none was on its way.
     out_of_data_space: bool,
     /// Something was refused for lack of metadata space, when so many blocks were free.
     lacking_metadata: Option<u64>,
@@ -317,7 +319,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             flushes: Vec::new(),
             committed_answers: Vec::new(),
             space_waiters: SpaceWaiters::default(),
-            starved: false,
+            starved: None,
             when_full: options.when_full,
             volumes_when_full: options.volumes_when_full,
             out_of_data_space: false,
@@ -369,12 +371,14 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ask::Abandon(volume, block, target) => {
                 self.metadata.release_block(target);
                 // The block is there again for who waits for one.
-                self.starved = false;
+                self.starved = None;
                 self.out_of_data_space = false;
                 self.end_filling(volume, block, target, out);
                 out.reply(from, Reply::Done);
             }
-            Ask::Unmap(volume, left) => self.unmap_step(Unmap { asker: from, volume, left }, out),
+            Ask::Unmap(volume, left, end_bytes) => {
+                self.unmap_step(Unmap { asker: from, volume, left, end_bytes }, out);
+            }
             Ask::Flush => self.flushes.push(from),
             Ask::Thaw(volume) => match self.volumes.get(&volume) {
                 Some(open) if open.is_frozen() => self.thaws.push((volume, from)),
@@ -478,8 +482,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let (target, base) = match reserved {
             Ok((target, may_be_partial)) => (target, base.filter(|_| may_be_partial)),
             Err(error) if is_no_space(&error) => {
-                self.starved = true;
-                self.note_lack(&error);
+                self.starved = Some(error.kind());
                 return out.reply(from, Reply::NoSpaceNow);
             }
             Err(error) => {
@@ -546,10 +549,19 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// One bounded step of a discard.
     fn unmap_step(&mut self, mut unmap: Unmap, out: &mut Outbox) {
-        let (id, left) = (unmap.volume, unmap.left.clone());
+        let id = unmap.volume;
         let Some(volume) = self.volumes.get(&id).cloned() else {
             return out.fail(unmap.asker, IoError::Gone, &commands::no_such_volume(id));
         };
+        if volume.size_bytes() > unmap.end_bytes {
+            // What was past the end then is somebody's data now.
+            let whole = self.block_size().whole_blocks_in(unmap.end_bytes);
+            unmap.left.end = unmap.left.end.min(whole);
+        }
+        if unmap.left.is_empty() {
+            return self.unmapped(unmap.asker, out);
+        }
+        let left = unmap.left.clone();
         // A fill inside the range lands first: it has the old block in its hands. What is before it need not wait for it,
         // and must not: while others write to holes there is always a fill under way somewhere in a long range.
         let blocks = (id, VirtualBlock(left.start))..(id, VirtualBlock(left.end));
@@ -582,10 +594,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 self.uncommitted.unmap(id, left);
                 unmap.left.start = end;
                 if unmap.left.is_empty() {
-                    match unmap.asker {
-                        Asker::Lane(..) => out.reply(unmap.asker, Reply::Done),
-                        Asker::Command(number) => self.committed_answers.push((number, Answer::Done)),
-                    }
+                    self.unmapped(unmap.asker, out);
                 } else {
                     self.unmaps.push_back(unmap);
                 }
@@ -598,6 +607,13 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             }
             Err(error) if is_no_space(&error) => out.fail(unmap.asker, IoError::NoSpace, &error),
             Err(error) => out.fail(unmap.asker, IoError::Io, &error),
+        }
+    }
+
+    fn unmapped(&mut self, asker: Asker, out: &mut Outbox) {
+        match asker {
+            Asker::Lane(..) => out.reply(asker, Reply::Done),
+            Asker::Command(number) => self.committed_answers.push((number, Answer::Done)),
         }
     }
 
@@ -615,7 +631,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         result.map_err(|error| {
             if is_refusal(&error) {
-                self.note_lack(&error);
+                self.note_lack(error.kind());
                 return error;
             }
             self.stop(Failure::Metadata, error, out);

@@ -93,7 +93,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.deletions_stalled = false;
         self.sharing_tick();
         self.partial.tick();
-        if self.starved {
+        if self.starved.is_some() {
             self.space_waiters.tick();
         }
         if !self.is_stopped()
@@ -131,7 +131,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ok((freed, lost_holders)) => {
                 self.journal.committed(empties);
                 self.uncommitted = Uncommitted::default();
-                self.starved = false;
+                self.starved = None;
                 self.partial.committed(&units, &self.epochs);
                 if lost_holders {
                     self.holders_lost = Some(self.epochs.retire());
@@ -225,7 +225,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 }
             }
             self.metadata.make_reusable(range);
-            self.starved = false;
+            self.starved = None;
             self.out_of_data_space = false;
         }
     }

@@ -90,10 +90,15 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             || !self.unmaps.is_empty()
             || (!self.deletions.is_empty() && !self.deletions_stalled)
             || !self.filling.is_empty();
-        if !self.starved {
-            out.replies.extend(self.space_waiters.take_all().map(|waiter| (waiter, Reply::Again)));
-        } else if !on_its_way {
-            self.refuse_who_waits_no_longer(out);
+        match self.starved {
+            None => {
+                out.replies.extend(self.space_waiters.take_all().map(|waiter| (waiter, Reply::Again)));
+            }
+            Some(_) if on_its_way => {}
+            Some(lack) => {
+                self.note_lack(lack);
+                self.refuse_who_waits_no_longer(out);
+            }
         }
     }
 
@@ -108,9 +113,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.space_waiters = waiters;
     }
 
-    /// Remembers what was refused for lack of space.
-    pub(super) fn note_lack(&mut self, error: &Error) {
-        match error.kind() {
+    /// Remembers what there is not enough of, and none on its way: the next commit would have cured anything less.
+    pub(super) fn note_lack(&mut self, lack: ErrorKind) {
+        match lack {
             ErrorKind::NoDataSpace => {
                 self.times_full.data += u64::from(!self.out_of_data_space);
                 self.out_of_data_space = true;
@@ -138,7 +143,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn queue_has_expired(&self, volume: VolumeId) -> bool {
         let policy = self.when_full_of(volume);
         let waiting = self.space_waiters.0.get(&volume);
-        self.starved
+        self.starved.is_some()
             && policy != WhenFull::Error
             && waiting.is_some_and(|waiting| has_expired(policy, waiting.hopeless_ticks))
     }

@@ -139,9 +139,12 @@ fn a_failed_commit_leaves_a_readable_pool_that_asks_for_a_check() {
         let volume = keeper.volume(id(0)).unwrap();
         assert!(matches!(volume.table.get(VirtualBlock(5)), Lookup::Mapped(_)));
         assert!(volume.refuses_changes());
-        for refused in
-            [Ask::Fill(id(0), VirtualBlock(7)), Ask::Unmap(id(0), 0..1), Ask::Flush, Ask::AwaitSpace(id(0))]
-        {
+        for refused in [
+            Ask::Fill(id(0), VirtualBlock(7)),
+            Ask::Unmap(id(0), 0..1, u64::MAX),
+            Ask::Flush,
+            Ask::AwaitSpace(id(0)),
+        ] {
             assert_eq!(ask(&mut keeper, 4, refused), [(asker(4), REFUSED)]);
         }
         let snapshot = Command::Snapshot { pairs: vec![(id(0), id(7))], step: step(2) };
@@ -192,7 +195,7 @@ fn what_has_changed_since_the_last_commit_is_not_shown_as_it_was_then() {
     let mut keeper = open(&metadata, &data);
     // Nobody has looked at the page of block 600, and it is discarded.
     assert_eq!(load(&mut keeper, 0), Reply::Again);
-    let discarded = ask(&mut keeper, 5, Ask::Unmap(id(0), 512..VOLUME_BLOCKS));
+    let discarded = ask(&mut keeper, 5, Ask::Unmap(id(0), 512..VOLUME_BLOCKS, u64::MAX));
     assert_eq!(discarded, [(asker(5), Reply::Done)]);
     metadata.fail_flushes(1);
     assert_eq!(flush(&mut keeper), [(asker(3), REFUSED)]);

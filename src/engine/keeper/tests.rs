@@ -91,7 +91,7 @@ fn a_discard_does_what_it_can_before_it_waits_for_a_fill() {
     }
     let late = fill(&mut keeper, 9, 8);
     let also_late = fill(&mut keeper, 10, 9);
-    assert_eq!(ask(&mut keeper, 11, Ask::Unmap(id(0), 0..16)), []);
+    assert_eq!(ask(&mut keeper, 11, Ask::Unmap(id(0), 0..16, u64::MAX)), []);
     settle(&mut keeper);
     let mapped = |keeper: &mut Tested| keeper.metadata.details(id(0)).unwrap().unwrap().mapped_blocks;
     assert_eq!(mapped(&mut keeper), 0, "what is before the fill is gone already");
@@ -263,7 +263,7 @@ fn a_block_whose_snapshot_is_gone_is_not_copied() {
         ref other => panic!("{other:?}"),
     };
     assert!(copies(&mut keeper), "the snapshot has it");
-    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1, u64::MAX));
     settle(&mut keeper);
     assert!(copies(&mut keeper), "a power cut now brings the snapshot's block back");
     run(&mut keeper, Command::Commit).unwrap();
@@ -341,6 +341,66 @@ fn a_full_pool_queues_for_as_long_as_it_is_told() {
 }
 
 #[test]
+fn a_discard_up_to_the_end_leaves_what_has_come_behind_it() {
+    let mut keeper = pool(8);
+    let block = BlockSize::MIN.bytes();
+    for (op, number) in [(1, 2), (2, 3)] {
+        let target = fill(&mut keeper, op, number);
+        ask(&mut keeper, op, Ask::Publish(id(0), VirtualBlock(number), target));
+    }
+    run(&mut keeper, Command::Resize { volume: id(0), size_bytes: 4 * block - 512 }).unwrap();
+    let is_mapped =
+        |keeper: &mut Tested, number| keeper.metadata.lookup(id(0), VirtualBlock(number)).unwrap().is_some();
+    // It began when the volume ended inside block 3, and gets here when it does not any more: more of that block may have
+    // been written.
+    run(&mut keeper, Command::Resize { volume: id(0), size_bytes: 4 * block }).unwrap();
+    ask(&mut keeper, 3, Ask::Unmap(id(0), 2..4, 4 * block - 512));
+    assert_eq!((is_mapped(&mut keeper, 2), is_mapped(&mut keeper, 3)), (false, true));
+    assert_eq!(ask(&mut keeper, 4, Ask::Unmap(id(0), 3..4, 4 * block - 512)), [(asker(4), Reply::Done)]);
+    assert!(is_mapped(&mut keeper, 3));
+    // Whoever sees the new end may.
+    ask(&mut keeper, 5, Ask::Unmap(id(0), 3..4, 4 * block));
+    assert!(!is_mapped(&mut keeper, 3));
+}
+
+#[test]
+fn metadata_that_the_next_commit_frees_are_not_a_lack() {
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 1 << 16 };
+    let mut metadata = Metadata::format(MemoryDisk::zeroed(128 * 4096), geometry).unwrap();
+    metadata.create_volume(id(0)).unwrap();
+    let options = KeeperOptions {
+        volume_sizes: HashMap::from([(id(0), BlockSize::MIN.bytes() << 16)]),
+        ..KeeperOptions::default()
+    };
+    let data = MemoryDisk::zeroed(BlockSize::MIN.bytes() << 16);
+    let mut keeper = Keeper::new(metadata, data, options).unwrap();
+    run(&mut keeper, Command::Commit).unwrap();
+    let mut cured = 0;
+    for op in 0.. {
+        // A leaf each, so that every commit has copied some and frees as many.
+        let block = VirtualBlock((op * 997) % (1 << 16));
+        match ask(&mut keeper, op, Ask::Fill(id(0), block))[..] {
+            [(_, Reply::Fill { target, .. })] => {
+                ask(&mut keeper, op, Ask::Publish(id(0), block, target));
+            }
+            [(_, Reply::NoSpaceNow)] => {
+                assert_eq!(ask(&mut keeper, op, Ask::AwaitSpace(id(0))), []);
+                match settle(&mut keeper)[..] {
+                    [(_, Reply::Again)] => cured += 1,
+                    [(_, Reply::Failed(IoError::NoSpace))] => break,
+                    ref other => panic!("{other:?}"),
+                }
+            }
+            ref other => panic!("{other:?}"),
+        }
+        assert_eq!(keeper.status().times_full.metadata, 0, "after {cured} that a commit has cured");
+    }
+    assert!(cured > 0);
+    assert_eq!(keeper.status().times_full.metadata, 1);
+    assert!(keeper.status().out_of_metadata_space);
+}
+
+#[test]
 fn how_it_behaves_can_change_while_it_runs() {
     let mut keeper = keeper(8, formatted(8));
     let create = |number: u64, from: u64| {
@@ -402,13 +462,13 @@ fn pool_with_shared_blocks() -> (Tested, DataBlock) {
 #[test]
 fn a_block_that_is_somebody_s_alone_is_not_copied_while_it_is_overwritten() {
     let (mut keeper, _) = pool_with_shared_blocks();
-    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1, u64::MAX));
     run(&mut keeper, Command::Commit).unwrap();
     let wanted = Ask::Fill(id(0), VirtualBlock(0));
     assert_eq!(ask(&mut keeper, 1, wanted.clone()), [(asker(1), Reply::Again)]);
     // The first one writes in place now. The second looked at the map before that, and asks after another block has lost a
     // holder: a copy of what is being written would replace it.
-    ask(&mut keeper, 2, Ask::Unmap(id(1), 1..2));
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 1..2, u64::MAX));
     assert_eq!(ask(&mut keeper, 3, wanted), [(asker(3), Reply::Again)]);
 }
 
@@ -417,7 +477,7 @@ fn what_only_memory_knows_is_kept_while_somebody_may_act_on_it() {
     let (mut keeper, _) = pool_with_shared_blocks();
     let volume = keeper.volume(id(0)).unwrap();
     ask(&mut keeper, 1, Ask::Load(id(0), VirtualBlock(0)));
-    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1, u64::MAX));
     run(&mut keeper, Command::Commit).unwrap();
     let mut writer = Presence::new(LaneId(0), keeper.epochs());
     let epoch = writer.enter();
@@ -430,7 +490,7 @@ fn what_only_memory_knows_is_kept_while_somebody_may_act_on_it() {
     settle(&mut keeper);
     settle(&mut keeper); // the writer has not passed
     assert_eq!(volume.table.get(VirtualBlock(0)), Lookup::NotLoaded);
-    ask(&mut keeper, 2, Ask::Unmap(id(1), 1..2));
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 1..2, u64::MAX));
     assert_eq!(
         ask(&mut keeper, 3, wanted),
         [(asker(3), Reply::Again)],
@@ -451,7 +511,7 @@ fn a_block_is_not_overwritten_under_who_began_to_read_it_for_another_volume() {
     // It has looked at the map of the snapshot, and its read of the block is under way.
     let mut reader = Presence::new(LaneId(0), keeper.epochs());
     let epoch = reader.enter();
-    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1));
+    ask(&mut keeper, 2, Ask::Unmap(id(1), 0..1, u64::MAX));
     run(&mut keeper, Command::Commit).unwrap();
     let wanted = Ask::Fill(id(0), VirtualBlock(0));
     match ask(&mut keeper, 1, wanted.clone())[..] {

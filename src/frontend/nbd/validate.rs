@@ -230,7 +230,7 @@ fn check_length(operation: Operation, header: &RequestHeader, terms: &Terms) -> 
 /// Zeroing beats writing where whole blocks are unmapped; elsewhere zeros have to be written like any bytes.
 fn check_fast_zero(header: &RequestHeader, terms: &Terms) -> Result<(), Refusal> {
     let end = header.offset_bytes + header.length_bytes;
-    let whole = terms.block_size.blocks_covered(header.offset_bytes..end, terms.size_bytes);
+    let whole = terms.block_size.whole_blocks_inside(header.offset_bytes..end);
     if header.flags & flags::NO_HOLE != 0 || whole.is_empty() || header.offset_bytes < terms.origin_bytes {
         return refuse(Errno::NotSupported, "zeroing this is not faster than writing it");
     }
