@@ -5,19 +5,25 @@
 //! otherwise sends it to the inbox. What must hold:
 //!
 //! - Lanes never wait for the desk, and step back when the keeper's thread wants it.
-//! - What waits for the disk (flushes, loading of the map, whatever commits) is left to the keeper's thread. So is what the
+//! - What waits for the disk (loading of the map, whatever commits) is left to the keeper's thread. So is what the
 //!   keeper does when it is settled; a lane that has left something to settle rouses that thread.
+//! - A flush is done by the lane if nothing else is under way there that it could hold up, and if flushes have been quick of
+//!   late ([`QUICK`]): then waking and being woken is a good part of it.
 //! - Who panics at the desk leaves it poisoned; the keeper's thread finds that at its next tick at the latest, and ends.
 
 use super::inbox::Control;
 use super::pool::Shared;
 use crate::disk::{Disk, FileDisk};
-use crate::engine::{Answer, Ask, Asker, Keeper, LaneId, OpId, Outbox, Reply};
+use crate::engine::{Answer, Ask, Asker, Keeper, LaneId, OpId, Outbox, Reply, Settled};
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a flush may take on a lane's own thread. Whoever comes to that lane meanwhile waits for it.
+const QUICK: Duration = Duration::from_micros(500);
 
 /// Where the keeper of a pool sits.
 pub(super) struct Desk<M: Disk> {
@@ -25,17 +31,21 @@ pub(super) struct Desk<M: Disk> {
     work: Mutex<Option<Work<M>>>,
     /// The keeper's thread waits for it.
     wanted: AtomicBool,
+    /// What flushes take, in nanoseconds: an average in which the last four count most.
+    flush_nanos: AtomicU64,
 }
 
 /// A desk as lanes know it.
 pub(super) trait AskAtOnce: Send + Sync {
-    /// Has those of `asks` answered that can be answered at once, into the lane's inbox, and leaves the rest.
-    fn ask_at_once(&self, shared: &Shared, lane: LaneId, asks: &mut Vec<(OpId, Ask)>);
+    /// Has those of `asks` answered that can be answered at once, into the lane's inbox, and leaves the rest. `is_alone`: the lane has
+    /// no other request under way than the one that asks.
+    fn ask_at_once(&self, shared: &Shared, lane: LaneId, asks: &mut Vec<(OpId, Ask)>, is_alone: bool);
 }
 
 impl<M: Disk> Desk<M> {
     pub fn new(keeper: Keeper<M, Arc<FileDisk>>, lanes: usize) -> Self {
-        Desk { work: Mutex::new(Some(Work::new(keeper, lanes))), wanted: AtomicBool::new(false) }
+        let work = Mutex::new(Some(Work::new(keeper, lanes)));
+        Desk { work, wanted: AtomicBool::new(false), flush_nanos: AtomicU64::new(0) }
     }
 
     /// Keeper's thread: sits down, once the lane that is there has its answer.
@@ -46,6 +56,22 @@ impl<M: Disk> Desk<M> {
         work
     }
 
+    /// Has the keeper settle. What that takes when somebody waits for a flush is remembered.
+    pub fn settle(&self, work: &mut Work<M>) -> Settled {
+        let (flushes, begun) = (work.keeper.is_asked_to_flush(), Instant::now());
+        let settled = work.keeper.settle(&mut work.out);
+        if flushes {
+            let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX / 4);
+            let before = self.flush_nanos.load(Relaxed);
+            self.flush_nanos.store(before - before / 4 + nanos / 4, Relaxed);
+        }
+        settled
+    }
+
+    fn flushes_are_quick(&self) -> bool {
+        Duration::from_nanos(self.flush_nanos.load(Relaxed)) < QUICK
+    }
+
     /// Keeper's thread: the end.
     pub fn clear(&self) {
         self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -53,19 +79,23 @@ impl<M: Disk> Desk<M> {
 }
 
 impl<M: Disk> AskAtOnce for Desk<M> {
-    fn ask_at_once(&self, shared: &Shared, lane: LaneId, asks: &mut Vec<(OpId, Ask)>) {
-        if self.wanted.load(Relaxed) || !asks.iter().any(|(_, ask)| is_answered_at_once(ask)) {
+    fn ask_at_once(&self, shared: &Shared, lane: LaneId, asks: &mut Vec<(OpId, Ask)>, is_alone: bool) {
+        let flushes = is_alone && matches!(asks[..], [(_, Ask::Flush)]) && self.flushes_are_quick();
+        if self.wanted.load(Relaxed) || !(flushes || asks.iter().any(|(_, ask)| is_answered_at_once(ask))) {
             return;
         }
         let Ok(mut work) = self.work.try_lock() else { return };
         let Some(work) = work.as_mut() else { return };
         asks.retain(|(op, ask)| {
-            let at_once = is_answered_at_once(ask);
+            let at_once = flushes || is_answered_at_once(ask);
             if at_once {
                 work.keeper.handle(Asker::Lane(lane, *op), ask.clone(), &mut work.out);
             }
             !at_once
         });
+        if flushes {
+            self.settle(work);
+        }
         work.deliver(shared);
         if work.keeper.wants_to_settle() {
             shared.keeper.rouse();
@@ -149,5 +179,53 @@ impl<M: Disk> Work<M> {
         for lane in self.answered.drain(..) {
             shared.inbox(lane).reply(&mut self.replies[usize::from(lane.0)]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::engine::KeeperOptions;
+    use crate::metadata::{Geometry, Metadata};
+    use crate::units::{BlockSize, VirtualBlock, VolumeId};
+
+    /// What a lane is told before [`Shared::ask`] returns. Nobody else is there.
+    fn told(desk: &Arc<Desk<MemoryDisk>>, asks: &[Ask], is_alone: bool) -> Vec<Reply> {
+        let shared = Shared::new(1, desk.clone());
+        let mut asks = (0..).map(OpId).zip(asks.iter().cloned()).collect();
+        shared.ask(LaneId(0), &mut asks, is_alone);
+        assert!(asks.is_empty(), "the rest is with the keeper");
+        let mut replies = Vec::new();
+        shared.inbox(LaneId(0)).take_or_sleep(&mut replies);
+        replies.into_iter().map(|(_, reply)| reply).collect()
+    }
+
+    #[test]
+    fn a_lane_flushes_on_its_own_thread_when_that_holds_nobody_up() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
+        let data = FileDisk::create(&directory.path().join("data"), 16 * BlockSize::MIN.bytes()).unwrap();
+        let metadata = Metadata::format(MemoryDisk::zeroed(8 << 20), geometry).unwrap();
+        let options = KeeperOptions { lanes: 1, ..KeeperOptions::default() };
+        let desk = Arc::new(Desk::new(Keeper::new(metadata, Arc::new(data), options).unwrap(), 1));
+        let nowhere = Ask::Load(VolumeId::new(7).unwrap(), VirtualBlock(0));
+        let ways: [(&[Ask], bool, Duration, &[Reply]); 5] = [
+            (&[Ask::Flush], true, Duration::ZERO, &[Reply::Done]),
+            (&[Ask::Flush], false, Duration::ZERO, &[]),
+            (&[Ask::Flush], true, QUICK, &[]),
+            (&[Ask::Flush, Ask::Flush], true, Duration::ZERO, &[]),
+            (&[nowhere], true, Duration::ZERO, &[]),
+        ];
+        for (asks, is_alone, lately, expected) in ways {
+            desk.flush_nanos.store(lately.as_nanos() as u64, Relaxed);
+            assert_eq!(told(&desk, asks, is_alone), expected, "{asks:?}, alone: {is_alone}, {lately:?}");
+        }
+        desk.flush_nanos.store(0, Relaxed);
+        told(&desk, &[Ask::Flush], true);
+        assert!(desk.flush_nanos.load(Relaxed) > 0, "what it took is remembered");
+        let busy = desk.sit_down();
+        assert_eq!(told(&desk, &[Ask::Flush], true), [], "nobody waits for the desk");
+        drop(busy);
     }
 }

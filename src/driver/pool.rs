@@ -98,7 +98,7 @@ impl Drop for Seat {
 }
 
 impl Shared {
-    fn new(lanes: usize, desk: Arc<dyn AskAtOnce>) -> Self {
+    pub(super) fn new(lanes: usize, desk: Arc<dyn AskAtOnce>) -> Self {
         let count = u16::try_from(lanes).expect("a lane's number has 16 bits");
         let seats = Seats { free: (0..count).rev().map(LaneId).collect(), taken: 0, lost: 0, closing: false };
         Shared {
@@ -111,8 +111,9 @@ impl Shared {
     }
 
     /// A lane's questions of one turn: the keeper answers them into the lane's inbox, some before this returns.
-    pub(super) fn ask(&self, lane: LaneId, asks: &mut Vec<(OpId, Ask)>) {
-        self.desk.ask_at_once(self, lane, asks);
+    /// `is_alone`: it has no other request under way than the one that asks.
+    pub(super) fn ask(&self, lane: LaneId, asks: &mut Vec<(OpId, Ask)>, is_alone: bool) {
+        self.desk.ask_at_once(self, lane, asks, is_alone);
         if !asks.is_empty() {
             self.keeper.ask(lane, asks);
         }
@@ -331,7 +332,7 @@ impl<M: Disk> KeeperThread<M> {
                 continue;
             }
             batches = 0;
-            let settled = work.keeper.settle(&mut work.out);
+            let settled = self.desk.settle(work);
             work.deliver(&self.shared);
             let until_tick = next_tick.saturating_duration_since(Instant::now());
             patience = match settled {

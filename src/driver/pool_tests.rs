@@ -148,7 +148,7 @@ fn nobody_hangs_when_a_lane_panics_at_the_keeper_s_desk() {
     let shared = &bench.pool.handle.shared;
     let nonsense = Ask::Publish(id(2), VirtualBlock(0), DataBlock(0));
     let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        shared.ask(LaneId(1), &mut vec![(OpId(0), nonsense)]);
+        shared.ask(LaneId(1), &mut vec![(OpId(0), nonsense)], false);
     }));
     assert!(panicked.is_err(), "it was asked at once, on this thread");
     assert_eq!(client.write(lease.volume(), 4 * BLOCK, &[1; 512]), Err(IoError::Io));

@@ -188,7 +188,7 @@ impl UringLane {
         self.bursts.turn();
         loop {
             if !self.asks.is_empty() {
-                self.seat.shared.ask(self.seat.lane, &mut self.asks);
+                self.seat.shared.ask(self.seat.lane, &mut self.asks, self.running == 1);
             }
             let ended = self.seat.inbox().take_or_sleep(&mut self.replies);
             if self.replies.is_empty() && (ended.is_none() || self.waiting.is_empty()) {

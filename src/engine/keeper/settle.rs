@@ -56,6 +56,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.what_is_left()
     }
 
+    /// Whether somebody waits for a flush, which the next [`Keeper::settle`] does.
+    pub fn is_asked_to_flush(&self) -> bool {
+        !self.flushes.is_empty()
+    }
+
     /// Whether something is there to be settled that the last [`Keeper::settle`] may not have seen.
     pub fn wants_to_settle(&self) -> bool {
         let is_waited_for = !self.space_waiters.is_empty() || !self.freezes.is_empty();
