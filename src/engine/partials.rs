@@ -12,17 +12,13 @@
 //!   the data disk, so that no unit becomes durable before its bytes.
 
 use super::pages::Shelves;
+use super::sizes::{PARTIALS_CHUNK_ENTRIES as CHUNK_ENTRIES, PARTIALS_PAGE_BLOCKS as PAGE_BLOCKS};
+use super::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use super::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard};
 use crate::metadata::{Base, Partial};
 use crate::units::DataBlock;
 use std::ops::Range;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Mutex, MutexGuard};
 
-/// Blocks of a page of the table.
-const PAGE_BLOCKS: u64 = 512;
-/// Entries that are allocated together.
-const CHUNK_ENTRIES: u64 = 64;
 /// The block of an entry that nobody has, or that is on its way out.
 const NOBODY: u64 = u64::MAX;
 

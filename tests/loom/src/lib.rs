@@ -1,4 +1,4 @@
-//! The epochs and the map tables, as they are in `src/engine`, under loom: it runs each of the tests once for every order in
+//! The epochs, the map tables and the table of partial blocks, as they are in `src/engine`, under loom: it runs each of the tests once for every order in
 //! which the threads' steps can take effect (up to `LOOM_MAX_PREEMPTIONS` changes of thread where none is needed), by the rules of
 //! the C11 memory model.
 
@@ -8,18 +8,38 @@
 #[path = "../../../src/units.rs"]
 mod units;
 
+/// As in production.
+mod metadata {
+    use crate::units::DataBlock;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Base {
+        Zeros,
+        Block(DataBlock),
+    }
+
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Partial {
+        pub base: Base,
+        pub units: u64,
+    }
+}
+
 /// As `crate::engine` has it, but for what stands behind `sync`, and sizes. (The tests in there are run elsewhere.)
 #[path = "../../../src/engine"]
 mod engine {
     pub mod epochs;
     pub mod map_table;
     pub mod pages;
+    pub mod partials;
 
     /// Loom follows every single atomic.
     pub mod sizes {
         pub const PAGE_BLOCKS: u64 = 2;
         pub const CHUNK_PAGES: u64 = 2;
         pub const DIRECTORY_PAGES: u64 = 2;
+        pub const PARTIALS_PAGE_BLOCKS: u64 = 2;
+        pub const PARTIALS_CHUNK_ENTRIES: u64 = 1;
     }
 
     pub mod request {
@@ -29,14 +49,17 @@ mod engine {
     }
 
     pub mod sync {
-        pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+        pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+        pub use loom::sync::{Mutex, MutexGuard};
     }
 
     mod models {
         use super::epochs::{Epochs, Presence};
         use super::map_table::{Lookup, MapTable, page_of};
         use super::pages::Pages;
+        use super::partials::{Claim, Partials};
         use super::request::LaneId;
+        use crate::metadata::{Base, Partial};
         use crate::units::{DataBlock, Mapping, SnapTime, VirtualBlock};
         use loom::sync::Arc as LoomArc;
         use loom::sync::atomic::{AtomicU64, Ordering};
@@ -175,7 +198,10 @@ mod engine {
                         let mut presence = Presence::new(LaneId(0), epochs);
                         let epoch = presence.enter();
                         let found = tables[0].get(MINE);
-                        assert!(matches!(found, Lookup::NotLoaded) || found == Lookup::Mapped(mapping(7)), "{found:?}");
+                        assert!(
+                            matches!(found, Lookup::NotLoaded) || found == Lookup::Mapped(mapping(7)),
+                            "{found:?}"
+                        );
                         presence.leave(epoch);
                     })
                 };
@@ -220,6 +246,135 @@ mod engine {
                 table.set(MINE, Some(mapping(8)));
                 lane.join().unwrap();
                 assert_eq!(table.get(MINE), Lookup::Mapped(mapping(8)));
+            });
+        }
+
+        const BLOCK: DataBlock = DataBlock(0);
+
+        fn with_one_unit() -> Arc<Partials> {
+            let partials = Partials::new(0b111);
+            partials.add(BLOCK, Partial { base: Base::Zeros, units: 0b1 });
+            Arc::new(partials)
+        }
+
+        fn units_of(partials: &Partials) -> u64 {
+            partials.get(BLOCK).map_or(0b111, |partial| partial.units)
+        }
+
+        /// Two lanes write units that are not there, one of them the same: it has one writer, who is the only one to touch its
+        /// bytes until they are there.
+        #[test]
+        fn a_unit_has_one_writer_until_it_is_there() {
+            model(3, || {
+                let partials = with_one_unit();
+                let bytes = LoomArc::new(AtomicU64::new(0));
+                let write = |units: u64, partials: Arc<Partials>, bytes: LoomArc<AtomicU64>| match partials
+                    .claim(BLOCK, units)
+                {
+                    Claim::Won(won) => {
+                        if won & 0b10 != 0 {
+                            assert_eq!(bytes.load(Ordering::Relaxed), 0, "somebody else has written it");
+                            bytes.store(units, Ordering::Relaxed);
+                        } else if units & 0b10 != 0 {
+                            assert_ne!(bytes.load(Ordering::Relaxed), 0, "it counts as there, and is not");
+                        }
+                        partials.put(BLOCK, won);
+                        won
+                    }
+                    Claim::Lost(taken) => {
+                        assert_eq!(taken, 0b10);
+                        0
+                    }
+                };
+                let lane = {
+                    let (partials, bytes) = (partials.clone(), bytes.clone());
+                    thread::spawn(move || write(0b10, partials, bytes))
+                };
+                let mine = write(0b110, partials.clone(), bytes);
+                let theirs = lane.join().unwrap();
+                assert_eq!(mine & theirs, 0);
+                assert_eq!((mine | theirs) & 0b10, 0b10);
+                assert_eq!(units_of(&partials), 0b1 | mine | theirs);
+            });
+        }
+
+        /// Units come while the keeper commits and others read: what is there has its bytes for everybody, and what was acknowledged
+        /// before the keeper took the list is on it, or was on the one before.
+        #[test]
+        fn what_is_acknowledged_is_on_the_list() {
+            model(3, || {
+                let partials = with_one_unit();
+                let bytes = LoomArc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+                let acknowledged = LoomArc::new(AtomicU64::new(0));
+                let lane = {
+                    let (partials, bytes, acknowledged) =
+                        (partials.clone(), bytes.clone(), acknowledged.clone());
+                    thread::spawn(move || {
+                        for (at, unit) in [0b10, 0b100].into_iter().enumerate() {
+                            assert_eq!(partials.claim(BLOCK, unit), Claim::Won(unit));
+                            bytes[at].store(1, Ordering::Relaxed);
+                            partials.put(BLOCK, unit);
+                            acknowledged.fetch_add(unit, Ordering::Release);
+                        }
+                    })
+                };
+                let mut durable = 0b1;
+                for _ in 0..2 {
+                    let promised = acknowledged.load(Ordering::Acquire);
+                    let listed = partials.take_dirty().into_iter().fold(0, |all, (_, units)| all | units);
+                    durable |= listed;
+                    assert_eq!(promised & !durable, 0, "acknowledged, and on no list");
+                    for (at, unit) in [0b10, 0b100].into_iter().enumerate() {
+                        let is_there = (listed | units_of(&partials)) & unit != 0;
+                        assert!(
+                            !is_there || bytes[at].load(Ordering::Relaxed) == 1,
+                            "it counts as there, and is not"
+                        );
+                    }
+                }
+                lane.join().unwrap();
+                durable |= partials.take_dirty().into_iter().fold(0, |all, (_, units)| all | units);
+                assert_eq!(durable, 0b111);
+            });
+        }
+
+        /// A lane that finds a mapping to a partial block finds what is missing of it as well, while such blocks come and go.
+        #[test]
+        fn a_partial_block_is_never_taken_for_a_whole_one() {
+            model(3, || {
+                let epochs = Arc::new(Epochs::new(1));
+                let partials = Arc::new(Partials::new(0b111));
+                let map = LoomArc::new(AtomicU64::new(0)); // a block's number and 1; 0: a hole
+                let lane = {
+                    let (epochs, partials, map) = (epochs.clone(), partials.clone(), map.clone());
+                    thread::spawn(move || {
+                        let mut presence = Presence::new(LaneId(0), epochs);
+                        let epoch = presence.enter();
+                        if let Some(block) = map.load(Ordering::Acquire).checked_sub(1) {
+                            let found = partials.get(DataBlock(block)).expect("it is a partial block");
+                            assert_eq!(
+                                found,
+                                Partial { base: Base::Block(DataBlock(block + 10)), units: 1 << block }
+                            );
+                        }
+                        presence.leave(epoch);
+                    })
+                };
+                let add = |block: u64| {
+                    partials.add(
+                        DataBlock(block),
+                        Partial { base: Base::Block(DataBlock(block + 10)), units: 1 << block },
+                    );
+                    map.store(block + 1, Ordering::Release);
+                };
+                add(0);
+                map.store(0, Ordering::Release); // it was discarded
+                let epoch = epochs.retire();
+                if epochs.all_past(epoch) {
+                    partials.remove(DataBlock(0));
+                    add(1); // in the same entry
+                }
+                lane.join().unwrap();
             });
         }
     }
