@@ -5,10 +5,10 @@
 //! otherwise sends it to the inbox. What must hold:
 //!
 //! - Lanes never wait for the desk, and step back when the keeper's thread wants it.
-//! - What waits for the disk (loading of the map, whatever commits) is left to the keeper's thread. So is what the
-//!   keeper does when it is settled; a lane that has left something to settle rouses that thread.
-//! - A flush is done by the lane if nothing else is under way there that it could hold up, and if flushes have been quick of
-//!   late ([`QUICK`]): then waking and being woken is a good part of it.
+//! - What waits for the disk (loading of the map, whatever commits), and what the keeper does when it is settled, is left to the
+//!   keeper's thread; a lane that has left something to settle rouses that.
+//! - But for one thing: a flush that is all that a lane has under way is done there, by a commit if it takes one, when flushes have
+//!   been quick of late ([`QUICK`]). Waking and being woken would be a good part of it.
 //! - Who panics at the desk leaves it poisoned; the keeper's thread finds that at its next tick at the latest, and ends.
 
 use super::inbox::Control;
