@@ -186,7 +186,10 @@ impl World {
         } else if sectors < now && self.in_flight.values().any(|request| request.volume == volume) {
             return None;
         }
-        self.stays(Promise::Size { volume, sectors });
+        if sectors > now {
+            self.ledger.set_sectors(volume, sectors);
+        }
+        self.stays(Promise::Size { volume, sectors, before: now });
         Some(Command::Resize { volume, size_bytes: sectors * SECTOR })
     }
 

@@ -26,7 +26,7 @@ pub(super) enum Promise {
     /// Nothing.
     None,
     /// A volume has so many sectors.
-    Size { volume: VolumeId, sectors: u64 },
+    Size { volume: VolumeId, sectors: u64, before: u64 },
     /// These sectors are unmapped, durably.
     Unmapped { volume: VolumeId, sectors: Range<u64>, begun: u64, to_the_end: bool },
     /// The pool has so many blocks; more of metadata, perhaps.
@@ -68,13 +68,11 @@ impl Ledger {
     ) -> Option<(VolumeId, u64)> {
         match promise {
             Promise::None => {}
-            Promise::Size { volume, sectors } => {
+            Promise::Size { volume, sectors, before } => {
                 model.resize_ends(volume);
-                if ok {
-                    let before = self.sizes.insert(volume, sectors);
-                    outcome.enlarged += u64::from(before < Some(sectors));
-                    outcome.shrunk += u64::from(before > Some(sectors));
-                }
+                self.sizes.insert(volume, if ok { sectors } else { before });
+                outcome.enlarged += u64::from(ok && before < sectors);
+                outcome.shrunk += u64::from(ok && before > sectors);
             }
             Promise::Unmapped { volume, sectors, begun, to_the_end } => {
                 model.write_ends(volume, sectors.clone(), begun, ok);
@@ -98,6 +96,8 @@ impl Ledger {
     pub fn is_cut_off(&mut self, promise: Promise, status: &PoolStatus, model: &mut Model) {
         match promise {
             Promise::None | Promise::Unmapped { .. } => {}
+            // A larger size is in the book before anybody sees it, a smaller one when nobody can write behind it any more.
+            Promise::Size { volume, sectors, before } if sectors >= before => model.resize_ends(volume),
             Promise::Size { volume, .. } => model.undo_resize(volume),
             Promise::Grown { data_blocks, .. } => drop(self.data_totals.insert(data_blocks)),
             Promise::Held(_) => self.is_held = status.held_root.is_some(),
