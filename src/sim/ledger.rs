@@ -2,6 +2,7 @@
 
 use super::model::Model;
 use super::options::Outcome;
+use super::origins::Origins;
 use super::world::{BLOCK_SECTORS, SECTOR};
 use crate::engine::PoolStatus;
 use crate::units::VolumeId;
@@ -92,12 +93,24 @@ impl Ledger {
         None
     }
 
-    /// The power was cut before a command was answered.
-    pub fn is_cut_off(&mut self, promise: Promise, status: &PoolStatus, model: &mut Model) {
+    /// The power was cut, or the process killed, before a command was answered.
+    pub fn is_cut_off(
+        &mut self,
+        promise: Promise,
+        status: &PoolStatus,
+        model: &mut Model,
+        origins: &Origins,
+    ) {
         match promise {
             Promise::None | Promise::Unmapped { .. } => {}
-            // A larger size is in the book before anybody sees it, a smaller one when nobody can write behind it any more.
-            Promise::Size { volume, sectors, before } if sectors >= before => model.resize_ends(volume),
+            // A larger size is in the book before anybody sees it (a keeper that had stopped never did), a smaller one when nobody can
+            // write behind it any more.
+            Promise::Size { volume, sectors, before } if sectors >= before => {
+                if model.sectors_of(volume) < sectors {
+                    model.resize(volume, sectors, |sector| origins.stamp(volume, sector));
+                }
+                model.resize_ends(volume);
+            }
             Promise::Size { volume, .. } => model.undo_resize(volume),
             Promise::Grown { data_blocks, .. } => drop(self.data_totals.insert(data_blocks)),
             Promise::Held(_) => self.is_held = status.held_root.is_some(),

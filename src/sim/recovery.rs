@@ -77,7 +77,7 @@ impl World {
         self.check_metadata(Verdict::Clean)?;
         if let Some(UnderWay { volumes, step, promise, .. }) = self.command.take() {
             let status = self.status();
-            self.ledger.is_cut_off(promise, &status, &mut self.model);
+            self.ledger.is_cut_off(promise, &status, &mut self.model, &self.origins);
             let id = status.transaction_id;
             if id != step.from && id != step.to {
                 return Err(format!("the transaction id is {id}, expected {} or {}", step.from, step.to));
