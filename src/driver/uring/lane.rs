@@ -188,6 +188,8 @@ impl UringLane {
         self.bursts.turn();
         loop {
             if !self.asks.is_empty() {
+                // An answer that is given at once rings nobody.
+                self.seat.inbox().is_awake();
                 self.seat.shared.ask(self.seat.lane, &mut self.asks, self.running == 1);
             }
             let ended = self.seat.inbox().take_or_sleep(&mut self.replies);
