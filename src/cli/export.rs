@@ -66,6 +66,11 @@ const COLUMNS: &[Column<ExportInfo>] = &[
     Column { name: "access", by_default: true, cell: |export| Cell::Text(access(export).to_owned()) },
     Column { name: "queues", by_default: true, cell: |export| Cell::Number(export.queues.into()) },
     Column { name: "depth", by_default: true, cell: |export| Cell::Number(export.depth.into()) },
+    Column {
+        name: "outlives_daemon",
+        by_default: false,
+        cell: |export| Cell::Text(if export.outlives_daemon { "yes" } else { "no" }.to_owned()),
+    },
     Column { name: "link", by_default: true, cell: |export| Cell::maybe(export.link.as_ref()) },
     Column { name: "id", by_default: false, cell: |export| Cell::Number(export.id) },
     Column {

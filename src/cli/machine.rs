@@ -3,7 +3,7 @@
 use super::{print, print_json};
 use crate::control::api::SCHEMA;
 use crate::error::Result;
-use crate::frontend::ublk::{Finding, State, findings};
+use crate::frontend::ublk::{Finding, State, findings, remove_waiting};
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -20,7 +20,17 @@ struct Ublk {
     findings: Vec<Finding>,
 }
 
-pub(super) fn run(json: bool) -> Result<ExitCode> {
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Take away block device N of uthin's, which waits for a daemon that nobody will start again: its requests fail
+    #[arg(long, value_name = "N")]
+    remove_device: Option<u32>,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> Result<ExitCode> {
+    if let Some(number) = args.remove_device {
+        remove_waiting(number)?;
+    }
     let findings = findings();
     let usable = findings.iter().all(|found| found.state != State::Missing);
     let text = shown(&findings, usable);

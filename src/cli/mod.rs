@@ -68,7 +68,7 @@ enum Noun {
     /// Say what this machine lacks for block devices, and how to get it
     ///
     /// The exit code is 0 if nothing is missing, and 1 otherwise; warnings do not count.
-    Doctor,
+    Doctor(machine::Args),
     /// Print user and group of whoever made a ublk device, if that is an ordinary user: for udev's rules
     #[command(hide = true)]
     UblkOwner {
@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
         Noun::Events(args) => events::run(&args, json).map(|()| ExitCode::SUCCESS),
         Noun::Export(args) => export::export(args, json).map(|()| ExitCode::SUCCESS),
         Noun::Unexport(args) => export::unexport(&args, json).map(|()| ExitCode::SUCCESS),
-        Noun::Doctor => machine::run(json),
+        Noun::Doctor(args) => machine::run(&args, json),
         Noun::UblkOwner { name } => export::owner(&name).map(|()| ExitCode::SUCCESS),
         Noun::Completion { shell } => completion(shell, json).map(|()| ExitCode::SUCCESS),
         Noun::Man { directory } => {

@@ -25,6 +25,10 @@ pub(super) struct Args {
     /// Without TLS, allow TCP addresses other than loopback ones: whoever connects there reads and writes every volume
     #[arg(long, conflicts_with = "tls_certificates")]
     insecure_tcp: bool,
+    /// If another daemon serves the pool, take its place: it closes the pool, and its block devices go on with this one. NBD clients have to
+    /// connect anew
+    #[arg(long)]
+    takeover: bool,
     /// Make this volume a block device from the beginning; may be given several times
     #[arg(long, value_name = "VOLUME", value_parser = VolumeName::parse)]
     ublk: Vec<VolumeName>,
@@ -61,6 +65,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         map_bytes: args.map_memory,
         hook: args.hook,
         block_devices: args.ublk,
+        takeover: args.takeover,
     };
     daemon::serve(&args.pool, &options, || {
         // Who waits for it reads it; a closed stdout is no reason not to serve.

@@ -613,6 +613,9 @@ pub struct ExportInfo {
     pub physical_block_bytes: u32,
     /// Whether it can only be read.
     pub read_only: bool,
+    /// Whether its requests wait for another daemon when this one dies, instead of failing.
+    #[serde(default)]
+    pub outlives_daemon: bool,
 }
 
 /// All exports: `GET /v1/exports`.
@@ -689,6 +692,15 @@ pub struct Deleted {
     pub name: VolumeName,
     /// Whether its blocks are free already; else they are being freed in the background.
     pub finished: bool,
+}
+
+/// The body of `POST /v1/close`; there may be none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClosePool {
+    /// Leave the block devices to a daemon that comes next, instead of taking them away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hand_over: bool,
 }
 
 /// The answer to `POST /v1/close`.

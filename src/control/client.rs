@@ -1,7 +1,7 @@
 //! The way to a daemon: HTTP over the control socket of the pool that it serves.
 
 use super::api::{
-    Closed, CreateVolume, Deleted, ExportInfo, ExportList, ExportVolume, Failure, GrowPool, Grown,
+    ClosePool, Closed, CreateVolume, Deleted, ExportInfo, ExportList, ExportVolume, Failure, GrowPool, Grown,
     MessageDone, MessageRequest, MetadataSnapshot, NewSnapshots, NewVolume, PoolApi, PoolInfo, PoolSettings,
     RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume, RolledBack, SetPool, SetVolume,
     SnapshotGroup, SnapshotPair, SnapshotVolume, UnexportVolume, Unexported, VolumeList, VolumeSettings,
@@ -27,12 +27,16 @@ use std::time::{Duration, Instant};
 
 /// A daemon that has not answered by then is stuck. Snapshots of a busy volume and closing take seconds at most.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
+/// How long closing may take: requests under way, and clients, have their time, and partial blocks are settled.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a daemon that said that it is closed may take to be gone.
 const EXIT_PATIENCE: Duration = Duration::from_secs(30);
 /// Settling may take longer than any answer; so it is asked for in parts.
 const SETTLE_SLICE_SECONDS: u64 = 30;
 /// The longest list of volumes is far below this.
 const ANSWER_BYTES_LIMIT: usize = 1 << 30;
+
+const CLOSE: &str = "/v1/close";
 
 /// A daemon that serves a pool.
 pub struct Client {
@@ -70,8 +74,17 @@ impl Client {
 
     /// Ends the daemon clean, and waits until its process is gone and the pool is free.
     pub fn close(&self, dir: &PoolDir) -> Result<()> {
+        self.end(dir, ClosePool::default())
+    }
+
+    /// As [`Client::close`], and the daemon leaves its block devices to the caller, who serves the pool next.
+    pub fn hand_over(&self, dir: &PoolDir) -> Result<()> {
+        self.end(dir, ClosePool { hand_over: true })
+    }
+
+    fn end(&self, dir: &PoolDir, how: ClosePool) -> Result<()> {
         let process = self.daemon_process();
-        let _closed: Closed = self.ask(Method::POST, "/v1/close", &())?;
+        let _closed: Closed = self.ask(Method::POST, CLOSE, &how)?;
         let deadline = Instant::now() + EXIT_PATIENCE;
         if let Some(process) = process {
             let patience = Timespec { tv_sec: EXIT_PATIENCE.as_secs() as i64, tv_nsec: 0 };
@@ -157,14 +170,11 @@ impl Client {
             let body = Limited::new(response.into_body(), ANSWER_BYTES_LIMIT).collect().await;
             Ok((status, body.map_err(|error| self.gone(&error))?.to_bytes()))
         };
-        tokio::time::timeout(ANSWER_PATIENCE, talk).await.unwrap_or_else(|_| {
+        let patience = if path == CLOSE { CLOSE_PATIENCE } else { ANSWER_PATIENCE };
+        tokio::time::timeout(patience, talk).await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Busy,
-                format!(
-                    "the daemon of pool `{}` has not answered for {} s",
-                    self.pool,
-                    ANSWER_PATIENCE.as_secs()
-                ),
+                format!("the daemon of pool `{}` has not answered for {} s", self.pool, patience.as_secs()),
             )
             .hint("what was asked may still happen; its log says more"))
         })

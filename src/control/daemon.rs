@@ -7,7 +7,9 @@
 
 use super::api::{Discard, ExportKind, ExportVolume, PoolApi, ServedBy};
 use super::catalog_file::LoggedCatalog;
-use super::exports::Exports as BlockDevices;
+use super::client::Client;
+use super::devices::Devices;
+use super::exports::{End, Exports as BlockDevices};
 use super::hook;
 use super::http::{self, CloseRequest};
 use super::journal;
@@ -22,6 +24,7 @@ use crate::driver::Pool;
 use crate::engine::{Answer, Command, DEFAULT_MAP_BYTES, JournalMode, Keeper, KeeperOptions, SmallWrites};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
+use crate::frontend::ublk;
 use crate::metadata::Access;
 use crate::units::BlockSize;
 use std::os::unix::fs::FileTypeExt;
@@ -67,6 +70,8 @@ pub struct ServeOptions {
     pub hook: Option<PathBuf>,
     /// Volumes to make block devices of from the beginning.
     pub block_devices: Vec<VolumeName>,
+    /// If another daemon serves the pool, take its place, with its block devices.
+    pub takeover: bool,
 }
 
 /// Serves the pool until somebody ends it: a signal, or a request to close. `ready` is called once, when clients can come.
@@ -93,28 +98,36 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     // Before the pool is touched: certificates are where mistakes are made.
     let limits = limits(options)?;
     let hook = options.hook.as_deref().map(hook::require_program).transpose()?;
-    let (service, driver, block_size) = start_pool(&dir, options)?;
+    if options.takeover {
+        let (dir, options) = (dir.clone(), options.clone());
+        let limits = limits.clone();
+        blocking("taking the pool over", move || take_over(&dir, &options, &limits)).await?;
+    }
+    let Started { service, driver, block_size, devices, journal } = start_pool(&dir, options)?;
     let (close, mut close_requests) = mpsc::channel(1);
     let control = match bind_control(&dir) {
         Ok(control) => control,
         Err(error) => return give_up(&service, error),
     };
+    service.remember_devices(devices.clone());
     let exports = Arc::new(PoolExports { service: service.clone(), pool: driver.clone(), block_size });
-    let server = match start_nbd(&dir, options, limits, driver.clone(), exports) {
+    let folder = dir.absolute().unwrap_or_else(|_| dir.path().to_owned()).join("dev");
+    let block_devices = BlockDevices::new(driver.clone(), block_size, folder, devices.clone(), journal);
+    service.export_with(Arc::new(block_devices));
+    service.take_devices_up();
+    let started = export_first(&service, &options.block_devices)
+        .and_then(|()| start_nbd(&dir, options, limits, driver.clone(), exports));
+    let server = match started {
         Ok(server) => server,
         Err(error) => {
             remove_socket(&dir.control_socket());
-            return give_up(&service, error);
+            let has_let_go = service.end_devices(End::AsFound);
+            let closed = service.close();
+            note_devices(&devices, journal.filter(|_| has_let_go && closed.is_ok()));
+            log_second(closed);
+            return Err(error);
         }
     };
-    let folder = dir.absolute().unwrap_or_else(|_| dir.path().to_owned()).join("dev");
-    service.export_with(Arc::new(BlockDevices::new(driver.clone(), block_size, folder)));
-    if let Err(error) = export_first(&service, &options.block_devices) {
-        service.unexport_all();
-        drop(server);
-        remove_socket(&dir.control_socket());
-        return give_up(&service, error);
-    }
     let pid = std::process::id();
     let since = time::rfc3339(time::now_unix_seconds());
     service.serve_as(ServedBy { pid, since }, server.addresses().iter().map(absolute).collect());
@@ -136,20 +149,29 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     watcher.abort();
     tell_supervisor(sd_notify::NotifyState::Stopping);
     let (closing, settle_seconds) = (service.clone(), options.settle_seconds);
-    let closed = tokio::task::spawn_blocking(move || {
+    let hands_over = asked_by.as_ref().is_some_and(|asker| asker.how.hand_over);
+    let closed = blocking("closing", move || {
         let mut server = server;
+        if hands_over {
+            // Who waits for space goes on waiting with the next daemon.
+            let has_let_go = closing.end_devices(End::LetGo);
+            let _ = closing.let_nobody_wait();
+            server.stop();
+            let closed = closing.close();
+            note_devices(&devices, journal.filter(|_| has_let_go && closed.is_ok()));
+            return closed;
+        }
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
         let _ = closing.let_nobody_wait();
-        closing.unexport_all();
+        closing.end_devices(End::TakeAway);
         server.stop();
         closing.settle_at_the_end(settle_seconds);
         closing.close()
     })
-    .await
-    .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Failed, format!("closing has met a bug: {panic}"))));
+    .await;
     if let Some(asker) = asked_by {
         // If it has gone away in the meantime, the exit status still tells.
-        let _ = asker.send(closed.clone());
+        let _ = asker.answer.send(closed.clone());
     }
     service.events().close();
     remove_socket(&dir.control_socket());
@@ -158,6 +180,60 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         tracing::warn!("a client of the control socket did not take its answer");
     }
     closed
+}
+
+/// Work that waits, off the daemon's own thread.
+async fn blocking<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Failed, format!("{doing} has met a bug: {panic}"))))
+}
+
+/// Has the daemon that serves the pool end and leave its block devices to us, if there is one. What can be wrong with the options is
+/// looked for before that.
+fn take_over(dir: &PoolDir, options: &ServeOptions, limits: &Limits) -> Result<()> {
+    let Some(daemon) = Client::find(dir)? else {
+        tracing::info!("nobody serves the pool: there is nothing to take over");
+        return Ok(());
+    };
+    let volumes = daemon.volumes()?.volumes;
+    let is_there = |name: &&VolumeName| volumes.iter().any(|volume| volume.name == **name);
+    if let Some(name) = options.block_devices.iter().find(|name| !is_there(name)) {
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no volume `{name}`"))
+            .hint("`uthin volume list POOL` shows them; the daemon goes on"));
+    }
+    let exports = daemon.exports()?.exports;
+    if !options.block_devices.is_empty() || !exports.is_empty() {
+        ublk::check(1)?;
+    }
+    Server::check_addresses(&options.listen, limits)?;
+    let journal = options.journal.unwrap_or(daemon.status()?.options.journal);
+    for export in exports {
+        let refused = |what: &str| Error::new(ErrorKind::WrongState, format!("{} {what}", export.device));
+        if !export.outlives_daemon {
+            return Err(
+                refused("was made without a journal, and goes with its daemon").hint("unexport it first")
+            );
+        }
+        if journal == JournalMode::None {
+            let what = "cannot be taken over without a journal";
+            return Err(refused(what).hint("add `--journal file`, or unexport it first"));
+        }
+    }
+    tracing::info!("taking the pool over");
+    daemon.hand_over(dir)
+}
+
+/// The devices that we leave behind can go on if all has come to its end, their journal too. If that cannot be written, they are taken away.
+fn note_devices(devices: &Devices, closed_journal: Option<u64>) {
+    if let Some(journal) = closed_journal
+        && let Err(error) = devices.journal_is_closed(journal)
+    {
+        tracing::error!("{error}; the block devices will be taken away");
+    }
 }
 
 /// Looks at the pool once a second, and tells what has changed.
@@ -178,8 +254,19 @@ async fn watch_pool(service: Arc<Service>) {
     }
 }
 
+/// A pool with its keeper.
+struct Started {
+    service: Arc<Service>,
+    driver: Pool,
+    block_size: BlockSize,
+    /// Block devices that an earlier daemon left.
+    devices: Arc<Devices>,
+    /// The number of its journal, if it has one.
+    journal: Option<u64>,
+}
+
 /// The pool with its keeper, and what an earlier run left to do under way.
-fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Pool, BlockSize)> {
+fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<Started> {
     let mut opened = open_to_serve(dir)?;
     let kept = opened.catalog.options;
     let in_force = PoolOptions {
@@ -205,7 +292,8 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
         (JournalMode::File, Access::ReadWrite) => Some(journal::begin(dir, &mut opened)?),
         (JournalMode::File, Access::ReadOnly) | (JournalMode::None, _) => None,
     };
-    let OpenPool { path, metadata, data, catalog, notes } = opened;
+    let (journal, journal_id) = journal.unzip();
+    let OpenPool { path, metadata, data, catalog, notes, devices } = opened;
     let block_size = metadata.geometry().block_size;
     let data = Arc::new(data);
     let mut keeper = Keeper::new(metadata, data.clone(), keeper_options)?;
@@ -218,7 +306,8 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<(Arc<Service>, Po
     let store = Box::new(LoggedCatalog::new(dir.catalog()));
     let service = Service::new(Parts { path, executor, store, catalog, notes });
     service.resume_deletions()?;
-    Ok((Arc::new(service), driver, block_size))
+    let (service, devices) = (Arc::new(service), Arc::new(devices));
+    Ok(Started { service, driver, block_size, devices, journal: journal_id })
 }
 
 fn limits(options: &ServeOptions) -> Result<Limits> {
@@ -230,6 +319,9 @@ fn limits(options: &ServeOptions) -> Result<Limits> {
 /// The block devices that are there from the beginning. Whoever is told `ready` finds them.
 fn export_first(service: &Service, volumes: &[VolumeName]) -> Result<()> {
     for volume in volumes {
+        if service.exports()?.exports.iter().any(|export| export.volume == *volume) {
+            continue; // an earlier daemon made it
+        }
         let request = ExportVolume::usual(ExportKind::Ublk);
         let export = service.export(volume, &request)?;
         tracing::info!("volume {volume} is {}", export.device);
@@ -274,10 +366,14 @@ fn start_nbd(
 
 /// The end of a start that failed: the pool closes, the first error is the one to tell.
 fn give_up(service: &Service, error: Error) -> Result<()> {
-    if let Err(second) = service.close() {
+    log_second(service.close());
+    Err(error)
+}
+
+fn log_second(closed: Result<()>) {
+    if let Err(second) = closed {
         tracing::warn!("closing the pool: {second}");
     }
-    Err(error)
 }
 
 async fn wait_for_the_end(

@@ -20,10 +20,12 @@ use std::sync::{Arc, Mutex};
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
 pub fn open_to_look(pool: &PoolRef) -> Result<Service> {
     let dir = PoolDir::of(pool);
-    let OpenPool { path, metadata, data: _, catalog, notes } = open(&dir, Access::ReadOnly)?;
+    let OpenPool { path, metadata, data: _, catalog, notes, devices } = open(&dir, Access::ReadOnly)?;
     let (deleting, options) = (catalog.deleting.clone(), catalog.options);
     let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting, options });
-    Ok(Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes }))
+    let service = Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes });
+    service.remember_devices(Arc::new(devices));
+    Ok(service)
 }
 
 /// Opens the pool to change it; to be ended with [`Service::close`]. Deletions that were left unfinished go on.
@@ -38,11 +40,12 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         volume_sizes: opened.volume_sizes(),
         ..KeeperOptions::default()
     };
-    let OpenPool { path, metadata, data, catalog, notes } = opened;
+    let OpenPool { path, metadata, data, catalog, notes, devices } = opened;
     let data = Arc::new(data);
     let keeper = Keeper::new(metadata, data.clone(), options)?;
     let executor = Box::new(InlineKeeper(Mutex::new(Blocking::new(keeper, data))));
     let service = Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes });
+    service.remember_devices(Arc::new(devices));
     service.resume_deletions()?;
     Ok(service)
 }

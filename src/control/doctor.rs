@@ -396,6 +396,7 @@ fn examine_catalog(reconciled: &Reconciled, findings: &mut Vec<Finding>) {
             NoteKind::VolumeSize => ("volume-size", Severity::Warning, false),
             NoteKind::UnreadableMap => ("unreadable-map", Severity::Problem, false),
             NoteKind::Journal => ("journal", Severity::Note, true),
+            NoteKind::BlockDevice => ("block-device", Severity::Note, false),
         };
         let found = Finding::new(code, severity, &note.text);
         findings.push(if mend { found.mend(Mend::Open) } else { found });

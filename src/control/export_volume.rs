@@ -1,11 +1,14 @@
 //! Volumes as block devices, for users: by name, in step with what else becomes of the volume.
 
 use super::api::{ExportInfo, ExportList, ExportVolume, SCHEMA, UnexportVolume, Unexported};
-use super::catalog::VolumeEntry;
-use super::exports::Exports;
+use super::catalog::{Catalog, VolumeEntry};
+use super::devices::{self, Devices, Kept, Record};
+use super::exports::{End, Exports};
 use super::name::VolumeName;
 use super::service::{NO_PANIC, Service};
+use crate::engine::{JournalStatus, Mode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::ublk;
 use crate::units::VolumeId;
 use std::sync::Arc;
 
@@ -16,10 +19,59 @@ impl Service {
         assert!(set.is_ok(), "a daemon begins to serve once");
     }
 
-    /// Takes all block devices away: before the pool is closed.
-    pub fn unexport_all(&self) {
+    /// Says which block devices outlive their daemon; once.
+    pub(super) fn remember_devices(&self, devices: Arc<Devices>) {
+        let set = self.devices.set(devices);
+        assert!(set.is_ok(), "a pool is opened once");
+    }
+
+    /// What there is to say about block devices that wait for a daemon.
+    pub(super) fn device_notes(&self, catalog: &Catalog) -> Vec<String> {
+        let notes = self.devices.get().map(|devices| devices::notes(devices, catalog, self.is_served()));
+        notes.into_iter().flatten().map(|note| note.text).collect()
+    }
+
+    /// The block device, if the volume is one that waits for a daemon.
+    fn waiting_device(&self, id: VolumeId) -> Option<(&Devices, Record)> {
+        let devices = self.devices.get()?;
+        let is_it = |record: &Record| record.volume == id.get() && record.kept == Kept::Metadata;
+        Some((devices, devices.all().into_iter().find(is_it)?))
+    }
+
+    /// `Busy` when the volume is a block device that waits for a daemon: whoever uses it goes on with what was there.
+    pub(super) fn require_no_device_waits(&self, volume: &VolumeEntry) -> Result<()> {
+        let Some((_, record)) = self.waiting_device(volume.id) else { return Ok(()) };
+        let (name, device) = (&volume.name, record.path());
+        let what = format!("volume `{name}` is {}, which waits for the pool to be served", device.display());
+        let hint = match self.is_served() {
+            true => "the log says why it was not taken up; serve the pool anew, or `uthin unexport --force`",
+            false => "serve the pool, then unexport it",
+        };
+        Err(Error::new(ErrorKind::Busy, what).hint(hint))
+    }
+
+    /// Takes up the block devices that an earlier daemon left, before anybody else comes.
+    pub fn take_devices_up(&self) {
         if let Some(exports) = self.block_devices.get() {
-            exports.close();
+            let name = |id| self.catalog.read().expect(NO_PANIC).by_id(id).map(|entry| entry.name.clone());
+            exports.take_up(|pool, id| self.open_volume(pool, id), name);
+        }
+    }
+
+    /// Ends all block devices, before the pool is closed. Whether all has come to its end.
+    pub fn end_devices(&self, end: End) -> bool {
+        self.block_devices.get().is_none_or(|exports| exports.close(end))
+    }
+
+    /// Whether the pool's block devices can be left to a daemon that comes next: `WrongState` or `Failed` with what stands in the way.
+    pub(super) fn require_can_hand_over(&self) -> Result<()> {
+        let refuse = |error: Error| Err(error.context("the pool cannot be handed over"));
+        match self.pool_status()?.mode {
+            Mode::Failed(why) | Mode::ReadOnly(why) => refuse(why),
+            Mode::Write | Mode::OutOfDataSpace => {
+                let able = self.block_devices.get().map_or(Ok(()), |exports| exports.require_can_hand_over());
+                able.or_else(refuse)
+            }
         }
     }
 
@@ -36,7 +88,9 @@ impl Service {
 
     /// See [`super::api::PoolApi::export`].
     pub(super) fn export_volume(&self, name: &VolumeName, request: &ExportVolume) -> Result<ExportInfo> {
-        let id = self.catalog.read().expect(NO_PANIC).require(name)?.id;
+        let entry = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        self.require_no_device_waits(&entry)?;
+        let id = entry.id;
         let exports = self.block_devices.get().ok_or_else(|| {
             Error::new(
                 ErrorKind::WrongState,
@@ -44,15 +98,34 @@ impl Service {
             )
             .hint("`uthin serve POOL` first, or `uthin serve POOL --ublk VOLUME`")
         })?;
+        let status = self.pool_status()?;
+        let journal_is_on = matches!(status.journal, JournalStatus::On { .. });
         let now = || self.catalog.read().expect(NO_PANIC).by_id(id).map(|entry| entry.name.clone());
         exports
-            .export(id, request, |pool| self.open_volume(pool, id), || self.is_read_only(id), now)
+            .export(
+                id,
+                request,
+                journal_is_on,
+                |pool| self.open_volume(pool, id),
+                || self.is_read_only(id),
+                now,
+            )
             .map_err(|error| error.context(format!("exporting volume `{name}`")))
     }
 
     /// See [`super::api::PoolApi::unexport`].
     pub(super) fn unexport_volume(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported> {
-        let id = self.catalog.read().expect(NO_PANIC).require(name)?.id;
+        let entry = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        let id = entry.id;
+        if let (Some((devices, record)), true) = (self.waiting_device(id), self.is_served()) {
+            if !request.force {
+                self.require_no_device_waits(&entry)?;
+            }
+            ublk::remove(record.number, record.mark)?;
+            devices.forget(record.number, record.mark);
+            let device = record.path().to_string_lossy().into_owned();
+            return Ok(Unexported { schema: SCHEMA.to_owned(), volume: name.clone(), device });
+        }
         match self.block_devices.get() {
             Some(exports) => exports.unexport(id, name, request.force),
             None => Err(Error::new(ErrorKind::WrongState, format!("volume `{name}` is not exported"))

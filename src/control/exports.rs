@@ -1,20 +1,24 @@
 //! Volumes as block devices of this machine: which there are, and the links to them.
 //!
 //! `POOL/dev/VOLUME` is a link to the volume's device, for as long as there is one. Links that a killed daemon left behind
-//! go when the next one starts, and so do its devices. Links that lead elsewhere, and files, are left alone.
+//! go when the next one starts, and so do its devices, but for those that outlive their daemon: where all that was acknowledged at one is in
+//! the pool ([`super::devices`]), it goes on. Links that lead elsewhere, and files, are left alone.
 
 use super::api::{ExportInfo, ExportKind, ExportVolume, SCHEMA, Unexported};
+use super::devices::{Devices, Kept, Record};
 use super::name::VolumeName;
 use crate::driver::Pool;
 use crate::engine::VolumeLease;
 use crate::error::{Error, ErrorKind, Result};
-use crate::frontend::ublk::{self, BLOCK_DEVICE, Device, Options};
+use crate::frontend::ublk::{self, BLOCK_DEVICE, Birth, Device, Mark, Options};
 use crate::units::{BlockSize, VolumeId};
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once};
 use std::time::{Duration, Instant};
 
@@ -27,6 +31,9 @@ pub struct Exports {
     block_size: BlockSize,
     /// `POOL/dev`.
     folder: PathBuf,
+    devices: Arc<Devices>,
+    /// The journal that the pool has now, or has had since it is served.
+    journal: Option<u64>,
     state: Mutex<State>,
     locks_memory: Once,
 }
@@ -43,22 +50,147 @@ struct Exported {
     device: Arc<Device>,
     options: Options,
     link: Option<PathBuf>,
+    /// Where it is noted that it outlives its daemon, and by which mark.
+    noted: Option<(Arc<Devices>, Mark)>,
+    /// An earlier daemon made it.
+    was_found: bool,
+    /// It was taken away.
+    is_gone: bool,
+}
+
+/// What becomes of block devices when the pool is no longer served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// They go.
+    TakeAway,
+    /// Those that outlive their daemon wait for the next one.
+    LetGo,
+    /// The start has failed: those that were there before it wait, the others go.
+    AsFound,
 }
 
 impl Exports {
-    /// None yet; what a killed daemon left behind is removed.
-    pub fn new(pool: Pool, block_size: BlockSize, folder: PathBuf) -> Self {
+    /// None yet; what a killed daemon left behind is removed, but for `devices`. `journal`: the number of the pool's journal, if it has one.
+    pub fn new(
+        pool: Pool,
+        block_size: BlockSize,
+        folder: PathBuf,
+        devices: Arc<Devices>,
+        journal: Option<u64>,
+    ) -> Self {
         ublk::remove_left_overs();
-        remove_stale_links(&folder);
-        Exports { pool, block_size, folder, state: Mutex::default(), locks_memory: Once::new() }
+        let (state, locks_memory) = (Mutex::default(), Once::new());
+        let known: Vec<_> = devices.all().iter().map(Record::path).collect();
+        remove_stale_links(&folder, |_, device| known.iter().any(|path| path == device));
+        Exports { pool, block_size, folder, devices, journal, state, locks_memory }
     }
 
-    /// Makes the volume, opened by `open`, a block device, linked under the name that `name` gives. `Exists` when it is one
-    /// already.
+    /// Takes up the devices that an earlier daemon left. One that cannot go on is taken away; one that cannot be taken up now goes on waiting. The
+    /// log says why.
+    pub fn take_up(
+        &self,
+        open: impl Fn(&Pool, VolumeId) -> Result<VolumeLease> + Sync,
+        name: impl Fn(VolumeId) -> Option<VolumeName> + Sync,
+    ) {
+        // All at once: each waits for the kernel.
+        std::thread::scope(|scope| {
+            for record in self.devices.all() {
+                let (open, name) = (&open, &name);
+                scope.spawn(move || self.take_up_one(record, open, name));
+            }
+        });
+        let waiting = self.devices.all().into_iter().filter(|record| record.kept == Kept::Metadata);
+        let named = |record: Record| Some(self.folder.join(name(VolumeId::new(record.volume)?)?.as_str()));
+        let mut links: Vec<PathBuf> = waiting.filter_map(named).collect();
+        links.extend(self.state().devices.values().filter_map(|exported| exported.link.clone()));
+        remove_stale_links(&self.folder, |link, _| links.iter().any(|kept| kept == link));
+    }
+
+    fn take_up_one(
+        &self,
+        record: Record,
+        open: impl Fn(&Pool, VolumeId) -> Result<VolumeLease>,
+        name: impl Fn(VolumeId) -> Option<VolumeName>,
+    ) {
+        let path = record.path();
+        if let Err(error) = ublk::look_for(record.number, record.mark)
+            && error.kind() == ErrorKind::NotFound
+        {
+            tracing::warn!("{error}");
+            return self.devices.forget(record.number, record.mark);
+        }
+        let volume = VolumeId::new(record.volume).and_then(|id| Some((id, name(id)?)));
+        let (id, name, journal) = match (record.kept, self.journal, volume) {
+            (Kept::Metadata, Some(journal), Some((id, name))) => (id, name, journal),
+            (Kept::Metadata, None, _) => {
+                return self.remove_found(record, "the pool is served without a journal");
+            }
+            (Kept::Metadata, _, None) => {
+                return self.remove_found(record, "its volume is not there any more");
+            }
+            (Kept::Journal(_) | Kept::Unknown, ..) => {
+                return self.remove_found(record, "writes that were acknowledged there may be lost");
+            }
+        };
+        let goes_on_waiting = |error| tracing::error!("{} goes on waiting: {error}", path.display());
+        let lease = match open(&self.pool, id) {
+            Ok(lease) => lease,
+            Err(error) => return goes_on_waiting(error),
+        };
+        match self.start_found(record, lease, journal) {
+            Ok(device) => {
+                let link = self.link(&name, &path);
+                let (device, options) = (Arc::new(device), record.options());
+                let noted = Some((self.devices.clone(), record.mark));
+                let exported = Exported { device, options, link, noted, was_found: true, is_gone: false };
+                self.state().devices.insert(id, exported);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!("{error}");
+                self.devices.forget(record.number, record.mark);
+            }
+            // Nothing was done to it.
+            Err(error) if self.devices.all().contains(&record) => goes_on_waiting(error),
+            Err(error) => self.remove_found(record, &error.to_string()),
+        }
+    }
+
+    fn start_found(&self, record: Record, lease: VolumeLease, journal: u64) -> Result<Device> {
+        self.locks_memory.call_once(lock_memory);
+        let note = |kept| {
+            let devices = self.devices.clone();
+            Box::new(move || devices.put(record.kept_in(kept))) as Box<dyn FnOnce() -> Result<()> + Send>
+        };
+        let birth = Birth::Found {
+            number: record.number,
+            mark: record.mark,
+            begins: note(Kept::Unknown),
+            goes_on: note(Kept::Journal(journal)),
+        };
+        Device::start(&self.pool, lease, self.block_size, record.options(), birth)
+    }
+
+    /// Takes a device away that an earlier daemon left.
+    fn remove_found(&self, record: Record, why: &str) {
+        tracing::error!("{} is taken away: {why}", record.path().display());
+        match ublk::remove(record.number, record.mark) {
+            Ok(()) => self.devices.forget(record.number, record.mark),
+            Err(error) => {
+                tracing::error!("{error}; it is tried again when the pool is served the next time");
+                if let Err(error) = self.devices.put(record.kept_in(Kept::Unknown)) {
+                    tracing::error!("{error}");
+                }
+            }
+        }
+    }
+
+    /// Makes the volume, opened by `open`, a block device, linked under the name that `name` gives. With a `journal` that is written it outlives the
+    /// daemon. `Exists` when it is one already.
     pub fn export(
         &self,
         id: VolumeId,
         request: &ExportVolume,
+        journal_is_on: bool,
         open: impl FnOnce(&Pool) -> Result<VolumeLease>,
         is_read_only: impl FnOnce() -> bool,
         name: impl Fn() -> Option<VolumeName>,
@@ -70,7 +202,14 @@ impl Exports {
         let options = options_of(request, is_read_only() || lease.volume().refuses_changes());
         self.locks_memory.call_once(lock_memory);
         let size_bytes = lease.volume().size_bytes();
-        let device = Arc::new(Device::start(&self.pool, lease, self.block_size, options)?);
+        let mark = RandomState::new().hash_one((id.get(), Instant::now())) as Mark;
+        let birth = match self.journal.filter(|_| journal_is_on) {
+            Some(journal) => self.outliving(id, options, mark, journal),
+            None => Birth::Mortal,
+        };
+        let device = Device::start(&self.pool, lease, self.block_size, options, birth);
+        let device = Arc::new(device.inspect_err(|error| self.forget_unmade(mark, error))?);
+        let noted = device.outlives_daemon().then(|| (self.devices.clone(), mark));
         let named = || name().unwrap_or_else(|| VolumeName::of_unknown(id));
         let linked_as = named();
         let path = device.path();
@@ -79,10 +218,14 @@ impl Exports {
             if state.is_closing {
                 drop(state);
                 device.stop(true)?;
+                if let Some((noted, mark)) = noted {
+                    noted.forget(device.number(), mark);
+                }
                 return Err(closing());
             }
             let link = self.link(&linked_as, &path);
-            state.devices.insert(id, Exported { device, options, link });
+            let exported = Exported { device, options, link, noted, was_found: false, is_gone: false };
+            state.devices.insert(id, exported);
         }
         // Whoever has renamed it in between found nothing to rename.
         let name = named();
@@ -92,6 +235,23 @@ impl Exports {
         let gone = || Error::new(ErrorKind::Failed, format!("{} is gone again", path.display()));
         let state = self.state();
         state.devices.get(&id).map(|exported| info(name, id, exported, size_bytes)).ok_or_else(gone)
+    }
+
+    /// A device that is noted before its first request comes.
+    fn outliving(&self, id: VolumeId, options: Options, mark: Mark, journal: u64) -> Birth {
+        let devices = self.devices.clone();
+        let remember = move |number| devices.put(Record::new(number, mark, id, options, journal));
+        Birth::Outliving { mark, remember: Box::new(remember) }
+    }
+
+    /// A device could not be made, after it was noted perhaps. One that has not come up in time may yet do so.
+    fn forget_unmade(&self, mark: Mark, error: &Error) {
+        if error.kind() == ErrorKind::Busy {
+            return;
+        }
+        for record in self.devices.all().iter().filter(|record| record.mark == mark) {
+            self.devices.forget(record.number, mark);
+        }
     }
 
     fn begin(&self, id: VolumeId) -> Result<()> {
@@ -130,7 +290,9 @@ impl Exports {
         {
             return Err(error);
         }
-        self.state().devices.remove(&id);
+        if let Some(mut exported) = self.state().devices.remove(&id) {
+            exported.is_gone = true;
+        }
         remove_if_empty(&self.folder);
         let device = device.path().to_string_lossy().into_owned();
         Ok(Unexported { schema: SCHEMA.to_owned(), volume: name.clone(), device })
@@ -173,37 +335,56 @@ impl Exports {
         device.map_or(Ok(()), |device| device.resize(size_bytes))
     }
 
-    /// Takes all devices away, whoever has them open, and makes no more.
-    pub fn close(&self) {
+    /// Whether all devices can be left to another daemon: `WrongState` with one that cannot.
+    pub fn require_can_hand_over(&self) -> Result<()> {
+        let mut state = self.state();
+        state.forget_ended();
+        let mortal = state.devices.values().find(|exported| !exported.device.outlives_daemon());
+        let Some(exported) = mortal else { return Ok(()) };
+        let what = format!(
+            "{} was made without a journal, and goes with its daemon",
+            exported.device.path().display()
+        );
+        Err(Error::new(ErrorKind::WrongState, what).hint("unexport it first"))
+    }
+
+    /// Takes all devices away or lets them go, whoever has them open, and makes no more. Whether all has come to its end.
+    pub fn close(&self, end: End) -> bool {
         let devices = {
             let mut state = self.state();
             state.is_closing = true;
             std::mem::take(&mut state.devices)
         };
         // All at once: each waits for requests of its own, and a mounted filesystem is synced.
+        let has_failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for exported in devices.values() {
-                scope.spawn(|| {
-                    if let Err(error) = exported.device.stop(true)
+            for mut exported in devices.into_values() {
+                let has_failed = &has_failed;
+                scope.spawn(move || {
+                    if let Err(error) = exported.end(end)
                         && error.kind() != ErrorKind::NotFound
                     {
                         tracing::error!("{error}");
+                        has_failed.store(true, Ordering::Relaxed);
                     }
                 });
             }
         });
-        drop(devices);
         remove_if_empty(&self.folder);
         // Who was making one finds that it must not be, and takes it away again.
         let deadline = Instant::now() + COMING_PATIENCE;
         while !self.state().coming.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
+        !has_failed.into_inner()
     }
 
     /// A link to a device. Without one, the volume is as usable; so a failure is only logged.
     fn link(&self, name: &VolumeName, device: &Path) -> Option<PathBuf> {
         let path = self.folder.join(name.as_str());
+        if leads_to_device(&path) {
+            remove_link(Some(path.clone())); // an earlier daemon made it
+        }
         let made = fs::create_dir(&self.folder)
             .or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
             .and_then(|()| symlink(device, &path));
@@ -228,9 +409,32 @@ impl State {
     }
 }
 
+impl Exported {
+    fn end(&mut self, end: End) -> Result<()> {
+        let stays = match end {
+            End::TakeAway => false,
+            End::LetGo => self.device.outlives_daemon(),
+            End::AsFound => self.was_found,
+        };
+        if !stays {
+            let stopped = self.device.stop(true);
+            self.is_gone = stopped.is_ok();
+            return stopped;
+        }
+        // Device and link are the next daemon's.
+        (self.noted, self.link) = (None, None);
+        self.device.let_go()
+    }
+}
+
 impl Drop for Exported {
     fn drop(&mut self) {
         remove_link(self.link.take());
+        // What is still there, because it does not end, is to be found by the next daemon.
+        let noted = self.noted.take().filter(|_| self.is_gone || self.device.has_ended());
+        if let Some((noted, mark)) = noted {
+            noted.forget(self.device.number(), mark);
+        }
     }
 }
 
@@ -272,6 +476,7 @@ fn info(name: VolumeName, id: VolumeId, exported: &Exported, size_bytes: u64) ->
         logical_block_bytes: options.logical_block_bytes,
         physical_block_bytes: options.physical_block_bytes,
         read_only: options.read_only,
+        outlives_daemon: exported.device.outlives_daemon(),
     }
 }
 
@@ -292,17 +497,22 @@ fn remove_if_empty(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-/// Whoever calls has the pool's lock: nobody else serves it.
-fn remove_stale_links(folder: &Path) {
+/// Removes links to devices of ublk, but for those that `keeps`, told the link and where it leads, wants. Whoever calls has the pool's lock:
+/// nobody else serves it.
+fn remove_stale_links(folder: &Path, keeps: impl Fn(&Path, &Path) -> bool) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let is_ours = fs::read_link(entry.path())
-            .is_ok_and(|target| target.to_str().is_some_and(|target| target.starts_with(BLOCK_DEVICE)));
-        if is_ours {
-            remove_link(Some(entry.path()));
+        let link = entry.path();
+        if leads_to_device(&link) && !fs::read_link(&link).is_ok_and(|target| keeps(&link, &target)) {
+            remove_link(Some(link));
         }
     }
     remove_if_empty(folder);
+}
+
+fn leads_to_device(link: &Path) -> bool {
+    fs::read_link(link)
+        .is_ok_and(|target| target.to_str().is_some_and(|target| target.starts_with(BLOCK_DEVICE)))
 }
 
 /// What serves a block device must not be swapped out to one. Pages are locked as they are touched.
@@ -325,19 +535,20 @@ mod tests {
     fn stale_links_go_and_nothing_else() {
         let place = tempfile::tempdir().expect("a directory");
         let folder = place.path().join("dev");
-        remove_stale_links(&folder);
+        remove_stale_links(&folder, |_, _| false);
         fs::create_dir(&folder).expect("made");
         symlink("/dev/ublkb7", folder.join("old")).expect("linked");
-        remove_stale_links(&folder);
+        remove_stale_links(&folder, |_, _| false);
         assert!(!folder.exists(), "nothing was left in it");
         fs::create_dir(&folder).expect("made");
         symlink("/dev/ublkb7", folder.join("old")).expect("linked");
+        symlink("/dev/ublkb8", folder.join("waiting")).expect("linked");
         symlink("/dev/null", folder.join("theirs")).expect("linked");
         fs::write(folder.join("file"), "").expect("written");
-        remove_stale_links(&folder);
+        remove_stale_links(&folder, |_, device| device == Path::new("/dev/ublkb8"));
         let mut left: Vec<_> =
             fs::read_dir(&folder).expect("it is there").flatten().map(|entry| entry.file_name()).collect();
         left.sort();
-        assert_eq!(left, ["file", "theirs"]);
+        assert_eq!(left, ["file", "theirs", "waiting"]);
     }
 }

@@ -5,7 +5,7 @@
 //! what it asked for.
 
 use super::api::{
-    Closed, CreateVolume, ExportVolume, Failure, GrowPool, MessageRequest, PoolApi, RenameVolume,
+    ClosePool, Closed, CreateVolume, ExportVolume, Failure, GrowPool, MessageRequest, PoolApi, RenameVolume,
     ResizeVolume, RollBackVolume, SCHEMA, SetPool, SetVolume, SnapshotGroup, SnapshotPair, SnapshotVolume,
     UnexportVolume,
 };
@@ -33,7 +33,12 @@ const BODY_BYTES_LIMIT: usize = 64 * 1024;
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Somebody asks the daemon to end, and waits for how that went.
-pub type CloseRequest = oneshot::Sender<Result<()>>;
+pub struct CloseRequest {
+    /// What is asked for.
+    pub how: ClosePool,
+    /// Where the outcome goes.
+    pub answer: oneshot::Sender<Result<()>>,
+}
 
 /// What handlers share.
 #[derive(Clone)]
@@ -264,10 +269,20 @@ impl EventQuery {
     }
 }
 
-async fn close_pool(State(shared): State<Shared>) -> Response {
+async fn close_pool(State(shared): State<Shared>, body: RawBody) -> Response {
+    let body = body.0.map(|bytes| if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes });
+    let how = match parse::<Option<ClosePool>>(RawBody(body)) {
+        Ok(how) => how.unwrap_or_default(),
+        Err(refusal) => return refusal.into_response(),
+    };
+    if how.hand_over
+        && let Err(error) = read(shared.clone(), Service::require_can_hand_over).await
+    {
+        return Refusal::from(error).into_response();
+    }
     let (sender, receiver) = oneshot::channel();
     let closing = || Error::new(ErrorKind::WrongState, "the daemon is ending already");
-    let closed = match shared.close.send(sender).await {
+    let closed = match shared.close.send(CloseRequest { how, answer: sender }).await {
         Ok(()) => receiver.await.unwrap_or_else(|_| Err(closing())),
         Err(_) => Err(closing()),
     };

@@ -74,25 +74,35 @@ impl JournalState {
     }
 }
 
-/// Brings in what the pool's journal holds, if its metadata name one; what there is to say about that.
+/// What became of the journal that a pool's metadata named.
+#[derive(Default)]
+pub(super) struct BroughtIn {
+    /// Its number, if the metadata have all that it held, flushed or not.
+    pub whole: Option<u64>,
+    /// What there is to say about it.
+    pub note: Option<Note>,
+}
+
+/// Brings in what the pool's journal holds, if its metadata name one.
 pub(super) fn recover(
     dir: &PoolDir,
     metadata: &mut Metadata<FileDisk>,
     data: &FileDisk,
-) -> Result<Option<Note>> {
-    if metadata.journal().is_none() {
-        return Ok(None);
-    }
+) -> Result<BroughtIn> {
+    let Some(mark) = metadata.journal() else { return Ok(BroughtIn::default()) };
     let disk = open_file(dir)?;
     let disk = disk.as_ref().map(|disk| disk as &dyn Disk);
     let recovered = journal::recover(metadata, data, disk, boot_id());
-    let Some(Recovered { records, after_power_cut }) = recovered.map_err(lost)? else { return Ok(None) };
+    let Some(Recovered { records, after_power_cut }) = recovered.map_err(lost)? else {
+        return Ok(BroughtIn::default());
+    };
+    let whole = (!after_power_cut).then_some(mark.id);
     if records == 0 {
-        return Ok(None);
+        return Ok(BroughtIn { whole, note: None });
     }
     let rest = if after_power_cut { "; what nobody had flushed may be missing" } else { "" };
     let text = format!("the pool was not closed: {records} changes were brought in from its journal{rest}");
-    Ok(Some(Note { kind: NoteKind::Journal, text }))
+    Ok(BroughtIn { whole, note: Some(Note { kind: NoteKind::Journal, text }) })
 }
 
 /// What somebody has to know who only looks at a pool whose journal was not brought in.
@@ -122,15 +132,16 @@ fn open_file(dir: &PoolDir) -> Result<Option<FileDisk>> {
     }
 }
 
-/// A journal for a pool that has just been opened and that nobody uses yet.
-pub(super) fn begin(dir: &PoolDir, opened: &mut OpenPool) -> Result<Journal> {
+/// A journal for a pool that has just been opened and that nobody uses yet, and its number.
+pub(super) fn begin(dir: &PoolDir, opened: &mut OpenPool) -> Result<(Journal, u64)> {
     let disk = match open_file(dir)? {
         Some(disk) => disk,
         None => make_file(dir)?,
     };
     // No journal has had this number before, as good as certainly.
     let id = RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()));
-    journal::begin(&mut opened.metadata, &opened.data, Arc::new(disk), id, boot_id())
+    let journal = journal::begin(&mut opened.metadata, &opened.data, Arc::new(disk), id, boot_id())?;
+    Ok((journal, id))
 }
 
 /// A new file with all its space: written once, so that a flush writes nothing but records.

@@ -245,7 +245,9 @@ impl Service {
 
     fn delete_by_number(&self, id: VolumeId) -> Result<()> {
         let mut changes = self.begin_change()?;
-        let name = self.by_number(id)?.name;
+        let entry = self.by_number(id)?;
+        self.require_no_device_waits(&entry)?;
+        let name = entry.name;
         self.carry_out_unstepped(&mut changes, Operation::Delete(name), |step| Command::Delete {
             volume: id,
             step: Some(step),

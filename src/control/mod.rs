@@ -13,6 +13,7 @@ pub mod change;
 pub mod client;
 pub mod create;
 pub mod daemon;
+pub mod devices;
 pub mod direct;
 pub mod doctor;
 pub mod events;

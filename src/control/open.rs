@@ -2,6 +2,7 @@
 
 use super::catalog::Catalog;
 use super::catalog_file::Loaded;
+use super::devices::Devices;
 use super::journal;
 use super::origin;
 use super::pool_dir::{PoolDir, PoolDisks};
@@ -26,6 +27,8 @@ pub struct OpenPool {
     pub catalog: Catalog,
     /// What had to be put right.
     pub notes: Vec<Note>,
+    /// Block devices that wait for the pool to be served.
+    pub devices: Devices,
 }
 
 impl OpenPool {
@@ -72,8 +75,13 @@ fn open_by(
     let mut metadata = open(metadata).map_err(|error| as_found(error, &metadata_name))?;
     check_data_size(&metadata, &data)?;
     let store = dir.catalog();
+    let devices = Devices::of(dir);
     let journal_note = match mode {
-        OpenMode::ReadWrite => journal::recover(dir, &mut metadata, &data)?,
+        OpenMode::ReadWrite => {
+            let brought_in = journal::recover(dir, &mut metadata, &data)?;
+            devices.judge(brought_in.whole);
+            brought_in.note
+        }
         OpenMode::ReadOnly | OpenMode::ReadBeside => metadata.journal().map(|_| journal::not_brought_in()),
     };
     let (loaded, Reconciled { catalog, mut notes, lost, keep_copy }) = compare(dir, &mut metadata)?;
@@ -95,7 +103,7 @@ fn open_by(
             }
         }
     }
-    Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes })
+    Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, devices })
 }
 
 /// The catalog as it is kept, and what it has to say to the metadata. Writes nothing.

@@ -183,7 +183,9 @@ impl Service {
         }
         let catalog = self.catalog.read().expect(NO_PANIC);
         let sharers = catalog.volumes.iter().filter(|entry| entry.external_origin.as_ref() == Some(&was));
-        let volumes: Vec<VolumeId> = sharers.map(|entry| entry.id).collect();
+        let sharers: Vec<_> = sharers.collect();
+        sharers.iter().try_for_each(|entry| self.require_no_device_waits(entry))?;
+        let volumes: Vec<VolumeId> = sharers.iter().map(|entry| entry.id).collect();
         for found in self.engine_volumes()? {
             if found.openers > 0 && volumes.contains(&found.id) {
                 let name = catalog

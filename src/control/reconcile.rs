@@ -60,6 +60,8 @@ pub enum NoteKind {
     UnreadableMap,
     /// A journal that an earlier daemon left behind.
     Journal,
+    /// A block device that an earlier daemon left behind.
+    BlockDevice,
 }
 
 /// What was put right, or would have to be.

@@ -157,6 +157,7 @@ impl Service {
 
     /// `Busy` when a client has the volume open, unless that is `forced`.
     fn require_unused(&self, volume: &VolumeEntry, forced: bool, why: &str) -> Result<()> {
+        self.require_no_device_waits(volume)?;
         let openers = self
             .engine_volumes()?
             .iter()

@@ -15,6 +15,7 @@ use super::catalog::{Catalog, Operation, Pending, VolumeEntry};
 use super::catalog_file::CatalogStore;
 use super::catalog_log::Durability;
 use super::change::Change;
+use super::devices::Devices;
 use super::events::Events;
 use super::exports::Exports;
 use super::label;
@@ -71,6 +72,8 @@ pub struct Service {
     events: Arc<Events>,
     /// Block devices; a pool that nobody serves has none.
     pub(super) block_devices: OnceLock<Arc<Exports>>,
+    /// Block devices that outlive their daemon.
+    pub(super) devices: OnceLock<Arc<Devices>>,
 }
 
 /// Whether changes are possible; locked for the length of one.
@@ -88,9 +91,9 @@ impl Service {
         let Parts { path, executor, store, catalog, notes } = parts;
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
-        let (serving, block_devices) = (OnceLock::new(), OnceLock::new());
+        let (serving, block_devices, devices) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         let events = Arc::new(Events::default());
-        Service { path, executor, store, catalog, change, notes, serving, events, block_devices }
+        Service { path, executor, store, catalog, change, notes, serving, events, block_devices, devices }
     }
 
     /// What happens to the pool.
@@ -322,6 +325,7 @@ impl Service {
     /// From here on clients get the volume for reading only. `Busy`, and all as before, when one has it open: it may be
     /// writing. The order matters: who opens it after we have counted sees what was set before.
     fn refuse_writers(&self, entry: &VolumeEntry) -> Result<()> {
+        self.require_no_device_waits(entry)?;
         self.show_read_only(entry.id, true);
         let openers = self.engine_volumes().map(|volumes| {
             volumes.iter().find(|volume| volume.id == entry.id).map_or(0, |volume| volume.openers)
@@ -507,6 +511,7 @@ impl PoolApi for Service {
             exports: self.uris(""),
             notes: self.notes.iter().map(|note| note.text.clone()).collect(),
         };
+        info.notes.extend(self.device_notes(&catalog));
         info.notes.extend(info.data.overcommitment(info.options.low_water));
         info.health = info.assess();
         Ok(info)
@@ -716,7 +721,9 @@ impl PoolApi for Service {
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
         let mut changes = self.begin_change()?;
-        let volume = self.catalog.read().expect(NO_PANIC).require(name)?.id;
+        let entry = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        self.require_no_device_waits(&entry)?;
+        let volume = entry.id;
         let answer = self
             .carry_out(&mut changes, Operation::Delete(name.clone()), |step| Command::Delete {
                 volume,

@@ -66,7 +66,7 @@ pub fn answer_to(input: &[u8], patience: Duration) -> Vec<u8> {
         let (close, mut asked_to_close) = mpsc::channel::<CloseRequest>(1);
         let closer = tokio::spawn(async move {
             while let Some(request) = asked_to_close.recv().await {
-                let _ = request.send(Ok(()));
+                let _ = request.answer.send(Ok(()));
             }
         });
         let (mut client, server) = UnixStream::pair().expect("a pair of sockets");

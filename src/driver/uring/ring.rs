@@ -106,6 +106,24 @@ impl Ring {
         }
     }
 
+    /// Submits what was pushed, and takes nothing from the kernel.
+    pub fn submit(&mut self) -> Result<()> {
+        loop {
+            self.refill();
+            let count = self.ring.submission().len();
+            if count == 0 {
+                return Ok(());
+            }
+            // SAFETY: no argument is passed.
+            let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(count as u32, 0, 0, None) };
+            match entered.map_err(|error| (error.raw_os_error(), error)) {
+                Ok(_) | Err((Some(libc::EINTR), _)) => {}
+                Err((Some(libc::EAGAIN | libc::EBUSY), _)) => std::thread::yield_now(),
+                Err((_, error)) => return Err(Error::io("io_uring: submitting operations", &error)),
+            }
+        }
+    }
+
     /// Like [`Ring::submit_and_wait`] for one completion, which is expected within some 100 µs: looks out for it, at the price
     /// of a busy CPU, before it sleeps.
     pub fn submit_and_look(&mut self) -> Result<()> {

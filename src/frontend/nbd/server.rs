@@ -106,7 +106,26 @@ impl Registry {
     }
 }
 
+impl Limits {
+    fn access(&self) -> TcpAccess {
+        match (&self.tls, self.insecure_tcp) {
+            (Some(tls), _) => TcpAccess::Tls { verifies_peer: tls.verifies_peer() },
+            (None, false) => TcpAccess::Loopback,
+            (None, true) => TcpAccess::Everybody,
+        }
+    }
+}
+
 impl Server {
+    /// Whether a server could listen on all of `addresses`, were it not that somebody may listen there now: the errors of [`Server::start`], but
+    /// for `Busy`.
+    pub fn check_addresses(addresses: &[Address], limits: &Limits) -> Result<()> {
+        addresses.iter().try_for_each(|address| match Listener::bind(address, limits.access()) {
+            Err(error) if error.kind() != ErrorKind::Busy => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        })
+    }
+
     /// Listens on all of `addresses` and serves. `Busy` when somebody else listens there, `Invalid` for an address that is
     /// not allowed or cannot be, `Exists` when a file that is no socket is in the way.
     pub fn start(
@@ -115,12 +134,7 @@ impl Server {
         exports: Arc<dyn Exports>,
         limits: Limits,
     ) -> Result<Server> {
-        let access = match (&limits.tls, limits.insecure_tcp) {
-            (Some(tls), _) => TcpAccess::Tls { verifies_peer: tls.verifies_peer() },
-            (None, false) => TcpAccess::Loopback,
-            (None, true) => TcpAccess::Everybody,
-        };
-        let bind = |address| Listener::bind(address, access);
+        let bind = |address| Listener::bind(address, limits.access());
         let listeners = addresses.iter().map(bind).collect::<Result<Vec<_>>>()?;
         let addresses: Vec<Address> = listeners.iter().map(|listener| listener.address.clone()).collect();
         let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Error::io("eventfd", &errno.into()))?;

@@ -87,6 +87,19 @@ impl Control {
         self.ask(abi::UBLK_U_CMD_START_DEV, number, process, Payload::Nothing, patience).map(drop)
     }
 
+    /// Has a device that an earlier daemon served wait for new queues. `EBUSY` while the kernel has not noticed the end of that one,
+    /// or has not collected what it left.
+    pub(super) fn begin_recovery(&mut self, number: u32) -> io::Result<()> {
+        self.ask(abi::UBLK_U_CMD_START_USER_RECOVERY, number, 0, Payload::Nothing, PATIENCE).map(drop)
+    }
+
+    /// Lets it go on, with us: all queues must be fetching. What the earlier daemon had not answered comes once more.
+    pub(super) fn end_recovery(&mut self, number: u32, patience: Duration) -> io::Result<()> {
+        let process = u64::from(std::process::id());
+        let command = abi::UBLK_U_CMD_END_USER_RECOVERY;
+        self.ask(command, number, process, Payload::Nothing, patience).map(drop)
+    }
+
     /// Takes the block device away, once its requests are answered; then every fetch comes back as aborted.
     pub(super) fn stop(&mut self, number: u32, patience: Duration) -> io::Result<()> {
         self.ask(abi::UBLK_U_CMD_STOP_DEV, number, 0, Payload::Nothing, patience).map(drop)

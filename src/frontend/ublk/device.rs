@@ -2,11 +2,15 @@
 //!
 //! That thread is the only one that sends the device's control commands, so that whoever waits for one can give up waiting.
 //! The order of making: lanes, `ADD`, the character device, `SET_PARAMS`, the queues' threads, and, when all tags of all
-//! queues wait in the kernel, `START`. Of taking away: `STOP` (requests under way are answered, a mounted filesystem is
-//! synced), the queues' threads end, the character device is closed, `DEL`. A start that fails takes away what there is.
+//! queues wait in the kernel, `START`. Of taking up what an earlier daemon has left: `START_USER_RECOVERY`, the character device, the
+//! queues' threads, `END_USER_RECOVERY`. Of taking away: `STOP` (requests under way are answered, a mounted filesystem is
+//! synced), the queues' threads end, the character device is closed, `DEL`. Of letting go: the queues' threads end, and the
+//! character device is closed. A start that fails takes away what there is.
 
 use super::control::{Control, failed};
-use super::openers::{PROBE_PATIENCE, claim};
+use super::left;
+use super::openers::{PROBE_PATIENCE, claim, sync_filesystems};
+use super::params::Mark;
 use super::queue::{self, Plan, Told};
 use super::{BLOCK_DEVICE, CHARACTER_DEVICE, Options, abi, params, requirements};
 use crate::driver::Pool;
@@ -29,16 +33,48 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 const FILE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long whoever asks for the end of a device waits for it.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a mounted filesystem may take to write what it holds back, before its device goes away.
+const SYNC_PATIENCE: Duration = Duration::from_secs(30);
 /// How long requests of a device that goes away may wait for space in the pool; then they get errors.
 const SPACE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to notice that the daemon before this one is gone: a queue all of whose requests were under way then is
+/// looked at after thirty seconds, and again after as many.
+const TAKE_UP_PATIENCE: Duration = Duration::from_secs(90);
+/// How often it is asked meanwhile.
+const TAKE_UP_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the device's thread waits for requests under way.
 const STOP_PATIENCE_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// A block device on a volume. When it is dropped, the device is taken away, with or without somebody having it open.
 pub struct Device {
     number: u32,
+    outlives_daemon: bool,
     orders: Sender<Order>,
     has_ended: Arc<AtomicBool>,
+}
+
+/// How a device comes to be.
+pub enum Birth {
+    /// It is made, and goes with the process that serves it.
+    Mortal,
+    /// It is made, and outlives the process that serves it: requests wait for the next one.
+    Outliving {
+        /// By what it is known again.
+        mark: Mark,
+        /// Told its number, before the first request comes. An error is the device's end.
+        remember: Box<dyn FnOnce(u32) -> Result<()> + Send>,
+    },
+    /// An earlier process made it.
+    Found {
+        /// Its number.
+        number: u32,
+        /// By what it is known.
+        mark: Mark,
+        /// Called when the kernel has it wait for us: until `goes_on` was called nobody else can take it up. An error is its end.
+        begins: Box<dyn FnOnce() -> Result<()> + Send>,
+        /// Called before its first request comes. An error is the device's end.
+        goes_on: Box<dyn FnOnce() -> Result<()> + Send>,
+    },
 }
 
 /// What a device's thread is told.
@@ -48,26 +84,41 @@ enum Order {
         force: bool,
         answer: SyncSender<Result<()>>,
     },
+    LetGo(SyncSender<Result<()>>),
     /// A queue has ended, though nobody asked for it.
     QueueEnded,
 }
 
 impl Device {
     /// Makes the volume a block device, and returns when it can be opened. `Unsupported` with what is missing when this
-    /// machine has no ublk (or not for us), `Busy` when the pool has no seats for the queues' lanes.
-    pub fn start(pool: &Pool, lease: VolumeLease, block_size: BlockSize, options: Options) -> Result<Device> {
+    /// machine has no ublk (or not for us), `Busy` when the pool has no seats for the queues' lanes. A found device: `NotFound`, and nothing is
+    /// done to it, when it is not there or not the one that is meant. Whatever goes wrong before `begins` was called leaves it as it is, what goes
+    /// wrong then is its end.
+    pub fn start(
+        pool: &Pool,
+        lease: VolumeLease,
+        block_size: BlockSize,
+        options: Options,
+        birth: Birth,
+    ) -> Result<Device> {
         params::check(&options, lease.volume().size_bytes())?;
         requirements::check(options.queues)?;
         let lanes = (0..options.queues).map(|_| pool.lane()).collect::<Result<Vec<_>>>()?;
         let (orders, inbox) = channel();
-        let (ready, is_ready) = sync_channel(1);
+        // Handed over or not at all: who has given up waiting gets no device.
+        let (ready, is_ready) = sync_channel(0);
         let has_ended = Arc::new(AtomicBool::new(false));
         let ending = Ending(has_ended.clone());
         let to_itself = orders.clone();
+        let patience = match birth {
+            Birth::Mortal | Birth::Outliving { .. } => START_PATIENCE + FILE_PATIENCE,
+            Birth::Found { .. } => TAKE_UP_PATIENCE + START_PATIENCE + FILE_PATIENCE,
+        };
         let work = move || {
             let _ending = ending;
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                supervise(lease, lanes, block_size, options, to_itself, &inbox, &ready)
+                let making = Making { lanes, block_size, birth, orders: to_itself };
+                supervise(lease, options, making, &inbox, &ready)
             }));
             if outcome.is_err() {
                 tracing::error!("the thread of a block device has panicked; this is a bug");
@@ -75,8 +126,10 @@ impl Device {
         };
         let thread = Builder::new().name("ublk-device".to_owned()).spawn(work);
         thread.map_err(|error| Error::io("starting a thread", &error))?;
-        match is_ready.recv_timeout(START_PATIENCE + FILE_PATIENCE) {
-            Ok(started) => started.map(|number| Device { number, orders, has_ended }),
+        match is_ready.recv_timeout(patience) {
+            Ok(started) => {
+                started.map(|(number, outlives_daemon)| Device { number, outlives_daemon, orders, has_ended })
+            }
             Err(RecvTimeoutError::Timeout) => {
                 Err(Error::new(ErrorKind::Busy, "ublk: the device does not come up").hint(
                     "look at the kernel's log (dmesg); the device is taken away again as soon as it can be",
@@ -99,6 +152,11 @@ impl Device {
         block_device(self.number)
     }
 
+    /// Whether requests wait for another process when this one dies.
+    pub fn outlives_daemon(&self) -> bool {
+        self.outlives_daemon
+    }
+
     /// Whether it is gone, by our doing or not.
     pub fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::SeqCst)
@@ -116,6 +174,13 @@ impl Device {
         self.ask(|answer| Order::Stop { force, answer })
     }
 
+    /// Leaves a device that outlives its daemon to the next one. When this returns, all is done that was begun, and nothing more is: what is asked
+    /// of the device from now on waits, and what could not be done here is done there.
+    pub fn let_go(&self) -> Result<()> {
+        assert!(self.outlives_daemon, "its requests would wait for ever");
+        self.ask(Order::LetGo)
+    }
+
     fn ask(&self, order: impl FnOnce(SyncSender<Result<()>>) -> Order) -> Result<()> {
         let gone = || Error::new(ErrorKind::NotFound, format!("{} is gone", self.path().display()));
         let (answer, answered) = sync_channel(1);
@@ -124,8 +189,9 @@ impl Device {
             RecvTimeoutError::Disconnected => Err(gone()),
             RecvTimeoutError::Timeout => {
                 let what = format!("{} has requests under way that do not end", self.path().display());
-                Err(Error::new(ErrorKind::Busy, what)
-                    .hint("the disks below may be slow, or hang; the device goes away when they have ended"))
+                Err(Error::new(ErrorKind::Busy, what).hint(
+                    "the disks below may be slow, or hang; what was asked for is done when they have ended",
+                ))
             }
         })
     }
@@ -155,17 +221,22 @@ pub(super) fn block_device(number: u32) -> PathBuf {
 /// The life of a device.
 fn supervise(
     lease: VolumeLease,
-    lanes: Vec<UringLane>,
-    block_size: BlockSize,
     options: Options,
-    orders: Sender<Order>,
+    making: Making,
     inbox: &Receiver<Order>,
-    ready: &SyncSender<Result<u32>>,
+    ready: &SyncSender<Result<(u32, bool)>>,
 ) {
-    let started = match Running::add(options, lease) {
-        Ok(mut running) => match running.start(lanes, block_size, orders) {
+    let found = match &making.birth {
+        Birth::Mortal => Running::add(options, lease, None),
+        Birth::Outliving { mark, .. } => Running::add(options, lease, Some(*mark)),
+        Birth::Found { number, mark, .. } => Running::find(options, lease, *number, *mark),
+    };
+    let started = match found {
+        Ok(mut running) => match running.start(making) {
             Ok(()) => Ok(running),
+            Err(error) if running.is_untouched => Err(error),
             Err(error) => {
+                running.is_healthy = false;
                 // Its own error would only follow from this one.
                 let _ = running.take_away(None);
                 Err(error)
@@ -179,8 +250,12 @@ fn supervise(
             let _ = ready.send(Err(error));
         }
         Ok(running) => {
-            if ready.send(Ok(running.number)).is_ok() {
+            let (number, was_found) = (running.number, running.was_found);
+            if ready.send(Ok((number, running.outlives_daemon))).is_ok() {
                 running.obey(inbox);
+            } else if was_found {
+                // It came later than anybody waited; another time, then.
+                let _ = running.let_go();
             } else {
                 let _ = running.take_away(None);
             }
@@ -188,10 +263,24 @@ fn supervise(
     }
 }
 
-/// A device that was added, and what belongs to it.
+/// What a device is made from.
+struct Making {
+    lanes: Vec<UringLane>,
+    block_size: BlockSize,
+    birth: Birth,
+    orders: Sender<Order>,
+}
+
+/// A device that the driver knows, and what belongs to it.
 struct Running {
     number: u32,
     options: Options,
+    outlives_daemon: bool,
+    was_found: bool,
+    /// It was found, and is as it was left.
+    is_untouched: bool,
+    /// As far as is known, its requests are answered.
+    is_healthy: bool,
     control: Control,
     lease: VolumeLease,
     /// `/dev/ublkcN`: the driver lets only one process open it.
@@ -200,27 +289,122 @@ struct Running {
 }
 
 struct Queue {
-    thread: JoinHandle<()>,
+    /// Comes back with whether it ended well.
+    thread: JoinHandle<bool>,
     waker: Waker,
     told: Arc<Told>,
 }
 
 impl Running {
-    fn add(options: Options, lease: VolumeLease) -> Result<Running> {
-        let mut control = Control::open().map_err(|error| requirements::cannot_open(&error))?;
-        let mut info = params::device_info(&options);
-        control.add(&mut info).map_err(|error| requirements::cannot_add(&error))?;
-        Ok(Running { number: info.dev_id, options, control, lease, file: None, queues: Vec::new() })
+    fn new(
+        number: u32,
+        options: Options,
+        lease: VolumeLease,
+        control: Control,
+        outlives_daemon: bool,
+    ) -> Running {
+        Running {
+            number,
+            options,
+            outlives_daemon,
+            was_found: false,
+            is_untouched: false,
+            is_healthy: true,
+            control,
+            lease,
+            file: None,
+            queues: Vec::new(),
+        }
     }
 
-    fn start(&mut self, lanes: Vec<UringLane>, block_size: BlockSize, orders: Sender<Order>) -> Result<()> {
+    /// A new one.
+    fn add(options: Options, lease: VolumeLease, mark: Option<Mark>) -> Result<Running> {
+        let mut control = Control::open().map_err(|error| requirements::cannot_open(&error))?;
+        let mut info = params::device_info(&options, mark);
+        control.add(&mut info).map_err(|error| requirements::cannot_add(&error))?;
+        // Of an ordinary user's device the driver does not keep the requests.
+        let outlives_daemon = info.flags & u64::from(abi::UBLK_F_USER_RECOVERY) != 0;
+        Ok(Running::new(info.dev_id, options, lease, control, outlives_daemon))
+    }
+
+    /// One that an earlier process made.
+    fn find(options: Options, lease: VolumeLease, number: u32, mark: Mark) -> Result<Running> {
+        let control = left::find(number, mark, Some(options))?;
+        let mut running = Running::new(number, options, lease, control, true);
+        (running.was_found, running.is_untouched) = (true, true);
+        Ok(running)
+    }
+
+    fn start(&mut self, making: Making) -> Result<()> {
+        let Making { lanes, block_size, birth, orders } = making;
+        let is_new = !self.was_found;
+        let goes_on = match birth {
+            Birth::Mortal => None,
+            Birth::Outliving { remember, .. } => {
+                let number = self.number;
+                Some(Box::new(move || remember(number)) as Box<dyn FnOnce() -> Result<()> + Send>)
+            }
+            Birth::Found { begins, goes_on, .. } => {
+                self.begin_recovery(begins)?;
+                Some(goes_on)
+            }
+        };
         let file = Arc::new(open_when_there(&format!("{CHARACTER_DEVICE}{}", self.number))?);
         self.file = Some(file.clone());
-        let size_bytes = self.lease.volume().size_bytes();
-        let limits = params::of_volume(&self.options, size_bytes, block_size);
-        self.control
-            .set_params(self.number, &limits)
-            .map_err(|error| failed("telling the driver about the volume", &error))?;
+        if is_new {
+            let size_bytes = self.lease.volume().size_bytes();
+            let limits = params::of_volume(&self.options, size_bytes, block_size);
+            self.control
+                .set_params(self.number, &limits)
+                .map_err(|error| failed("telling the driver about the volume", &error))?;
+        }
+        self.start_queues(lanes, block_size, &file, &orders)?;
+        let (volume, device) = (self.lease.volume().id(), block_device(self.number));
+        if let (true, Some(goes_on)) = (self.outlives_daemon, goes_on) {
+            goes_on()?;
+        }
+        let started = match is_new {
+            true => self.control.start(self.number, START_PATIENCE),
+            false => self.control.end_recovery(self.number, START_PATIENCE),
+        };
+        started.map_err(|error| failed("starting the device", &error))?;
+        let word = if is_new { "there" } else { "taken up" };
+        tracing::info!(%volume, "{} is {word}", device.display());
+        Ok(())
+    }
+
+    /// Waits until the kernel knows that the device's last daemon is gone.
+    fn begin_recovery(&mut self, begins: impl FnOnce() -> Result<()>) -> Result<()> {
+        let deadline = Instant::now() + TAKE_UP_PATIENCE;
+        loop {
+            match self.control.begin_recovery(self.number) {
+                Ok(()) => {
+                    self.is_untouched = false;
+                    return begins();
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                    std::thread::sleep(TAKE_UP_INTERVAL);
+                }
+                Err(error) => {
+                    // `EINVAL`: whoever took it up last was cut off in that, and the driver does not give it to anybody again. And what does not
+                    // come back may be done yet.
+                    let is_busy = error.raw_os_error() == Some(libc::EBUSY);
+                    self.is_untouched = is_busy;
+                    let refused = failed("taking the device up", &error);
+                    return if is_busy { Err(refused) } else { begins().and(Err(refused)) };
+                }
+            }
+        }
+    }
+
+    /// A thread for each lane; returns when all tags wait in the kernel.
+    fn start_queues(
+        &mut self,
+        lanes: Vec<UringLane>,
+        block_size: BlockSize,
+        file: &Arc<File>,
+        orders: &Sender<Order>,
+    ) -> Result<()> {
         let (ready, is_ready) = channel();
         for (number, lane) in lanes.into_iter().enumerate() {
             let (waker, told) = (lane.waker(), Arc::<Told>::default());
@@ -242,10 +426,6 @@ impl Running {
             let gone = || Error::new(ErrorKind::Failed, "ublk: a queue ended before it had begun");
             is_ready.recv_timeout(START_PATIENCE).unwrap_or_else(|_| Err(gone()))?;
         }
-        self.control
-            .start(self.number, START_PATIENCE)
-            .map_err(|error| failed("starting the device", &error))?;
-        tracing::info!(volume = %self.lease.volume().id(), "{} is there", block_device(self.number).display());
         Ok(())
     }
 
@@ -271,8 +451,14 @@ impl Running {
                     answer = Some(asker);
                     break;
                 }
+                Ok(Order::LetGo(asker)) => {
+                    let _ = asker.send(self.let_go());
+                    return;
+                }
                 Ok(Order::QueueEnded) => {
                     tracing::error!("{} is going away: see above", block_device(self.number).display());
+                    // Nobody would answer it.
+                    self.is_healthy = false;
                     break;
                 }
                 Err(_) => unreachable!("the queues' threads keep the other end, and say when they end"),
@@ -310,6 +496,11 @@ impl Running {
 
     /// Has the driver stop it, which waits for requests under way.
     fn stop(&mut self) -> std::io::Result<()> {
+        let is_served = self.is_healthy && self.queues.iter().all(|queue| !queue.thread.is_finished());
+        if self.outlives_daemon && is_served {
+            // The driver ends all requests of such a device before a mounted filesystem can write what it holds back.
+            sync_filesystems(&block_device(self.number), SYNC_PATIENCE);
+        }
         let (stopped, is_stopped) = channel::<()>();
         let queues = &self.queues;
         std::thread::scope(|scope| {
@@ -328,6 +519,24 @@ impl Running {
             drop(stopped);
             outcome
         })
+    }
+
+    /// Ends the queues, and leaves the device as it is.
+    fn let_go(mut self) -> Result<()> {
+        let device = block_device(self.number);
+        for queue in &self.queues {
+            queue.told.to_let_go.store(true, Ordering::SeqCst);
+            queue.waker.wake();
+        }
+        // Not one after the other until the first that has failed: all are to be waited for.
+        let ended_well = |queue: Queue| queue.thread.join().unwrap_or(false);
+        let ended: Vec<bool> = std::mem::take(&mut self.queues).into_iter().map(ended_well).collect();
+        if ended.contains(&false) {
+            let what = format!("a queue of {} has failed: see above", device.display());
+            return Err(Error::new(ErrorKind::Failed, what));
+        }
+        tracing::info!("{} waits for the next daemon", device.display());
+        Ok(())
     }
 
     /// Stops and removes it, as far as it had come. `held` is the block device, if nobody else has it open.
@@ -371,7 +580,7 @@ fn start_queue(
     plan: Plan,
     ready: Sender<Result<()>>,
     orders: Sender<Order>,
-) -> Result<JoinHandle<()>> {
+) -> Result<JoinHandle<bool>> {
     let name = format!("ublk{device}-{}", plan.number);
     let number = plan.number;
     let work = move || {
@@ -380,6 +589,7 @@ fn start_queue(
             // If nobody listens any more, the device is being taken away.
             queue::run(plan, move || drop(announce.send(Ok(()))))
         }));
+        let has_ended_well = matches!(served, Ok(Ok(())));
         match served {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -393,6 +603,7 @@ fn start_queue(
         }
         // Not expected, unless the device's thread has stopped it: then it listens no more.
         let _ = orders.send(Order::QueueEnded);
+        has_ended_well
     };
     Builder::new()
         .name(name)
@@ -412,64 +623,6 @@ fn open_when_there(path: &str) -> Result<File> {
                 ));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
-        }
-    }
-}
-
-/// Removes devices that a daemon of ours left behind when it was killed: the kernel has stopped them, and keeps their
-/// numbers. What cannot be done is logged.
-pub fn remove_left_overs() {
-    let Ok(mut control) = Control::open() else { return };
-    for number in requirements::devices() {
-        let Ok(info) = control.info(number) else { continue };
-        let is_dead = u32::from(info.state) == abi::UBLK_S_DEV_DEAD && info.ublksrv_flags == params::OURS;
-        if !is_dead || is_alive(info.ublksrv_pid) {
-            continue;
-        }
-        match control.delete(number, false) {
-            Ok(()) => tracing::info!("removed {CHARACTER_DEVICE}{number}, left by a daemon that was killed"),
-            Err(error) => tracing::warn!("removing {CHARACTER_DEVICE}{number}: {error}"),
-        }
-    }
-}
-
-/// User and group of whoever made a device, if that is an ordinary user: what udev's rules give the files of the device to.
-/// `name` is that of either file, without the folder.
-pub fn owner(name: &str) -> Result<Option<(u32, u32)>> {
-    let number = name.strip_prefix("ublkc").or_else(|| name.strip_prefix("ublkb"));
-    let number = number.and_then(|number| number.parse().ok()).ok_or_else(|| {
-        Error::new(ErrorKind::Invalid, format!("`{name}` is no device of ublk"))
-            .hint("they are called ublkc0 and ublkb0")
-    })?;
-    let mut control = Control::open().map_err(|error| requirements::cannot_open(&error))?;
-    let info = control.info(number).map_err(|error| failed("asking for a device's owner", &error))?;
-    let is_ordinary = info.flags & u64::from(abi::UBLK_F_UNPRIVILEGED_DEV) != 0;
-    Ok(is_ordinary.then_some((info.owner_uid, info.owner_gid)))
-}
-
-/// Whether there is such a process; who cannot be told counts as alive. The driver notes -1 for one whose device it has
-/// stopped, which to kill(2) would mean everybody.
-fn is_alive(process: i32) -> bool {
-    let process = Some(process).filter(|process| *process > 0).and_then(rustix::process::Pid::from_raw);
-    process.is_some_and(|process| rustix::process::test_kill_process(process) != Err(rustix::io::Errno::SRCH))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_stands_for_everybody() {
-        assert!(is_alive(std::process::id() as i32));
-        assert!(!is_alive(-1), "the driver has stopped its device");
-        assert!(!is_alive(0));
-        assert!(!is_alive(i32::MAX), "no system has so many");
-    }
-
-    #[test]
-    fn owners_are_asked_for_by_the_names_of_files() {
-        for name in ["ublk0", "ublkc", "ublkb-1", "sda", "ublkbx"] {
-            assert_eq!(owner(name).expect_err("no device").kind(), ErrorKind::Invalid, "{name}");
         }
     }
 }

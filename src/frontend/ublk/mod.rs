@@ -7,23 +7,27 @@
 //! - A device shows a volatile cache, so that FLUSH and FUA come, and both mean what the engine makes of them.
 //! - Every request is answered once, and the kernel gets no tag back before.
 //! - Nobody waits for the driver without a limit, except the thread whose device it is.
-//! - A device goes away with us: in order at the end, and by the kernel's doing when the daemon is killed. Requests then
-//!   fail; nothing is kept waiting for another daemon (user recovery is off), because an acknowledged write that was not
-//!   flushed may be lost with this one.
+//! - A device goes away with us, in order at the end, and when the daemon is killed by the kernel's doing: its requests then fail, because
+//!   an acknowledged write that was not flushed may be lost with the daemon.
+//! - Where nothing acknowledged is lost with the daemon, a device may outlive it ([`Birth::Outliving`]): requests then wait for the next one, and
+//!   those that were under way come to it again. Whoever asks for that keeps account of what became of such devices.
 //!
 //! Facts come from the kernel's `Documentation/block/ublk.rst` and `include/uapi/linux/ublk_cmd.h`.
 
 mod abi;
 mod control;
 mod device;
+mod left;
 mod openers;
 mod params;
 mod queue;
 mod request;
 mod requirements;
 
-pub use device::{Device, owner, remove_left_overs};
-pub use requirements::{Finding, State, findings, may_lock_memory};
+pub use device::{Birth, Device};
+pub use left::{look_for, owner, remove, remove_left_overs, remove_waiting};
+pub use params::Mark;
+pub use requirements::{Finding, State, check, findings, may_lock_memory};
 
 /// Where block devices appear, without the number.
 pub const BLOCK_DEVICE: &str = "/dev/ublkb";

@@ -4,7 +4,9 @@ use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Whoever looks what is on a new device (udev does) is through by then.
@@ -43,12 +45,48 @@ pub(super) fn claim(device: &Path, patience: Duration) -> Result<File> {
     }
 }
 
+/// Lets a filesystem on the device, and who writes to it without one, write what they hold back, as far as they are to be seen from here
+/// and for so long at the most. Another process waits for that: were we to, and then be killed, we could never end.
+pub(super) fn sync_filesystems(device: &Path, patience: Duration) {
+    let mut command = Command::new("sync");
+    match mounted_at(device) {
+        Some(place) => command.arg("-f").arg(place),
+        None => command.arg(device),
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if let Err(error) = command.spawn().and_then(|child| wait_for(child, patience)) {
+        tracing::warn!("{}: writing back what the system holds: {error}", device.display());
+    }
+}
+
+fn wait_for(mut child: Child, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match child.try_wait()? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => return Err(io::Error::other(status.to_string())),
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            None => {
+                child.kill()?; // it ends when the device does
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
 fn mounted_at(device: &Path) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ');
-        (words.next() == device.to_str()).then(|| words.next().map(str::to_owned))?
+        (words.next() == device.to_str()).then(|| words.next().map(unescaped))?
     })
+}
+
+/// A place as the kernel lists it: blanks, tabs, line ends and backslashes are there as three octal digits.
+fn unescaped(word: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(word.to_owned(), |word, (code, letter)| word.replace(code, letter))
 }
 
 /// A process other than this one that has the device open, with its name.
@@ -72,7 +110,11 @@ fn process_with(device: &Path) -> Option<(u32, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+
+    #[test]
+    fn places_are_as_they_are_called() {
+        assert_eq!(unescaped(r"/mnt/my\040disk\134040"), r"/mnt/my disk\040");
+    }
 
     #[test]
     fn who_has_a_file_open_is_found_and_named() {

@@ -9,8 +9,18 @@ use crate::units::{BlockSize, SECTOR_BYTES};
 pub(super) const REQUEST_BYTES_LIMIT: u32 = 512 << 10;
 /// The most sectors that the block layer puts into one request without data (`UINT_MAX >> 9`).
 const SECTORS_LIMIT: u64 = (u32::MAX >> 9) as u64;
-/// In `ublksrv_flags`, which the driver keeps and does not read: the device is one of ours.
-pub(super) const OURS: u64 = u64::from_be_bytes(*b"uthin\0\0\x01");
+/// In `ublksrv_flags`, which the driver keeps and does not read: the device is one of ours. Two bytes are its [`Mark`].
+const OURS: u64 = u64::from_be_bytes(*b"uthin\0\0\x01");
+const MARK_SHIFT: u32 = 8;
+
+/// By what a device is known again, beside its number, which somebody else's may have by then.
+pub type Mark = u16;
+
+/// The mark of a device of ours.
+pub(super) fn mark_of(info: &DeviceInfo) -> Option<Mark> {
+    let mark = (info.ublksrv_flags >> MARK_SHIFT) as Mark;
+    (info.ublksrv_flags == OURS | u64::from(mark) << MARK_SHIFT).then_some(mark)
+}
 
 /// What can be asked for at most.
 const QUEUES_LIMIT: u16 = 64;
@@ -43,16 +53,21 @@ pub(super) fn check(options: &Options, size_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// The device to be added.
-pub(super) fn device_info(options: &Options) -> DeviceInfo {
+/// The device to be added. One that has a mark outlives its daemon: requests wait for the next one, which gets those again that this one has
+/// not answered.
+pub(super) fn device_info(options: &Options, mark: Option<Mark>) -> DeviceInfo {
+    let outlives = match mark {
+        Some(_) => abi::UBLK_F_USER_RECOVERY | abi::UBLK_F_USER_RECOVERY_REISSUE,
+        None => 0,
+    };
     DeviceInfo {
         nr_hw_queues: options.queues,
         queue_depth: options.depth,
         max_io_buf_bytes: REQUEST_BYTES_LIMIT,
         dev_id: abi::NO_DEVICE,
         ublksrv_pid: std::process::id() as i32,
-        flags: u64::from(abi::UBLK_F_CMD_IOCTL_ENCODE),
-        ublksrv_flags: OURS,
+        flags: u64::from(abi::UBLK_F_CMD_IOCTL_ENCODE | outlives),
+        ublksrv_flags: OURS | u64::from(mark.unwrap_or(0)) << MARK_SHIFT,
         ..DeviceInfo::default()
     }
 }
@@ -94,6 +109,17 @@ mod tests {
 
     fn options() -> Options {
         Options { read_only: true, ..Options::default() }
+    }
+
+    #[test]
+    fn devices_of_ours_are_known_by_their_marks() {
+        let options = Options::default();
+        let info = device_info(&options, None);
+        assert_eq!((mark_of(&info), info.flags & u64::from(abi::UBLK_F_USER_RECOVERY)), (Some(0), 0));
+        let info = device_info(&options, Some(0xabcd));
+        assert_eq!(mark_of(&info), Some(0xabcd));
+        assert_ne!(info.flags & u64::from(abi::UBLK_F_USER_RECOVERY), 0);
+        assert_eq!(mark_of(&DeviceInfo { ublksrv_flags: 0xabcd << 8, ..DeviceInfo::default() }), None);
     }
 
     #[test]

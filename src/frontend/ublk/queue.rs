@@ -2,7 +2,8 @@
 //!
 //! A tag is always in one of three places. In the kernel's hands: a command waits for the next request (or takes an answer
 //! there), and the tag's buffer is the kernel's, which puts a write's bytes into it. In the lane: the request runs. Or ended:
-//! the device goes away and no more requests come for the tag. The thread is through when all tags have ended.
+//! the device goes away and no more requests come for the tag. The thread is through when all tags have ended, or when it is told to let go:
+//! then it answers what it has begun, and leaves the rest to another daemon, to which the kernel gives it again.
 //!
 //! - The buffers are made once. Nothing is allocated for a request.
 //! - What the lane has begun is waited for, however the queue ends; buffers that the kernel may still have are leaked.
@@ -18,6 +19,7 @@ use crate::units::BlockSize;
 use io_uring::{opcode, types};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -49,12 +51,17 @@ pub(super) struct Told {
     pub(super) to_end: AtomicBool,
     /// To let requests wait no longer: who waits for space in the pool gets an error.
     pub(super) to_hang_up: AtomicBool,
+    /// To leave the device to another daemon.
+    pub(super) to_let_go: AtomicBool,
 }
 
 /// Runs a queue to its end. `ready` is called once all tags wait in the kernel.
 pub(super) fn run(plan: Plan, ready: impl FnOnce()) -> Result<()> {
     let mut queue = Queue::new(plan)?;
     let served = queue.serve(ready);
+    if served.is_ok() && queue.leaving.is_some() {
+        return Ok(());
+    }
     let drained = queue.drain();
     served.and(drained)
 }
@@ -83,18 +90,30 @@ struct Queue {
     block_size: BlockSize,
     read_only: bool,
     told: Arc<Told>,
-    ring: Ring,
+    /// Not dropped when the queue lets go.
+    ring: ManuallyDrop<Ring>,
     lane: UringLane,
     descriptors: Descriptors,
     slots: Vec<Slot>,
     /// Tags that wait in the kernel.
     waiting: usize,
+    /// Once it lets go.
+    leaving: Option<Leaving>,
+}
+
+/// What a queue leaves to the daemon that comes next.
+#[derive(Default)]
+struct Leaving {
+    /// Tags whose requests have come and are not begun.
+    tags: Vec<u16>,
+    /// An answer that the kernel gets at the very last.
+    held: Option<(u16, i32)>,
 }
 
 impl Queue {
     fn new(plan: Plan) -> Result<Queue> {
         let Plan { number, depth, device, volume, lane, block_size, read_only, told } = plan;
-        let ring = Ring::new(u32::from(depth) * 2)?;
+        let ring = ManuallyDrop::new(Ring::new(u32::from(depth) * 2)?);
         let descriptors = Descriptors::map(&device, number, depth)?;
         let slot = |_| {
             let buffer = AlignedBuffer::untouched(REQUEST_BYTES_LIMIT as usize)
@@ -115,6 +134,7 @@ impl Queue {
             descriptors,
             slots,
             waiting,
+            leaving: None,
         })
     }
 
@@ -127,8 +147,11 @@ impl Queue {
         self.take_completions()?;
         ready();
         loop {
+            if self.told.to_let_go.load(Ordering::SeqCst) {
+                return self.let_go();
+            }
             if self.told.to_hang_up.load(Ordering::SeqCst) {
-                self.lane.hang_up(&mut self.ring);
+                self.lane.hang_up(&mut *self.ring);
             }
             self.move_on();
             if self.waiting == 0 && self.lane.in_flight() == 0 {
@@ -145,10 +168,44 @@ impl Queue {
         }
     }
 
+    /// Answers what the lane has, so that another daemon can have the queue. What comes now, or fails now, is left to that one.
+    ///
+    /// The kernel notices that we are gone by the tags that wait in it, and if there is none, only when its own patience is over. So the
+    /// first answer is held back until nothing more is taken from the kernel: its tag waits then, whatever else has come.
+    fn let_go(&mut self) -> Result<()> {
+        self.leaving = Some(Leaving::default());
+        // Who waits for space may do so there.
+        self.lane.hang_up(&mut *self.ring);
+        loop {
+            self.move_on();
+            if self.lane.in_flight() > 0 {
+                self.ring.submit_and_wait(1)?;
+                self.take_completions()?;
+                continue;
+            }
+            // Also the lane's bell is silent then: nothing more is taken from the kernel.
+            let mut arrivals = Vec::new();
+            self.lane.drain(&mut self.ring, |completion, _| arrivals.push(completion))?;
+            arrivals.iter().try_for_each(|completion| self.arrived(completion))?;
+            let leaving = self.leaving.as_mut().expect("it was set above");
+            if self.waiting > 0 || leaving.held.is_some() {
+                break;
+            }
+            // Each is tried once: what fails here is left all the same.
+            let Some(tag) = leaving.tags.pop() else { break };
+            self.begin(tag);
+        }
+        let held = self.leaving.as_mut().and_then(|leaving| leaving.held.take());
+        if let Some((tag, answer)) = held {
+            self.submit(tag, abi::UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer);
+        }
+        self.ring.submit()
+    }
+
     fn take_completions(&mut self) -> Result<()> {
         while let Some(completion) = self.ring.next_completion() {
             if self.lane.owns(&completion) {
-                self.lane.complete(completion, &mut self.ring);
+                self.lane.complete(completion, &mut *self.ring);
             } else {
                 self.arrived(&completion)?;
             }
@@ -159,7 +216,7 @@ impl Queue {
     /// Does all that can be done without waiting.
     fn move_on(&mut self) {
         loop {
-            self.lane.before_wait(&mut self.ring);
+            self.lane.before_wait(&mut *self.ring);
             let mut has_begun = false;
             while let Some(finished) = self.lane.next_finished() {
                 has_begun |= self.finished(finished);
@@ -190,7 +247,10 @@ impl Queue {
         let tag = completion.user_data() as u16;
         match completion.result() {
             0 => {
-                self.begin(tag);
+                match &mut self.leaving {
+                    Some(leaving) => leaving.tags.push(tag),
+                    None => self.begin(tag),
+                }
                 Ok(())
             }
             abi::ABORTED => Ok(()),
@@ -261,7 +321,7 @@ impl Queue {
             offset_bytes: range.start,
             length_bytes: range.end - range.start,
         };
-        self.lane.begin(request, buffer, &mut self.ring);
+        self.lane.begin(request, buffer, &mut *self.ring);
     }
 
     /// A step of a request has ended; whether another was begun.
@@ -272,6 +332,10 @@ impl Queue {
             slot.buffer = finished.buffer;
         }
         let answer = match (finished.result, &slot.work) {
+            (Err(_), _) if self.leaving.is_some() => return false,
+            (Ok(()), Work::Zeroes { left, .. }) if self.leaving.is_some() && !left.is_empty() => {
+                return false;
+            }
             (Err(error), _) => -errno_of(error),
             (Ok(()), Work::Zeroes { left, .. }) if !left.is_empty() => {
                 self.write_zeroes(tag);
@@ -281,6 +345,12 @@ impl Queue {
             (Ok(()), Work::Whole { bytes }) => *bytes,
             (Ok(()), Work::None) => unreachable!("the lane finishes what was begun"),
         };
+        if let Some(leaving) = &mut self.leaving
+            && leaving.held.is_none()
+        {
+            leaving.held = Some((tag, answer));
+            return false;
+        }
         self.submit(tag, abi::UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer);
         false
     }
@@ -294,6 +364,13 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
+        // What the kernel has put aside for a thread's ring when that is closed, it does elsewhere, while it cancels the commands that wait (6.12):
+        // a request that is just coming is lost in between, and the device waits for it for ever. When the thread ends first, the kernel does the
+        // one after the other. So who lets go leaves the ring to the end of the process, which is near.
+        if self.leaving.is_none() {
+            // SAFETY: nobody uses it any more.
+            unsafe { ManuallyDrop::drop(&mut self.ring) };
+        }
         if self.waiting == 0 {
             return;
         }

@@ -31,7 +31,7 @@ pub enum State {
 /// One requirement, and how it stands here.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Finding {
-    /// Which: `kernel`, `io_uring`, `module`, `control_device`, `driver`, `devices`, `open_files`, `locked_memory`, `io_flusher`.
+    /// Which: `kernel`, `io_uring`, `module`, `control_device`, `driver`, `devices`, `waiting_devices`, `open_files`, `locked_memory`, `io_flusher`.
     pub check: String,
     /// How it stands.
     pub state: State,
@@ -64,13 +64,14 @@ pub fn findings() -> Vec<Finding> {
         found.push(control);
         found.extend(driver);
         found.extend(device_count());
+        found.extend(waiting_devices());
     }
     found.extend([open_files(), locked_memory(), io_flusher()]);
     found
 }
 
 /// Refuses a device of so many queues that cannot be made, before anything is: the first thing that is missing.
-pub(super) fn check(queues: u16) -> Result<()> {
+pub fn check(queues: u16) -> Result<()> {
     let missing = [kernel(&release()), module()].into_iter().find(|found| found.state == State::Missing);
     if let Some(Finding { message, hint, .. }) = missing {
         return Err(unsupported(&message, hint.as_deref()));
@@ -187,6 +188,19 @@ fn device_count() -> Option<Finding> {
         true => Finding::new("devices", State::Ok, message),
         false => Finding::new("devices", State::Warning, message)
             .hint("echo 1024 > /sys/module/ublk_drv/parameters/ublks_max (newer kernels count only ordinary users' devices)"),
+    })
+}
+
+/// Devices whose requests wait, because the daemon that should serve them is not there.
+fn waiting_devices() -> Option<Finding> {
+    let waiting: Vec<_> =
+        super::left::waiting().iter().map(|number| format!("{BLOCK_DEVICE}{number}")).collect();
+    let message = format!("waiting for their daemon: {}", waiting.join(" "));
+    (!waiting.is_empty()).then(|| {
+        Finding::new("waiting_devices", State::Warning, message).hint(
+            "serve the pool again: it takes them up, or lets their requests fail where something was lost. If the pool is gone for good: \
+             uthin doctor --remove-device N",
+        )
     })
 }
 
