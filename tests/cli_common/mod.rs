@@ -165,6 +165,8 @@ impl Place {
 
     /// As [`Place::serve`], by a command that becomes a daemon.
     pub fn serve_by(&self, command: &mut Command) -> Daemon {
+        // A new file: an earlier daemon may still write to its own.
+        let _ = std::fs::remove_file(self.path("serve.log"));
         let log = std::fs::File::create(self.path("serve.log")).expect("made");
         let command = command.current_dir(self.directory.path()).stdout(Stdio::piped()).stderr(log);
         let mut process = command.spawn().expect("the daemon starts");

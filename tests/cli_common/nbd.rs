@@ -121,6 +121,19 @@ impl Client {
         self.simple(1, offset_bytes, bytes.len(), bytes)
     }
 
+    /// Writes, to a server that may go away: whether it has said that it is done.
+    pub fn write_if_served(&mut self, offset_bytes: u64, bytes: &[u8]) -> bool {
+        self.request(1, offset_bytes, bytes.len() as u32, bytes).is_ok_and(|error| error == 0)
+    }
+
+    /// Whether the server ends the connection, of which it has no request.
+    pub fn is_let_go(&mut self) -> bool {
+        match self.stream.read(&mut [0]) {
+            Ok(length) => length == 0,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        }
+    }
+
     /// Writes, and what is written is durable when this returns.
     pub fn write_fua(&mut self, offset_bytes: u64, bytes: &[u8]) -> std::result::Result<(), u32> {
         match self.request_with(1, 1, offset_bytes, bytes.len() as u32, bytes).expect("the server answers") {

@@ -106,6 +106,11 @@ class Model:
         self.taking.clear()
         return None
 
+    def last(self, first, count):
+        """What was acknowledged last, of sectors that nobody is writing."""
+        with self.lock:
+            return [history[-1][1] for history in self.history[first : first + count]]
+
     def now(self):
         return [history[-1][1] for history in self.history]
 

@@ -64,12 +64,14 @@ class Device:
             offset, length = offset + step, length - step
         return b"".join(parts)
 
-    def pwrite(self, data, offset):
+    def pwrite(self, data, offset, forced=False):
+        """Forced: durable when it returns."""
+        flags = os.RWF_DSYNC if forced else 0
         for at in range(0, len(data), CHUNK_BYTES):
             step = min(len(data) - at, CHUNK_BYTES)
             self.buffer[:step] = data[at : at + step]
             with memoryview(self.buffer) as view, view[:step] as part:
-                if os.pwritev(self.handle, [part], offset + at) != step:
+                if os.pwritev(self.handle, [part], offset + at, flags) != step:
                     raise Failed(f"{self.path}: a write of {step} bytes at {offset + at} came back short")
 
     def flush(self):

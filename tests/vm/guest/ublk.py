@@ -61,6 +61,30 @@ class UblkPool(UthinPool):
             raise Failed(f"a list of exports with schema {listed['schema']}")
         return {export["volume"]: export for export in listed["exports"]}
 
+    def take_over(self, *options):
+        """A new daemon in place of the one that serves, which ends in order."""
+        old = self.daemon
+        try:
+            self.serve("--takeover", *options)
+        except Failed:
+            self.daemon = old  # somebody has to end it
+            raise
+        status = old.wait(timeout=60)
+        if status != 0:
+            raise Failed(f"the daemon that was replaced ended with status {status}:\n{self.log_tail()}")
+
+    def keeps(self, code, words, *options):
+        """A daemon with these options must not take the place of the one that serves, which goes on as if nothing had been."""
+        before = self.exports()
+        refused(code, words, "serve", self.path, "--takeover", *options)
+        if self.daemon.poll() is not None or self.exports() != before:
+            raise Failed(f"a takeover was refused, and the daemon did not go on:\n{self.log_tail()}")
+
+    def remembered(self):
+        """Numbers of the devices that the pool remembers: those that outlive the daemon."""
+        path = self.path / "devices.json"
+        return sorted(device["number"] for device in json.loads(path.read_text())["devices"]) if path.exists() else []
+
     def lists(self, volumes):
         if set(self.exports()) != volumes:
             raise Failed(f"exported are {sorted(self.exports())}, expected {sorted(volumes)}")

@@ -3,7 +3,6 @@
 Writers with stamps keep book of what a crash may leave; fio and a mounted filesystem are there to get hurt as well.
 """
 
-import os
 import random
 import subprocess
 import threading
@@ -41,19 +40,11 @@ def write_forever(device, model, number, seed, stop, wrong):
                 count = min(chance.choice([1, 8, 8, STRIPE]), stripe + STRIPE - first)
                 forced = chance.random() < 0.03
                 stamp = model.write_begins(first, count)
-                write(opened, sectors_of(stamp, count), first * SECTOR, forced)
+                opened.pwrite(sectors_of(stamp, count), first * SECTOR, forced)
                 model.write_ends(first, count, stamp, forced)
     except OSError as error:
         if not stop.is_set():
             wrong.append(f"writer {number}: {error}")
-
-
-def write(opened, data, offset, forced):
-    with memoryview(opened.buffer) as view, view[: len(data)] as part:
-        part[:] = data
-        done = os.pwritev(opened.handle, [part], offset, os.RWF_DSYNC if forced else 0)
-    if done != len(data):
-        raise Failed(f"a write of {len(data)} bytes came back with {done}")
 
 
 def load_and_kill(pool, model, chance, folder):
