@@ -124,8 +124,11 @@ impl ExternalOrigin {
     }
 }
 
-/// Opens the origins of volumes, each once. Who lacks his is told when somebody wants to open the volume; the log is told now.
-pub fn open_all<'a>(entries: impl Iterator<Item = &'a VolumeEntry>) -> HashMap<VolumeId, Behind> {
+/// Opens the origins of volumes, each once. Who lacks his is told when somebody wants to open the volume; `tell` the log now.
+pub fn open_all<'a>(
+    entries: impl Iterator<Item = &'a VolumeEntry>,
+    tell: &dyn Fn(&VolumeEntry, &Error),
+) -> HashMap<VolumeId, Behind> {
     let mut opened: HashMap<&ExternalOrigin, Behind> = HashMap::new();
     let mut behind = HashMap::new();
     for entry in entries {
@@ -133,7 +136,7 @@ pub fn open_all<'a>(entries: impl Iterator<Item = &'a VolumeEntry>) -> HashMap<V
         let known = opened.entry(origin).or_insert_with(|| match origin.open() {
             Ok(origin) => Behind::Origin(origin),
             Err(error) => {
-                tracing::error!("volume {} and others on this origin are not served: {error}", entry.name);
+                tell(entry, &error);
                 Behind::Unavailable(error)
             }
         });
