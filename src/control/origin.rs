@@ -220,6 +220,13 @@ impl Service {
         }
     }
 
+    /// Tries once more to have all origins for the want of which volumes are not served; whether one of them is back.
+    pub(super) fn reopen_origins(&self) -> Result<bool> {
+        let lacking = self.engine_volumes()?.into_iter().filter(|volume| volume.lacks_origin);
+        let back = lacking.filter(|volume| self.reopen_origin(volume.id).is_ok()).count();
+        Ok(back > 0)
+    }
+
     /// Tries once more to have the origin of a volume that was not served for the want of it.
     fn reopen_origin(&self, volume: VolumeId) -> Result<()> {
         let known = self
