@@ -8,12 +8,15 @@
 #[path = "../../../src/units.rs"]
 mod units;
 
-#[path = "../../../src/format/base.rs"]
-mod base;
-
 /// As in production.
 mod metadata {
-    pub use crate::base::Base;
+    use crate::units::DataBlock;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Base {
+        Zeros,
+        Block(DataBlock),
+    }
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Partial {
