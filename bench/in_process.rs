@@ -1,6 +1,6 @@
-//! What lies under every request, without a client: map lookup, and ten million random mappings brought into the trees.
+//! What lies under every request, without a client: map lookup, first writes, and ten million random mappings brought into the trees.
 //!
-//!     cargo bench --bench in_process            (UTHIN_BENCH_MAPPINGS=1000000 for a shorter run)
+//!     cargo bench --bench in_process [-- lookups|first-writes|insertions]     (UTHIN_BENCH_MAPPINGS=1000000 for a shorter run)
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
@@ -8,15 +8,21 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uthin::disk::{FileDisk, MemoryDisk, flush_data};
-use uthin::engine::{Lookup, MapTable};
+use uthin::engine::{
+    Action, Asker, Command, IdStep, Keeper, KeeperOptions, Kind, Lane, LaneId, Lookup, MapTable, Outbox,
+    Request, SmallWrites, Tag, VolumeLease,
+};
 use uthin::error::Result;
 use uthin::metadata::{Access, Geometry, Metadata};
-use uthin::units::{BlockSize, DataBlock, Mapping, SnapTime, VirtualBlock, VolumeId};
+use uthin::units::{BlockSize, DataBlock, Mapping, SnapTime, TransactionId, VirtualBlock, VolumeId};
 
 /// Mappings between two commits: about a second's worth of a busy pool.
 const BATCH: u64 = 100_000;
 /// Blocks of a volume of 1 TiB.
 const TABLE_BLOCKS: u64 = 1 << 24;
+
+/// The transaction id stays as it is.
+const STEP: IdStep = IdStep { from: TransactionId(0), to: TransactionId(0) };
 
 /// xorshift64*
 struct Random(u64);
@@ -31,9 +37,19 @@ impl Random {
 }
 
 fn main() -> Result<()> {
-    lookups();
-    let mappings = std::env::var("UTHIN_BENCH_MAPPINGS").ok().and_then(|text| text.parse().ok());
-    insertions(mappings.unwrap_or(10_000_000))
+    let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let is_wanted = |name| only.is_empty() || only.iter().any(|word| word == name);
+    if is_wanted("lookups") {
+        lookups();
+    }
+    if is_wanted("first-writes") {
+        first_writes()?;
+    }
+    if is_wanted("insertions") {
+        let mappings = std::env::var("UTHIN_BENCH_MAPPINGS").ok().and_then(|text| text.parse().ok());
+        insertions(mappings.unwrap_or(10_000_000))?;
+    }
+    Ok(())
 }
 
 fn lookups() {
@@ -57,6 +73,92 @@ fn lookups() {
 
 fn per(elapsed: Duration, count: u64) -> f64 {
     elapsed.as_secs_f64() * 1e9 / count as f64
+}
+
+/// What lane and keeper do for first writes of 4 KiB: to holes, and to blocks that a snapshot shares; and for overwrites. No byte is moved.
+fn first_writes() -> Result<()> {
+    const BLOCKS: u64 = 1 << 15;
+    for small_writes in [SmallWrites::Copy, SmallWrites::Partial] {
+        let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 4 * BLOCKS };
+        let metadata = Metadata::format(MemoryDisk::zeroed(256 << 20), geometry)?;
+        let data = MemoryDisk::zeroed(geometry.data_blocks * geometry.block_size.bytes());
+        let keeper = Keeper::new(metadata, data, KeeperOptions { small_writes, ..KeeperOptions::default() })?;
+        let mut pool = InProcess::new(keeper);
+        let size_bytes = BLOCKS * BlockSize::MIN.bytes();
+        let id = |number| VolumeId::new(number).expect("a small number");
+        pool.command(Command::CreateVolume { volume: id(0), size_bytes, origin: None, step: STEP })?;
+        let volume =
+            pool.keeper.volume(id(0)).and_then(|volume| volume.open().ok()).expect("it was just made");
+        let mut random = Random(42);
+        for what in ["to a hole", "in place", "to a shared block"] {
+            if what == "to a shared block" {
+                let pairs = vec![(id(0), id(1))];
+                pool.command(Command::Snapshot { pairs, step: STEP })?;
+            }
+            let mut order: Vec<u64> = (0..BLOCKS).collect();
+            for last in (1..order.len()).rev() {
+                order.swap(last, random.below(last as u64 + 1) as usize);
+            }
+            let begin = Instant::now();
+            for block in order {
+                pool.write(&volume, block * BlockSize::MIN.bytes());
+            }
+            let nanos = per(begin.elapsed(), BLOCKS);
+            println!("4 KiB {what}, {small_writes:?}: {nanos:.0} ns of lane and keeper");
+        }
+    }
+    Ok(())
+}
+
+/// A pool without threads and disks.
+struct InProcess {
+    keeper: Keeper<MemoryDisk, MemoryDisk>,
+    lane: Lane,
+    out: Outbox,
+    actions: Vec<Action>,
+    /// Those that are being done.
+    begun: Vec<Action>,
+}
+
+impl InProcess {
+    fn new(keeper: Keeper<MemoryDisk, MemoryDisk>) -> Self {
+        let lane = Lane::new(LaneId(0), keeper.epochs(), keeper.block_size());
+        InProcess { keeper, lane, out: Outbox::default(), actions: Vec::new(), begun: Vec::new() }
+    }
+
+    fn command(&mut self, command: Command) -> Result<()> {
+        self.keeper.command(1, command, &mut self.out);
+        while self.out.answers.is_empty() {
+            self.keeper.settle(&mut self.out);
+        }
+        self.out.answers.remove(0).1.map(drop)
+    }
+
+    fn write(&mut self, volume: &VolumeLease, offset_bytes: u64) {
+        let kind = Kind::Write { fua: false };
+        let request =
+            Request { tag: Tag(0), volume: volume.volume().clone(), kind, offset_bytes, length_bytes: 4096 };
+        self.lane.begin(request, &mut self.actions);
+        while !self.actions.is_empty() {
+            std::mem::swap(&mut self.actions, &mut self.begun);
+            for action in self.begun.drain(..) {
+                match action {
+                    Action::ReadData { op, .. } | Action::WriteData { op, .. } => {
+                        self.lane.io_done(op, Ok(()), &mut self.actions);
+                    }
+                    Action::Ask { op, ask } => {
+                        self.keeper.handle(Asker::Lane(LaneId(0), op), ask, &mut self.out);
+                        for (asker, reply) in self.out.replies.drain(..) {
+                            let Asker::Lane(_, op) = asker else { continue };
+                            self.lane.reply(op, reply, &mut self.actions);
+                        }
+                    }
+                    Action::Complete { result, .. } => result.expect("memory does not fail"),
+                    _ => {}
+                }
+            }
+        }
+    }
 }
 
 fn insertions(mappings: u64) -> Result<()> {
