@@ -407,9 +407,14 @@ fn the_control_socket_keeps_to_its_documentation() {
         (status, answer["error"]["code"].as_str().unwrap_or_default().to_owned())
     };
     let is = |status: u16, code: &str| (status, code.to_owned());
-    let (status, pool) = ask(&place, "GET", "/v1/pool", "");
+    let (status, mut pool) = ask(&place, "GET", "/v1/pool", "");
     assert_eq!((status, &pool["schema"]), (200, &"uthin/v1".into()));
-    assert_eq!(pool, place.json(&["pool", "status", POOL]), "the command line says the same");
+    let mut told = place.json(&["pool", "status", POOL]);
+    for answer in [&mut pool, &mut told] {
+        let free = answer["data"]["filesystem_free_bytes"].take();
+        assert!(free.is_u64(), "{free}: and others write to that filesystem");
+    }
+    assert_eq!(pool, told, "the command line says the same");
     let (status, set) = ask(&place, "PATCH", "/v1/pool", r#"{"zero_new_blocks": true}"#);
     assert_eq!(
         (status, &set["options"]["zero_new_blocks"], &set["in_force"]),

@@ -14,6 +14,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -258,8 +259,9 @@ impl Disk for FileDisk {
         }
     }
 
-    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
-        self.check(0, usize::try_from(length_bytes).map_err(|_| io::ErrorKind::InvalidInput)?)?;
+    fn set_aside(&self, bytes: Range<u64>) -> io::Result<()> {
+        let length_bytes = bytes.end.saturating_sub(bytes.start);
+        self.check(bytes.start, usize::try_from(length_bytes).map_err(|_| io::ErrorKind::InvalidInput)?)?;
         if self.is_device || length_bytes == 0 {
             return Ok(());
         }
@@ -268,13 +270,19 @@ impl Disk for FileDisk {
                 "its filesystem writes every change to a new place, so that no space can be kept for it";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
-        match retry(|| rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, length_bytes)) {
+        match retry(|| {
+            rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, bytes.start, length_bytes)
+        }) {
             Ok(()) => Ok(()),
             Err(error @ (Errno::OPNOTSUPP | Errno::NOSYS)) => {
                 Err(io::Error::new(io::ErrorKind::Unsupported, io::Error::from(error)))
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn has_own_space(&self) -> bool {
+        self.is_device
     }
 
     fn check_size(&self) -> io::Result<()> {

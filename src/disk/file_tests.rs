@@ -110,7 +110,7 @@ fn what_is_set_aside_takes_space_and_keeps_its_bytes() {
         let disk = FileDisk::create(&path, 1 << 20).unwrap();
         let bytes = pattern(8 << 10, 5);
         disk.write_at(64 << 10, &bytes).unwrap();
-        match disk.set_aside(1 << 19) {
+        match disk.set_aside(0..1 << 19) {
             Ok(()) => {
                 let blocks = std::fs::metadata(&path).unwrap().blocks();
                 assert!(
@@ -124,7 +124,7 @@ fn what_is_set_aside_takes_space_and_keeps_its_bytes() {
         let mut read = vec![1; 80 << 10];
         disk.read_at(0, &mut read).unwrap();
         assert!(read[64 << 10..72 << 10] == bytes && read[..64 << 10].iter().all(|byte| *byte == 0));
-        assert_eq!(disk.set_aside((1 << 20) + 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(disk.set_aside(1 << 10..(1 << 20) + 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
     }
 }

@@ -14,6 +14,7 @@ pub use file::{FileDisk, OpenMode};
 pub use memory::MemoryDisk;
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A place that keeps bytes. All faults of simulated disks hide behind this trait.
@@ -37,12 +38,17 @@ pub trait Disk: Send + Sync {
     /// Gives the range's space back; what it reads afterwards is undefined. `Unsupported` where the disk cannot.
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()>;
 
-    /// Sees to it that writing to the first `length_bytes` cannot fail for want of space; changes none of them.
-    /// `StorageFull` or `QuotaExceeded` when there is not enough, `Unsupported` where it cannot be promised. A disk whose
-    /// space is all its own has nothing to do.
-    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
-        let _ = length_bytes;
+    /// Sees to it that writing to these bytes cannot fail for want of space; changes none of them. `StorageFull` or
+    /// `QuotaExceeded` when there is not enough, `Unsupported` where it cannot be promised. A disk whose space is all its own
+    /// has nothing to do.
+    fn set_aside(&self, bytes: Range<u64>) -> io::Result<()> {
+        let _ = bytes;
         Ok(())
+    }
+
+    /// Whether its space is all its own, so that there is nothing to set aside.
+    fn has_own_space(&self) -> bool {
+        true
     }
 
     /// Looks whether the disk is still as large as it was when it was opened; `UnexpectedEof` if it has shrunk.
@@ -78,8 +84,11 @@ impl<T: Disk + ?Sized> Disk for Arc<T> {
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         (**self).discard(offset_bytes, length_bytes)
     }
-    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
-        (**self).set_aside(length_bytes)
+    fn set_aside(&self, bytes: Range<u64>) -> io::Result<()> {
+        (**self).set_aside(bytes)
+    }
+    fn has_own_space(&self) -> bool {
+        (**self).has_own_space()
     }
     fn check_size(&self) -> io::Result<()> {
         (**self).check_size()
@@ -108,8 +117,11 @@ impl<T: Disk + ?Sized> Disk for &T {
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         (**self).discard(offset_bytes, length_bytes)
     }
-    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
-        (**self).set_aside(length_bytes)
+    fn set_aside(&self, bytes: Range<u64>) -> io::Result<()> {
+        (**self).set_aside(bytes)
+    }
+    fn has_own_space(&self) -> bool {
+        (**self).has_own_space()
     }
     fn check_size(&self) -> io::Result<()> {
         (**self).check_size()

@@ -145,7 +145,7 @@ impl<D: Disk> Metadata<D> {
 
     /// Has the blocks below `end` backed; up to where they can be counted on. An error means that there is no space.
     fn set_aside_on_disk(&self, end: u64, total: u64) -> io::Result<u64> {
-        match self.space.disk.set_aside(end * META_BLOCK_BYTES as u64) {
+        match self.space.disk.set_aside(0..end * META_BLOCK_BYTES as u64) {
             Ok(()) => Ok(end),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>

@@ -4,6 +4,7 @@ use super::super::{Access, Geometry, Progress};
 use super::*;
 use crate::disk::{MemoryDisk, flush_data};
 use crate::units::{BlockSize, MetaBlock, VolumeId};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,8 +49,8 @@ impl Disk for SparseDisk {
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         self.memory.discard(offset_bytes, length_bytes)
     }
-    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
-        self.require_space(length_bytes)
+    fn set_aside(&self, bytes: Range<u64>) -> io::Result<()> {
+        self.require_space(bytes.end)
     }
     fn name(&self) -> String {
         "sparse".to_owned()

@@ -251,6 +251,27 @@ impl DataMap {
         Ok(window)
     }
 
+    /// Those of these blocks that may be handed out, as ranges.
+    pub fn free_in<D: Disk>(&self, space: &mut Space<D>, blocks: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let mut free: Vec<Range<u64>> = Vec::new();
+        let mut block = blocks.start;
+        while block < blocks.end.min(self.total) {
+            let bitmap = bitmap_of(block);
+            let mask = self.window_of(space, bitmap, (block % BITMAP_ENTRIES as u64) as usize)?;
+            let end = blocks.end.min(self.total).min((bitmap as u64 + 1) * BITMAP_ENTRIES as u64);
+            for block in block..end {
+                let entry = (block % BITMAP_ENTRIES as u64) as usize;
+                match free.last_mut() {
+                    _ if mask[entry / 64] >> (entry % 64) & 1 == 0 => {}
+                    Some(last) if last.end == block => last.end += 1,
+                    _ => free.push(block..block + 1),
+                }
+            }
+            block = end;
+        }
+        Ok(free)
+    }
+
     /// Takes back a block that was handed out and not mapped.
     pub fn release(&mut self, block: DataBlock) {
         let was = self.reserved.remove(block.0);

@@ -519,6 +519,12 @@ impl<D: Disk> Metadata<D> {
         self.commit_transaction(data_first)
     }
 
+    /// Those of these blocks that [`Metadata::reserve_block`] may hand out, as ranges in ascending order.
+    pub fn free_blocks_in(&mut self, blocks: Range<u64>) -> Result<Vec<Range<u64>>> {
+        self.require_sound()?;
+        self.data.free_in(&mut self.space, blocks)
+    }
+
     /// Lets freed blocks be reserved again.
     pub fn make_reusable(&mut self, freed: Range<u64>) {
         self.data.make_reusable(freed);

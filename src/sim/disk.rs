@@ -356,6 +356,11 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    /// So that space is had ahead, and given back.
+    fn has_own_space(&self) -> bool {
+        false
+    }
+
     /// Scribbles: whoever relies on a discarded block's content is found out.
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         self.write_at(offset_bytes, &vec![0xdd; length_bytes as usize])

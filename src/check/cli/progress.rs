@@ -5,6 +5,7 @@ use crate::disk::Disk;
 use crate::units::{META_BLOCK_BYTES, MetaBlock};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal, Read};
+use std::ops::Range;
 
 /// A bar on standard error, which goes away when the work ends. It appears when the work takes long enough to wonder.
 pub(super) struct Progress {
@@ -77,8 +78,8 @@ impl Disk for Watched {
     fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
         self.disk.discard(offset_bytes, length_bytes)
     }
-    fn set_aside(&self, length_bytes: u64) -> io::Result<()> {
-        self.disk.set_aside(length_bytes)
+    fn set_aside(&self, bytes: Range<u64>) -> io::Result<()> {
+        self.disk.set_aside(bytes)
     }
     fn check_size(&self) -> io::Result<()> {
         self.disk.check_size()

@@ -377,6 +377,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         })?;
         let blocks = data_bytes.unwrap_or(self.data.size_bytes()) / block_bytes;
         self.change(out, |metadata| metadata.grow_data(blocks))?;
+        self.ahead.grow(blocks);
         self.journal.is_behind = true;
         self.starved = None;
         self.out_of_data_space = false;
@@ -476,6 +477,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         while !self.discards.is_empty() {
             self.discard_step();
         }
+        self.give_back_ahead();
         self.end();
         out.replies
             .extend(self.space_waiters.take_all().map(|waiter| (waiter, Reply::Failed(IoError::Gone))));

@@ -16,6 +16,7 @@
 //! - With a journal, a change is recorded before a lane can see it (`journal`).
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (`stop`).
 
+mod ahead;
 mod commands;
 mod freed;
 mod journal;
@@ -39,7 +40,8 @@ use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::JournalRecord;
 use crate::metadata::{Base, Metadata, Partial, Progress};
-use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
+use crate::units::{BlockSize, DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
+use ahead::Ahead;
 use freed::FreedRanges;
 use journal::JournalWork;
 use map_memory::MapMemory;
@@ -245,6 +247,7 @@ pub struct Keeper<M: Disk, D: Disk> {
     holders_lost: Option<Epoch>,
     /// Out of everybody's reach; the data disk has not been told yet.
     discards: FreedRanges,
+    ahead: Ahead,
 
     /// Commits so far that changed something.
     commits: u64,
@@ -297,7 +300,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             volume.set_ignores_discards(options.discard.ignores());
             volumes.insert(id, Arc::new(volume));
         }
+        let ahead = Ahead::new(&data, geometry.data_blocks, geometry.block_size);
         let mut keeper = Keeper {
+            ahead,
             metadata,
             data,
             epochs: Arc::new(Epochs::new(options.lanes)),
@@ -344,7 +349,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     }
 
     /// Size of a data block.
-    pub fn block_size(&self) -> crate::units::BlockSize {
+    pub fn block_size(&self) -> BlockSize {
         self.metadata.geometry().block_size
     }
 
@@ -440,16 +445,17 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let Some(volume) = self.volumes.get(&id) else {
             return out.reply(from, Reply::Failed(IoError::Gone));
         };
-        let current = match self.metadata.lookup(id, block) {
-            Ok(current) => current,
-            Err(error) => return self.map_is_unreadable(from, id, block, &error, out),
+        // The map in memory knows all that the metadata does, and more, see below: somebody may be writing in place.
+        let current = match volume.table.get_kept(block) {
+            Lookup::Mapped(mapping) => Some(mapping),
+            Lookup::Hole => None,
+            Lookup::NotLoaded => match self.metadata.lookup(id, block) {
+                Ok(current) => current,
+                Err(error) => return self.map_is_unreadable(from, id, block, &error, out),
+            },
         };
         // Somebody else may have done the work between the lane's look at the map and now.
         if current.is_some_and(|mapping| !volume.is_shared(mapping)) {
-            return out.reply(from, Reply::Again);
-        }
-        // The map in memory may know better than the metadata, see below; and then somebody may be writing in place.
-        if matches!(volume.table.get_kept(block), Lookup::Mapped(mapping) if !volume.is_shared(mapping)) {
             return out.reply(from, Reply::Again);
         }
         self.holders_lost = self.holders_lost.filter(|epoch| !self.epochs.all_past(*epoch));
@@ -496,6 +502,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.stop(Failure::Metadata, Error::new(ErrorKind::Corrupt, what), out);
             return out.reply(from, Reply::Failed(IoError::Io));
         }
+        self.ahead.handed_out(target);
         self.out_of_data_space = false;
         self.lacking_metadata = None;
         self.space_waiters.begin_anew();

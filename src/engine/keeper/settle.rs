@@ -43,6 +43,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.thaw(&freeze, out);
         }
         self.settle_units(out);
+        self.ahead_step();
         self.deletion_step(out);
         self.pass_limbo();
         self.keep_to_map_budget();
@@ -79,7 +80,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let deletes = !self.deletions.is_empty() && !self.deletions_stalled;
         if self.is_stopped() {
             Settled::Idle
-        } else if commits || deletes || self.counts() || !(self.unmaps.is_empty() && self.discards.is_empty())
+        } else if commits
+            || deletes
+            || self.ahead.has_work()
+            || self.counts()
+            || !(self.unmaps.is_empty() && self.discards.is_empty())
         {
             Settled::HasWork
         } else if !self.freezes.is_empty()
@@ -98,6 +103,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.deletions_stalled = false;
         self.sharing_tick();
         self.partial.tick();
+        self.ahead_tick();
         if self.starved.is_some() {
             self.space_waiters.tick();
         }
@@ -217,21 +223,31 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let step_blocks = (DISCARD_STEP_BYTES / block_bytes).max(1);
         for _ in 0..DISCARD_STEP_RANGES {
             let Some(range) = self.discards.take(step_blocks) else { return };
-            if self.discard.passes_down() && !self.cannot_discard {
-                let length_bytes = (range.end - range.start) * block_bytes;
-                match self.data.discard(range.start * block_bytes, length_bytes) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-                        tracing::warn!("{}: cannot discard; freed blocks keep their space", self.data.name());
-                        self.cannot_discard = true;
-                    }
-                    // Only space is at stake, not data.
-                    Err(error) => tracing::warn!("{}: discard failed: {error}", self.data.name()),
-                }
+            if self.passes_down() {
+                self.pass_down(&range);
             }
             self.metadata.make_reusable(range);
             self.starved = None;
             self.out_of_data_space = false;
+        }
+    }
+
+    pub(super) fn passes_down(&self) -> bool {
+        self.discard.passes_down() && !self.cannot_discard
+    }
+
+    /// Tells the data disk of blocks that hold nothing.
+    pub(super) fn pass_down(&mut self, blocks: &Range<u64>) {
+        let block_bytes = self.block_size().bytes();
+        let length_bytes = (blocks.end - blocks.start) * block_bytes;
+        match self.data.discard(blocks.start * block_bytes, length_bytes) {
+            Ok(()) => self.ahead.gave_back(blocks),
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                tracing::warn!("{}: cannot discard; freed blocks keep their space", self.data.name());
+                self.cannot_discard = true;
+            }
+            // Only space is at stake, not data.
+            Err(error) => tracing::warn!("{}: discard failed: {error}", self.data.name()),
         }
     }
 }
