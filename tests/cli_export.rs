@@ -72,6 +72,7 @@ fn what_cannot_be_meant_is_refused_as_usage() {
     usage(&["export", "./p/v", "--ublk", "--list"]);
     usage(&["export", "--list", POOL, "--queues", "2"]);
     usage(&["export", "./p/v", "--ublk", "-H"]);
+    usage(&["export", "--list", POOL, "--zero-copy"]);
     usage(&["unexport", "./p/v", "--force", "--wait"]);
     usage(&["export", "p", "--ublk"]);
     let _daemon = place.serve(&[]);

@@ -1,9 +1,16 @@
-"""The kernel's dm-thin and uthin's block devices on equal RAM disks, in one boot of the lab's virtual machine; run by bench/vm/run.
+"""The kernel's dm-thin, uthin's block devices and libublk's example programs on equal RAM disks, in one boot of the lab's virtual machine; run
+by bench/vm/run.
 
 The machine's CPU is emulated in software: only figures of one run compare, and only as ratios. Cases are interleaved (each
 round takes every peer once), and medians of the rounds are told. 4 KiB requests; a first write to a shared block is one 4 KiB
 write into a 64 KiB block of a filled volume from which a snapshot was just taken, each block once, in random order; a first write to a fresh block
 likewise, in an empty volume, fresh blocks being zeroed; a synchronous one is followed by a flush.
+
+libublk's `null` answers at once and moves nothing, its `loop` hands each request on to a disk: the ublk driver and one ring, and nothing that
+is mapped. They have the queues, depth and buffers that uthin's devices have; no snapshots, so the rows of first writes are not theirs.
+
+What a first write to a shared block copies is told by the kernel's trace of what is asked of the data disk, until a flush after the last
+write has returned; it is on for that alone. (RAM disks keep no statistics, and a target that does in between would slow every peer.)
 
 A scenario to the lab: what it finds inside is told by tests/vm/guest/run. Results are left in $KEEP.
 """
@@ -11,20 +18,24 @@ A scenario to the lab: what it finds inside is told by tests/vm/guest/run. Resul
 import json
 import os
 import random
+import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from devices import Device, ram_disks
+from pool import ROOT
 from thin import Failed, KernelPool, check, main, run, say
 from ublk import UblkPool, load_module, no_devices
 
 MIB = 1 << 20
 BLOCK = 64 << 10
 VOLUME_BYTES = 128 * MIB
-ROUNDS = int(os.environ.get("ROUNDS", "5"))
+ROUNDS = 4
 SECONDS = 3
+TRACE = Path("/sys/kernel/tracing")
 
 STEADY = {
     "randread-16": ("random read, depth 16", ["--rw=randread", "--iodepth=16"]),
@@ -40,6 +51,7 @@ FIRST = {
     "fresh-16": ("first write to a fresh block, depth 16", 16, 1),
 }
 SYNC = ("first writes to shared blocks, each flushed, depth 1", 200)
+COPIED = "first write to a shared block: written to the data disk, bytes"
 
 
 def fio(device, name, *options):
@@ -83,10 +95,45 @@ def fill(device):
         opened.flush()
 
 
+def written_bytes(disk, work):
+    """What is written to a disk while `work` runs."""
+    event = TRACE / "events/block/block_bio_queue"
+    if not event.exists():
+        run("mount", "-t", "tracefs", "none", TRACE)
+    counting = 'hist:keys=dev:vals=nr_sector if rwbs ~ "*W*"'
+    (event / "trigger").write_text(counting)
+    work()
+    counted = (event / "hist").read_text()
+    (event / "trigger").write_text("!" + counting)
+    number = disk.stat().st_rdev
+    key = os.major(number) << 20 | os.minor(number)
+    found = re.search(rf"dev: +{key} +}}.* nr_sector: +([0-9]+)", counted)
+    if not found:
+        raise Failed(f"nothing was written to {disk}:\n{counted}")
+    return int(found[1]) * 512
+
+
+def copied(peer, folder):
+    """Bytes written to the data disk for each first write to a shared block."""
+    writes = VOLUME_BYTES // BLOCK // FIRST["shared-16"][2]
+
+    def work():
+        touch(peer.device, folder, "shared-16")
+        with Device(peer.device) as opened:
+            opened.flush()
+
+    peer.snapshot()
+    written = written_bytes(peer.data, work)
+    peer.drop_snapshot()
+    return written / writes
+
+
 class Kernel:
     name = "dm-thin"
+    is_thin = True
 
     def __init__(self, metadata, data):
+        self.data = data
         self.pool = KernelPool(metadata, data, BLOCK).__enter__()
         self.pool.create_thin(0, VOLUME_BYTES)
         self.device = Path("/dev/mapper/thin0")
@@ -117,15 +164,21 @@ class Kernel:
 
 
 class Ours:
+    is_thin = True
+
     def __init__(self, name, folder, metadata, data, *options):
         self.name = name
+        self.data = data
         own = Path(folder) / name.replace(" ", "-")
         own.mkdir()
         self.pool = UblkPool(own, metadata, data, *options)
         self.pool.create("v", VOLUME_BYTES)
         self.pool.serve()
-        self.device = self.pool.export("v", "--queues", "2")
+        self.device = self.export()
         fill(self.device)
+
+    def export(self):
+        return self.pool.export("v", "--queues", "2")
 
     def snapshot(self):
         self.pool.snapshot("v", "s")
@@ -144,7 +197,7 @@ class Ours:
     def open_seconds(self):
         self.pool.unexport("v")
         begin = time.monotonic()
-        self.device = self.pool.export("v", "--queues", "2")
+        self.device = self.export()
         with Device(self.device) as opened:
             opened.pread(512, 0)
         return time.monotonic() - begin
@@ -154,10 +207,36 @@ class Ours:
         self.pool.close()
 
 
+class Libublk:
+    """An example program of libublk's, with a device of its own."""
+
+    is_thin = False
+
+    def __init__(self, example, number, *options):
+        self.name = f"libublk {example}"
+        self.program = ROOT / "target/vm/libublk/bin" / example
+        self.number = number
+        self.device = Path(f"/dev/ublkb{number}")
+        words = [self.program, "add", "--foreground", "-n", str(number), "-q", "2", "-d", "128", *map(str, options)]
+        with open(Path(os.environ["KEEP"]) / f"{example}.log", "w") as log:
+            self.server = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+        size = Path("/sys/block") / self.device.name / "size"
+        end = time.monotonic() + 60
+        while not (size.exists() and int(size.read_text()) and self.device.is_block_device()):
+            if self.server.poll() is not None or time.monotonic() > end:
+                raise Failed(f"{self.name} made no device; see {example}.log")
+            time.sleep(0.1)
+
+    def close(self):
+        run(self.program, "del", "-n", self.number)
+        self.server.wait(60)
+
+
 class Raw:
-    """The RAM disk itself: what lies below both."""
+    """The RAM disk itself: what lies below all."""
 
     name = "RAM disk"
+    is_thin = False
 
     def __init__(self, disk):
         self.device = disk
@@ -176,29 +255,33 @@ def beside_a_snapshot(peer, work):
 
 def measure(folder, peers):
     figures = {}
+    thin = [peer for peer in peers if peer.is_thin]
     note = lambda case, peer, value: figures.setdefault(case, {}).setdefault(peer.name, []).append(value)
     for number in range(ROUNDS):
         for case in STEADY:
             for peer in peers:
                 note(case, peer, steady(peer.device, case))
         for case in FIRST:
-            for peer in peers[:-1]:
+            for peer in thin:
                 if case.startswith("fresh"):
                     note(case, peer, touch(peer.fresh(), folder, case))
                     peer.drop_fresh()
                 else:
                     beside_a_snapshot(peer, lambda: note(case, peer, touch(peer.device, folder, case)))
-        for peer in peers[:-1]:
+        for peer in thin:
             beside_a_snapshot(peer, lambda: note("sync", peer, touch_and_flush(peer.device)))
-        for peer in peers[:-1]:
+        for peer in thin:
             note("open", peer, peer.open_seconds() * 1000)
         say(f"round {number + 1} of {ROUNDS}")
+    for peer in thin:
+        note("copied", peer, copied(peer, folder))
     return figures
 
 
 def table(figures, peers, heading):
-    """Medians, and how we compare with the kernel: more is better, except for the time to open."""
-    titles = {case: entry[0] for case, entry in (STEADY | FIRST).items()} | {"sync": SYNC[0], "open": "open to first read, ms"}
+    """Medians, and how we compare with the kernel: more is better, except for the time to open and what is copied."""
+    titles = {case: entry[0] for case, entry in (STEADY | FIRST).items()}
+    titles |= {"sync": SYNC[0], "open": "open to first read, ms", "copied": COPIED}
     ours = [peer.name for peer in peers if peer.name.startswith("uthin")]
     columns = [peer.name for peer in peers] + [f"{name} : dm-thin" for name in ours]
     lines = [heading, "", "| 4 KiB, requests a second | " + " | ".join(columns) + " |"]
@@ -212,13 +295,15 @@ def table(figures, peers, heading):
 
 
 def story(folder, _):
-    disks = ram_disks(9, 640 * MIB)
+    disks = ram_disks(10, 640 * MIB)
     load_module()
     random.seed(1)
     copying = Ours("uthin", folder, disks[2], disks[3])
     partial = Ours("uthin small writes", folder, disks[4], disks[5], "--small-writes", "partial")
     journal = Ours("uthin journal", folder, disks[6], disks[7], "--small-writes", "partial", "--journal", "file")
-    peers = [Kernel(disks[0], disks[1]), copying, partial, journal, Raw(disks[8])]
+    fill(disks[9])
+    loop, null = Libublk("loop", 40, "-f", disks[9]), Libublk("null", 41)
+    peers = [Kernel(disks[0], disks[1]), copying, partial, journal, loop, null, Raw(disks[8])]
     say("filled")
     figures = measure(folder, peers)
     for peer in peers:

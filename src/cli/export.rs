@@ -42,6 +42,9 @@ pub(super) struct ExportArgs {
     /// The device can only be read, though the volume can be written
     #[arg(long, conflicts_with = "list")]
     read_only: bool,
+    /// What moves between a request and the data disk is not copied (Linux 6.16, as root, no journal): good for large requests
+    #[arg(long, conflicts_with = "list")]
+    zero_copy: bool,
     #[command(flatten)]
     table: TableArgs,
 }
@@ -70,6 +73,11 @@ const COLUMNS: &[Column<ExportInfo>] = &[
         name: "outlives_daemon",
         by_default: false,
         cell: |export| Cell::Text(if export.outlives_daemon { "yes" } else { "no" }.to_owned()),
+    },
+    Column {
+        name: "zero_copy",
+        by_default: false,
+        cell: |export| Cell::Text(if export.zero_copy.is_some() { "yes" } else { "no" }.to_owned()),
     },
     Column { name: "link", by_default: true, cell: |export| Cell::maybe(export.link.as_ref()) },
     Column { name: "id", by_default: false, cell: |export| Cell::Number(export.id) },
@@ -104,6 +112,7 @@ pub(super) fn export(args: ExportArgs, json: bool) -> Result<()> {
         logical_block_bytes: args.logical_block.map(block_bytes).transpose()?,
         physical_block_bytes: args.physical_block.map(block_bytes).transpose()?,
         read_only: args.read_only,
+        zero_copy: args.zero_copy,
     };
     let made = look(&volume.pool, |pool| pool.export(&volume.volume, &request))?;
     if json { print_json(&made) } else { print(&format!("{}\n", made.device)) }

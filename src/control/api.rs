@@ -13,6 +13,7 @@ pub use super::space::{DataSpace, MetadataSpace};
 pub use crate::engine::Discard;
 use crate::engine::{JournalMode, SmallWrites, WhenFull};
 use crate::error::{Error, Result};
+use crate::frontend::ublk::Moved;
 use crate::units::META_BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
 
@@ -570,6 +571,9 @@ pub struct ExportVolume {
     /// Whether the device can only be read, though the volume can be written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+    /// Whether requests are not copied, as far as they move to and from the data disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_copy: bool,
 }
 
 impl ExportVolume {
@@ -582,6 +586,7 @@ impl ExportVolume {
             logical_block_bytes: None,
             physical_block_bytes: None,
             read_only: false,
+            zero_copy: false,
         }
     }
 }
@@ -616,6 +621,9 @@ pub struct ExportInfo {
     /// Whether its requests wait for another daemon when this one dies, instead of failing.
     #[serde(default)]
     pub outlives_daemon: bool,
+    /// With zero copy: what has moved so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_copy: Option<Moved>,
 }
 
 /// All exports: `GET /v1/exports`.

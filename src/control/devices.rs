@@ -60,7 +60,9 @@ pub struct Record {
 impl Record {
     /// A device that has just been made.
     pub fn new(number: u32, mark: Mark, volume: VolumeId, options: Options, journal: u64) -> Record {
-        let Options { queues, depth, logical_block_bytes, physical_block_bytes, read_only } = options;
+        let Options { queues, depth, logical_block_bytes, physical_block_bytes, read_only, zero_copy } =
+            options;
+        assert!(!zero_copy, "a device that outlives its daemon has no zero copy");
         Record {
             number,
             mark,
@@ -82,7 +84,8 @@ impl Record {
     /// What it is like.
     pub fn options(&self) -> Options {
         let Record { queues, depth, logical_block_bytes, physical_block_bytes, read_only, .. } = *self;
-        Options { queues, depth, logical_block_bytes, physical_block_bytes, read_only }
+        let zero_copy = false;
+        Options { queues, depth, logical_block_bytes, physical_block_bytes, read_only, zero_copy }
     }
 
     /// The block device.

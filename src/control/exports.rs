@@ -204,6 +204,11 @@ impl Exports {
         let size_bytes = lease.volume().size_bytes();
         let mark = RandomState::new().hash_one((id.get(), Instant::now())) as Mark;
         let birth = match self.journal.filter(|_| journal_is_on) {
+            Some(_) if options.zero_copy => {
+                let what = "a pool with a journal has devices that outlive their daemon, and those have no zero copy";
+                return Err(Error::new(ErrorKind::WrongState, what)
+                    .hint("leave --zero-copy out, or serve the pool with --journal none"));
+            }
             Some(journal) => self.outliving(id, options, mark, journal),
             None => Birth::Mortal,
         };
@@ -458,6 +463,7 @@ fn options_of(request: &ExportVolume, read_only: bool) -> Options {
         logical_block_bytes: request.logical_block_bytes.unwrap_or(default.logical_block_bytes),
         physical_block_bytes: request.physical_block_bytes.unwrap_or(default.physical_block_bytes),
         read_only: read_only || request.read_only,
+        zero_copy: request.zero_copy,
     }
 }
 
@@ -477,6 +483,7 @@ fn info(name: VolumeName, id: VolumeId, exported: &Exported, size_bytes: u64) ->
         physical_block_bytes: options.physical_block_bytes,
         read_only: options.read_only,
         outlives_daemon: exported.device.outlives_daemon(),
+        zero_copy: exported.device.moved(),
     }
 }
 

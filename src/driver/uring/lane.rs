@@ -7,6 +7,7 @@
 //! - An eventfd is read all the time; the keeper (or a [`Waker`]) writes to it to end the thread's wait.
 
 use super::bursts::Bursts;
+use super::lent::{Lent, LentMoved, Memory, Named, is_about_memory};
 use super::ring::{Completion, DataFile, Ring, Submit};
 use super::transfer::{Direction, Outcome, Side, Transfer, Transfers, Wanted};
 use crate::disk::{AlignedBuffer, Disk, FileDisk};
@@ -59,10 +60,18 @@ impl Waker {
     }
 }
 
-/// A buffer and what is in flight on it.
+/// Memory and what is in flight on it.
 struct Held {
-    buffer: AlignedBuffer,
+    memory: Memory,
     transfers: u32,
+    /// A copy to or from it has failed, and so does its request.
+    has_failed: bool,
+}
+
+impl Held {
+    fn new(memory: Memory) -> Held {
+        Held { memory, transfers: 0, has_failed: false }
+    }
 }
 
 /// Whether the eventfd is being read.
@@ -108,6 +117,7 @@ pub struct UringLane {
     bell: Bell,
     bell_count: AlignedBuffer,
     failures: u64,
+    lent_moved: LentMoved,
 }
 
 impl UringLane {
@@ -137,6 +147,7 @@ impl UringLane {
             bell: Bell::Idle,
             bell_count: AlignedBuffer::zeroed(8),
             failures: 0,
+            lent_moved: LentMoved::default(),
         }
     }
 
@@ -144,14 +155,28 @@ impl UringLane {
     /// brings a buffer of at least its length, from [`UringLane::take_buffer`] best, that begins at its first byte;
     /// the others bring `None`.
     pub fn begin(&mut self, request: Request, buffer: Option<AlignedBuffer>, ring: &mut impl Submit) {
-        if let Some(buffer) = buffer {
-            assert!(buffer.len() as u64 >= request.length_bytes, "a request's buffer holds the request");
-            let before = self.requests.insert(request.tag, Held { buffer, transfers: 0 });
+        self.begin_with(request, buffer.map(Memory::Buffer), ring);
+    }
+
+    /// Like [`UringLane::begin`], for a read or write whose bytes are in memory that the ring was lent. It finishes without a buffer.
+    pub fn begin_lent(&mut self, request: Request, lent: Lent, ring: &mut impl Submit) {
+        self.begin_with(request, Some(Memory::Lent(lent)), ring);
+    }
+
+    fn begin_with(&mut self, request: Request, memory: Option<Memory>, ring: &mut impl Submit) {
+        if let Some(memory) = memory {
+            assert!(memory.length_bytes() >= request.length_bytes, "a request's buffer holds the request");
+            let before = self.requests.insert(request.tag, Held::new(memory));
             assert!(before.is_none(), "two requests in flight have the tag {:?}", request.tag);
         }
         self.running += 1;
         self.lane.begin(request, &mut self.actions);
         self.execute(ring);
+    }
+
+    /// What has moved to and from lent memory since the lane was made.
+    pub fn lent_moved(&self) -> LentMoved {
+        self.lent_moved
     }
 
     /// See [`Lane::hang_up`].
@@ -300,13 +325,17 @@ impl UringLane {
         let unit_bytes = if self.disk(side).is_direct() { FileDisk::SECTOR_BYTES as u64 } else { 1 };
         let result = match self.transfers.get_mut(slot).advance(result, unit_bytes) {
             Outcome::More => return self.start(slot, ring),
-            Outcome::Done => Ok(()),
+            Outcome::Done => self.arrived(slot),
+            Outcome::Failed(error) if self.takes_detour(slot, &error) => return self.start(slot, ring),
             Outcome::Failed(error) => {
                 self.report(slot, &error);
                 Err(told_to_clients(&error))
             }
         };
-        let transfer = self.transfers.remove(slot);
+        let mut transfer = self.transfers.remove(slot);
+        if let Some(detour) = transfer.detour.take() {
+            self.buffers.give(detour);
+        }
         if let Some(held) = self.held(transfer.place) {
             held.transfers -= 1;
         }
@@ -315,6 +344,44 @@ impl UringLane {
         }
         self.transfers.recycle(transfer.ops);
         self.execute(ring);
+    }
+
+    /// All bytes of a transfer have moved: those of lent memory are counted, and brought there if they went another way.
+    fn arrived(&mut self, slot: usize) -> Result<(), IoError> {
+        let transfer = self.transfers.get_mut(slot);
+        let Place::Request(tag, first) = transfer.place else { return Ok(()) };
+        let Memory::Lent(lent) = &self.requests.get(&tag).expect(IN_FLIGHT).memory else { return Ok(()) };
+        let Some(detour) = &transfer.detour else {
+            self.lent_moved.in_place_bytes += transfer.length_bytes;
+            return Ok(());
+        };
+        if transfer.direction == Direction::Read {
+            self.lent_moved.copied_bytes += transfer.length_bytes;
+            let bytes = &detour[..transfer.length_bytes as usize];
+            return lent.write(first, bytes).map_err(|error| cannot_copy(&error));
+        }
+        Ok(())
+    }
+
+    /// Whether a transfer that has failed is to begin anew through a buffer, because lent memory is not what the disk can take. The bytes
+    /// of a write are in it then.
+    fn takes_detour(&mut self, slot: usize, error: &std::io::Error) -> bool {
+        let transfer = self.transfers.get_mut(slot);
+        let Place::Request(tag, first) = transfer.place else { return false };
+        let Memory::Lent(lent) = &self.requests.get(&tag).expect(IN_FLIGHT).memory else { return false };
+        if transfer.detour.is_some() || !is_about_memory(error) {
+            return false;
+        }
+        let mut detour = self.buffers.take(transfer.length_bytes as usize);
+        if transfer.direction == Direction::Write {
+            self.lent_moved.copied_bytes += transfer.length_bytes;
+            if lent.read(first, &mut detour[..transfer.length_bytes as usize]).is_err() {
+                self.buffers.give(detour);
+                return false;
+            }
+        }
+        transfer.go_through(detour);
+        true
     }
 
     /// Logs the first failure, and then ever fewer: a dead disk fails everything.
@@ -450,28 +517,29 @@ impl UringLane {
         let operation = transfer.next_operation();
         assert!(direction == Direction::Write || place != Place::Zeros, "nobody reads into the zeros");
         let length = operation.length_bytes;
-        let memory = self.memory(place, operation.at_bytes, u64::from(length));
+        let memory = match &self.transfers.get_mut(slot).detour {
+            None => self.memory(place, operation.at_bytes, u64::from(length)),
+            Some(detour) => {
+                assert!(
+                    operation.at_bytes + u64::from(length) <= detour.len() as u64,
+                    "it holds the transfer"
+                );
+                // SAFETY: inside the buffer, as was just checked.
+                let address = unsafe { detour.start().as_ptr().add(operation.at_bytes as usize) };
+                Named { address, index: None }
+            }
+        };
         let file = match side {
             Side::Data => *self.data_file.get_or_insert_with(|| ring.data_file(&self.data)),
             Side::Origin(number) => ring.data_file(&self.origins[number]),
         };
-        let offset = operation.disk_offset_bytes;
-        let entry = match (direction, file) {
-            (Direction::Read, DataFile::Registered(index)) => {
-                opcode::Read::new(types::Fixed(index), memory, length).offset(offset).build()
-            }
-            (Direction::Read, DataFile::Plain(file)) => {
-                opcode::Read::new(types::Fd(file), memory, length).offset(offset).build()
-            }
-            (Direction::Write, DataFile::Registered(index)) => {
-                opcode::Write::new(types::Fixed(index), memory, length).offset(offset).build()
-            }
-            (Direction::Write, DataFile::Plain(file)) => {
-                opcode::Write::new(types::Fd(file), memory, length).offset(offset).build()
-            }
+        let entry = match file {
+            DataFile::Registered(index) => entry!(types::Fixed(index), direction, memory, operation),
+            DataFile::Plain(file) => entry!(types::Fd(file), direction, memory, operation),
         };
         // SAFETY: `memory` checked that the bytes lie inside a buffer, which counts this transfer and is kept (or leaked)
-        // until that is 0 again; the zeros live for ever and are only read.
+        // until that is 0 again; the zeros live for ever and are only read. A detour is kept likewise. Lent memory is the kernel's, which checks
+        // the index and where in it the bytes lie.
         unsafe { ring.push(entry.user_data(self.user_data(slot as u64))) };
     }
 
@@ -486,22 +554,32 @@ impl UringLane {
 
     fn make_scratch(&mut self, op: OpId) {
         let (buffers, length) = (&mut self.buffers, self.scratch_bytes);
-        self.scratch.entry(op).or_insert_with(|| Held { buffer: buffers.take(length), transfers: 0 });
+        self.scratch.entry(op).or_insert_with(|| Held::new(Memory::Buffer(buffers.take(length))));
     }
 
     /// Where `length_bytes` from `at_bytes` of a place on are in memory. They lie inside their buffer.
-    fn memory(&self, place: Place, at_bytes: u64, length_bytes: u64) -> *mut u8 {
-        let (buffer, first) = match place {
-            Place::Request(tag, first) => (&self.requests.get(&tag).expect(IN_FLIGHT).buffer, first),
-            Place::Scratch(op) => (&self.scratch.get(&op).expect(IN_FLIGHT).buffer, 0),
-            Place::Zeros => (zeros(), 0),
+    fn memory(&self, place: Place, at_bytes: u64, length_bytes: u64) -> Named {
+        let (held, first) = match place {
+            Place::Request(tag, first) => (Some(self.requests.get(&tag).expect(IN_FLIGHT)), first),
+            Place::Scratch(op) => (Some(self.scratch.get(&op).expect(IN_FLIGHT)), 0),
+            Place::Zeros => (None, 0),
         };
+        let held_bytes = held.map_or(zeros().len() as u64, |held| held.memory.length_bytes());
         let begin = first
             .checked_add(at_bytes)
-            .filter(|begin| begin.checked_add(length_bytes).is_some_and(|end| end <= buffer.len() as u64));
+            .filter(|begin| begin.checked_add(length_bytes).is_some_and(|end| end <= held_bytes));
         let begin = begin.expect("data moves inside its buffer");
+        let buffer = match held.map(|held| &held.memory) {
+            None => zeros(),
+            Some(Memory::Buffer(buffer)) => buffer,
+            Some(Memory::Lent(lent)) => {
+                let address = std::ptr::without_provenance_mut((lent.address + begin) as usize);
+                return Named { address, index: Some(lent.index) };
+            }
+        };
         // SAFETY: `begin` is at most the buffer's length, as was just checked.
-        unsafe { buffer.start().as_ptr().add(begin as usize) }
+        let address = unsafe { buffer.start().as_ptr().add(begin as usize) };
+        Named { address, index: None }
     }
 
     /// Copies (or zeroes) within the lane's buffers, now.
@@ -510,32 +588,105 @@ impl UringLane {
             self.make_scratch(op);
         }
         assert!(to != Place::Zeros, "nobody writes to the zeros");
-        let target = self.memory(to, at_bytes, length_bytes);
+        let Named { address: target, index } = self.memory(to, at_bytes, length_bytes);
         let length = length_bytes as usize;
+        if let (Some(_), Place::Request(tag, first)) = (index, to) {
+            assert!(from == Place::Zeros, "only zeros are put into a request");
+            return self.zero_lent(tag, first, length);
+        }
         if from == Place::Zeros {
             // SAFETY: the range lies inside a buffer of this lane. No reference to it exists: those are made only after
             // the buffer was handed out.
             return unsafe { target.write_bytes(0, length) };
         }
-        let source = self.memory(from, 0, length_bytes);
+        let Named { address: source, index } = self.memory(from, 0, length_bytes);
+        if let (Some(_), Place::Request(tag, first)) = (index, from) {
+            // SAFETY: as above.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(target, length) };
+            return self.copy_lent(tag, first, bytes);
+        }
         // SAFETY: as above, for both; a request's and a scratch buffer are different allocations. `copy` would not mind
         // if they were not.
         unsafe { target.copy_from(source, length) }
     }
 
+    /// Zeroes a part of a request that is in lent memory.
+    fn zero_lent(&mut self, tag: Tag, first: u64, length: usize) {
+        let held = self.requests.get_mut(&tag).expect(IN_FLIGHT);
+        let Memory::Lent(lent) = &held.memory else {
+            unreachable!("it has an index among the ring's buffers")
+        };
+        let zeros = zeros();
+        for done in (0..length).step_by(zeros.len()) {
+            let step = zeros.len().min(length - done);
+            if let Err(error) = lent.write(first + done as u64, &zeros[..step]) {
+                cannot_copy(&error);
+                held.has_failed = true;
+            }
+        }
+        self.lent_moved.copied_bytes += length as u64;
+    }
+
+    /// Copies a part of a request that is in lent memory. If that fails, zeros stand for it: what was in `bytes` is nobody's to see, and goes to
+    /// the disk with the rest of its block.
+    fn copy_lent(&mut self, tag: Tag, first: u64, bytes: &mut [u8]) {
+        let held = self.requests.get_mut(&tag).expect(IN_FLIGHT);
+        let Memory::Lent(lent) = &held.memory else {
+            unreachable!("it has an index among the ring's buffers")
+        };
+        if let Err(error) = lent.read(first, bytes) {
+            cannot_copy(&error);
+            held.has_failed = true;
+            bytes.fill(0);
+        }
+        self.lent_moved.copied_bytes += bytes.len() as u64;
+    }
+
     fn let_go(&mut self, held: Held) {
         assert_eq!(held.transfers, 0, "a buffer is let go when nothing is in flight on it");
-        self.buffers.give(held.buffer);
+        if let Memory::Buffer(buffer) = held.memory {
+            self.buffers.give(buffer);
+        }
     }
 
     fn completed(&mut self, tag: Tag, result: Result<(), IoError>) {
-        let buffer = self.requests.remove(&tag).map(|held| {
+        let (mut result, mut buffer) = (result, None);
+        if let Some(held) = self.requests.remove(&tag) {
             assert_eq!(held.transfers, 0, "a request completes when nothing is in flight on its buffer");
-            held.buffer
-        });
+            if held.has_failed {
+                result = result.and(Err(IoError::Io));
+            }
+            if let Memory::Buffer(held) = held.memory {
+                buffer = Some(held);
+            }
+        }
         self.running -= 1;
         self.finished.push_back(Finished { tag, result, buffer, extents: self.extents.take() });
     }
+}
+
+/// The entry for an operation of a transfer. A macro, because the two ways to name a file have no type in common.
+macro_rules! entry {
+    ($file:expr, $direction:expr, $memory:expr, $operation:expr) => {{
+        let (Named { address, index }, length) = ($memory, $operation.length_bytes);
+        let offset = $operation.disk_offset_bytes;
+        match ($direction, index) {
+            (Direction::Read, None) => opcode::Read::new($file, address, length).offset(offset).build(),
+            (Direction::Read, Some(index)) => {
+                opcode::ReadFixed::new($file, address, length, index).offset(offset).build()
+            }
+            (Direction::Write, None) => opcode::Write::new($file, address, length).offset(offset).build(),
+            (Direction::Write, Some(index)) => {
+                opcode::WriteFixed::new($file, address, length, index).offset(offset).build()
+            }
+        }
+    }};
+}
+use entry;
+
+fn cannot_copy(error: &std::io::Error) -> IoError {
+    tracing::error!("copying a request's bytes failed: {error}");
+    told_to_clients(error)
 }
 
 const IN_FLIGHT: &str = "the engine names only buffers of what it runs";
@@ -548,6 +699,7 @@ impl Drop for UringLane {
         // The kernel may still use these, and the epoch of what runs stays shown: nobody else can sit here.
         std::mem::forget(std::mem::take(&mut self.requests));
         std::mem::forget(std::mem::take(&mut self.scratch));
+        std::mem::forget(std::mem::take(&mut self.transfers));
         std::mem::forget(std::mem::replace(&mut self.bell_count, AlignedBuffer::zeroed(0)));
         self.seat.is_lost = true;
         assert!(std::thread::panicking(), "a lane is drained before it is dropped");

@@ -27,6 +27,7 @@
 
 mod bursts;
 mod lane;
+mod lent;
 mod outgoing;
 mod poll;
 mod ring;
@@ -34,5 +35,6 @@ mod socket;
 mod transfer;
 
 pub use lane::{Finished, UringLane, Waker};
+pub use lent::{Lent, LentMoved};
 pub use ring::{Completion, DataFile, Ring, Submit};
 pub use socket::{SocketStream, StreamState};

@@ -86,6 +86,27 @@ impl Ring {
         Ok(Ring { ring, backlog, files, registers_files, not_send: PhantomData })
     }
 
+    /// Makes room for so many pieces of [lent](super::Lent) memory among the ring's buffers. Once. `Unsupported` where the kernel cannot (before 5.19).
+    pub fn make_room_for_lent(&mut self, count: u16) -> Result<()> {
+        self.ring.submitter().register_buffers_sparse(u32::from(count)).map_err(|error| {
+            Error::new(ErrorKind::Unsupported, format!("io_uring: no room for lent memory: {error}"))
+                .hint("raise the limit of locked memory (ulimit -l)")
+        })
+    }
+
+    /// Puts memory of this process among the ring's buffers, as the kernel does with what it lends.
+    ///
+    /// # Safety
+    ///
+    /// It stays there for as long as the ring, and nobody minds what becomes of its bytes.
+    #[cfg(test)]
+    pub(super) unsafe fn lend(&mut self, index: u16, memory: *mut u8, length: usize) {
+        let vector = libc::iovec { iov_base: memory.cast(), iov_len: length };
+        // SAFETY: as the caller says.
+        let put = unsafe { self.ring.submitter().register_buffers_update(index.into(), &[vector], None) };
+        put.expect("there is room for it");
+    }
+
     /// Submits what was pushed and waits until `want` completions are there, or a signal came. One system call.
     pub fn submit_and_wait(&mut self, want: usize) -> Result<()> {
         loop {

@@ -3,6 +3,7 @@
 //! One transfer is one run of bytes on the disk and in one buffer. It goes to the kernel in as many operations as it takes,
 //! one after the other, and is answered for every op that it was merged from.
 
+use crate::disk::AlignedBuffer;
 use crate::engine::{CHUNK_BYTES, OpId, Place};
 use std::io;
 
@@ -39,7 +40,6 @@ pub(super) struct Wanted {
 }
 
 /// One run of bytes between disk and a buffer.
-#[derive(Debug)]
 pub(super) struct Transfer {
     pub(super) direction: Direction,
     pub(super) side: Side,
@@ -48,6 +48,8 @@ pub(super) struct Transfer {
     pub(super) place: Place,
     /// Whose bytes these are, in order.
     pub(super) ops: Vec<OpId>,
+    /// A buffer that it moves through in place of lent memory, if that will not do.
+    pub(super) detour: Option<AlignedBuffer>,
     /// What has been moved already.
     done_bytes: u64,
     fruitless: u32,
@@ -79,7 +81,23 @@ impl Transfer {
         debug_assert!(ops.is_empty(), "a used vector is emptied first");
         let Wanted { direction, side, disk_offset_bytes, length_bytes, place, op } = wanted;
         ops.push(op);
-        Transfer { direction, side, disk_offset_bytes, length_bytes, place, ops, done_bytes: 0, fruitless: 0 }
+        let (detour, done_bytes, fruitless) = (None, 0, 0);
+        Transfer {
+            direction,
+            side,
+            disk_offset_bytes,
+            length_bytes,
+            place,
+            ops,
+            detour,
+            done_bytes,
+            fruitless,
+        }
+    }
+
+    /// Begins anew, through this buffer. Only between two operations.
+    pub(super) fn go_through(&mut self, detour: AlignedBuffer) {
+        (self.detour, self.done_bytes, self.fruitless) = (Some(detour), 0, 0);
     }
 
     /// Takes the bytes of another op in if they come right after its own, on the disk and in memory. Only before the

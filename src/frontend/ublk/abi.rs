@@ -7,16 +7,16 @@
 use libublk_rs_sys as sys;
 
 pub(super) use sys::{
-    UBLK_ATTR_FUA, UBLK_ATTR_READ_ONLY, UBLK_ATTR_VOLATILE_CACHE, UBLK_F_CMD_IOCTL_ENCODE,
-    UBLK_F_UNPRIVILEGED_DEV, UBLK_F_UPDATE_SIZE, UBLK_F_USER_RECOVERY, UBLK_F_USER_RECOVERY_REISSUE,
-    UBLK_IO_F_FUA, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
-    UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES, UBLK_MAX_QUEUE_DEPTH, UBLK_PARAM_TYPE_BASIC,
-    UBLK_PARAM_TYPE_DISCARD, UBLK_S_DEV_DEAD, UBLK_S_DEV_QUIESCED, UBLK_U_CMD_ADD_DEV, UBLK_U_CMD_DEL_DEV,
-    UBLK_U_CMD_DEL_DEV_ASYNC, UBLK_U_CMD_END_USER_RECOVERY, UBLK_U_CMD_GET_DEV_INFO,
-    UBLK_U_CMD_GET_DEV_INFO2, UBLK_U_CMD_GET_FEATURES, UBLK_U_CMD_SET_PARAMS, UBLK_U_CMD_START_DEV,
-    UBLK_U_CMD_START_USER_RECOVERY, UBLK_U_CMD_STOP_DEV, UBLK_U_CMD_UPDATE_SIZE,
-    UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, ublk_params, ublksrv_ctrl_dev_info as DeviceInfo,
-    ublksrv_io_desc as Descriptor,
+    UBLK_ATTR_FUA, UBLK_ATTR_READ_ONLY, UBLK_ATTR_VOLATILE_CACHE, UBLK_F_AUTO_BUF_REG,
+    UBLK_F_CMD_IOCTL_ENCODE, UBLK_F_UNPRIVILEGED_DEV, UBLK_F_UPDATE_SIZE, UBLK_F_USER_COPY,
+    UBLK_F_USER_RECOVERY, UBLK_F_USER_RECOVERY_REISSUE, UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF,
+    UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ, UBLK_IO_OP_WRITE,
+    UBLK_IO_OP_WRITE_ZEROES, UBLK_MAX_QUEUE_DEPTH, UBLK_PARAM_TYPE_BASIC, UBLK_PARAM_TYPE_DISCARD,
+    UBLK_S_DEV_DEAD, UBLK_S_DEV_QUIESCED, UBLK_U_CMD_ADD_DEV, UBLK_U_CMD_DEL_DEV, UBLK_U_CMD_DEL_DEV_ASYNC,
+    UBLK_U_CMD_END_USER_RECOVERY, UBLK_U_CMD_GET_DEV_INFO, UBLK_U_CMD_GET_DEV_INFO2, UBLK_U_CMD_GET_FEATURES,
+    UBLK_U_CMD_SET_PARAMS, UBLK_U_CMD_START_DEV, UBLK_U_CMD_START_USER_RECOVERY, UBLK_U_CMD_STOP_DEV,
+    UBLK_U_CMD_UPDATE_SIZE, UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, ublk_params,
+    ublksrv_ctrl_dev_info as DeviceInfo, ublksrv_io_desc as Descriptor,
 };
 
 /// `UBLK_IO_RES_ABORT`: the answer to a fetch when the device is going away, and no more requests come for its tag.
@@ -51,6 +51,18 @@ pub(super) fn io_command(queue: u16, tag: u16, result: i32, address: u64) -> [u8
     bytes[4..8].copy_from_slice(&result.to_ne_bytes());
     bytes[8..16].copy_from_slice(&address.to_ne_bytes());
     bytes
+}
+
+/// What goes beside an I/O command, in its entry's `addr`, for the request's pages to be lent to the ring (`struct ublk_auto_buf_reg`): the index
+/// there, and that the request is to come even if that fails.
+pub(super) fn lend_as(index: u16) -> u64 {
+    u64::from(index) | u64::from(sys::UBLK_AUTO_BUF_REG_FALLBACK) << 16
+}
+
+/// Where a tag's request can be read and written in the character device.
+pub(super) fn request_offset(queue: u16, tag: u16) -> u64 {
+    let (queue, tag) = (u64::from(queue) << sys::UBLK_QID_OFF, u64::from(tag) << sys::UBLK_TAG_OFF);
+    u64::from(sys::UBLKSRV_IO_BUF_OFFSET) + queue + tag
 }
 
 /// Where the descriptors of a queue begin in the character device (`UBLKSRV_CMD_BUF_OFFSET`), whatever its depth.
@@ -98,5 +110,12 @@ mod tests {
         let command = io_command(1, 2, -5, 0x1000);
         assert_eq!(command[..8], [1, 0, 2, 0, 0xfb, 0xff, 0xff, 0xff]);
         assert_eq!(command[8..], 0x1000_u64.to_ne_bytes());
+        assert_eq!(
+            (request_offset(0, 0), request_offset(1, 2)),
+            (1 << 31, (1 << 31) + (1 << 41) + (2 << 25))
+        );
+        let places = [offset_of!(sys::ublk_auto_buf_reg, index), offset_of!(sys::ublk_auto_buf_reg, flags)];
+        assert_eq!((places, size_of::<sys::ublk_auto_buf_reg>()), ([0, 2], 8));
+        assert_eq!(lend_as(0x203).to_le_bytes(), [3, 2, 1, 0, 0, 0, 0, 0]);
     }
 }

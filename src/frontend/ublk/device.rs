@@ -11,7 +11,7 @@ use super::control::{Control, failed};
 use super::left;
 use super::openers::{PROBE_PATIENCE, claim, sync_filesystems};
 use super::params::Mark;
-use super::queue::{self, Plan, Told};
+use super::queue::{self, Plan, Tells, Told};
 use super::{BLOCK_DEVICE, CHARACTER_DEVICE, Options, abi, params, requirements};
 use crate::driver::Pool;
 use crate::driver::uring::{UringLane, Waker};
@@ -22,7 +22,7 @@ use std::fs::{File, OpenOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -49,8 +49,19 @@ const STOP_PATIENCE_MOST: Duration = Duration::from_secs(24 * 3600);
 pub struct Device {
     number: u32,
     outlives_daemon: bool,
+    /// Of its queues, if it has zero copy.
+    tells: Vec<Arc<Tells>>,
     orders: Sender<Order>,
     has_ended: Arc<AtomicBool>,
+}
+
+/// What has moved since a device with zero copy was made, in bytes of its requests.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Moved {
+    /// Between their pages and a disk, without a copy.
+    pub in_place_bytes: u64,
+    /// By a copy, because it had to be looked at or put together.
+    pub copied_bytes: u64,
 }
 
 /// How a device comes to be.
@@ -103,10 +114,16 @@ impl Device {
     ) -> Result<Device> {
         params::check(&options, lease.volume().size_bytes())?;
         requirements::check(options.queues)?;
+        if options.zero_copy {
+            assert!(matches!(birth, Birth::Mortal), "a device that outlives its daemon has no zero copy");
+            requirements::check_zero_copy()?;
+        }
         let lanes = (0..options.queues).map(|_| pool.lane()).collect::<Result<Vec<_>>>()?;
         let (orders, inbox) = channel();
         // Handed over or not at all: who has given up waiting gets no device.
         let (ready, is_ready) = sync_channel(0);
+        let all_tell: Vec<_> = (0..options.queues).map(|_| Arc::<Tells>::default()).collect();
+        let tells = if options.zero_copy { all_tell.clone() } else { Vec::new() };
         let has_ended = Arc::new(AtomicBool::new(false));
         let ending = Ending(has_ended.clone());
         let to_itself = orders.clone();
@@ -117,7 +134,7 @@ impl Device {
         let work = move || {
             let _ending = ending;
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let making = Making { lanes, block_size, birth, orders: to_itself };
+                let making = Making { lanes, tells: all_tell, block_size, birth, orders: to_itself };
                 supervise(lease, options, making, &inbox, &ready)
             }));
             if outcome.is_err() {
@@ -128,7 +145,9 @@ impl Device {
         thread.map_err(|error| Error::io("starting a thread", &error))?;
         match is_ready.recv_timeout(patience) {
             Ok(started) => {
-                started.map(|(number, outlives_daemon)| Device { number, outlives_daemon, orders, has_ended })
+                let device =
+                    |(number, outlives_daemon)| Device { number, outlives_daemon, tells, orders, has_ended };
+                started.map(device)
             }
             Err(RecvTimeoutError::Timeout) => {
                 Err(Error::new(ErrorKind::Busy, "ublk: the device does not come up").hint(
@@ -155,6 +174,17 @@ impl Device {
     /// Whether requests wait for another process when this one dies.
     pub fn outlives_daemon(&self) -> bool {
         self.outlives_daemon
+    }
+
+    /// What has moved, if it has zero copy.
+    pub fn moved(&self) -> Option<Moved> {
+        let sum = |bytes: fn(&Tells) -> &AtomicU64| {
+            self.tells.iter().map(|tells| bytes(tells).load(Ordering::Relaxed)).sum()
+        };
+        (!self.tells.is_empty()).then(|| Moved {
+            in_place_bytes: sum(|tells| &tells.in_place_bytes),
+            copied_bytes: sum(|tells| &tells.copied_bytes),
+        })
     }
 
     /// Whether it is gone, by our doing or not.
@@ -266,6 +296,7 @@ fn supervise(
 /// What a device is made from.
 struct Making {
     lanes: Vec<UringLane>,
+    tells: Vec<Arc<Tells>>,
     block_size: BlockSize,
     birth: Birth,
     orders: Sender<Order>,
@@ -324,6 +355,11 @@ impl Running {
         control.add(&mut info).map_err(|error| requirements::cannot_add(&error))?;
         // Of an ordinary user's device the driver does not keep the requests.
         let outlives_daemon = info.flags & u64::from(abi::UBLK_F_USER_RECOVERY) != 0;
+        let lends = u64::from(params::LENDS);
+        if options.zero_copy && info.flags & lends != lends {
+            let _ = control.delete(info.dev_id, true); // nobody has it
+            return Err(requirements::no_zero_copy("the driver does not lend requests"));
+        }
         Ok(Running::new(info.dev_id, options, lease, control, outlives_daemon))
     }
 
@@ -336,7 +372,7 @@ impl Running {
     }
 
     fn start(&mut self, making: Making) -> Result<()> {
-        let Making { lanes, block_size, birth, orders } = making;
+        let Making { lanes, tells, block_size, birth, orders } = making;
         let is_new = !self.was_found;
         let goes_on = match birth {
             Birth::Mortal => None,
@@ -358,6 +394,7 @@ impl Running {
                 .set_params(self.number, &limits)
                 .map_err(|error| failed("telling the driver about the volume", &error))?;
         }
+        let lanes = lanes.into_iter().zip(tells).collect();
         self.start_queues(lanes, block_size, &file, &orders)?;
         let (volume, device) = (self.lease.volume().id(), block_device(self.number));
         if let (true, Some(goes_on)) = (self.outlives_daemon, goes_on) {
@@ -400,13 +437,13 @@ impl Running {
     /// A thread for each lane; returns when all tags wait in the kernel.
     fn start_queues(
         &mut self,
-        lanes: Vec<UringLane>,
+        lanes: Vec<(UringLane, Arc<Tells>)>,
         block_size: BlockSize,
         file: &Arc<File>,
         orders: &Sender<Order>,
     ) -> Result<()> {
         let (ready, is_ready) = channel();
-        for (number, lane) in lanes.into_iter().enumerate() {
+        for (number, (lane, tells)) in lanes.into_iter().enumerate() {
             let (waker, told) = (lane.waker(), Arc::<Told>::default());
             let plan = Plan {
                 number: number as u16,
@@ -416,7 +453,9 @@ impl Running {
                 lane,
                 block_size,
                 read_only: self.options.read_only,
+                zero_copy: self.options.zero_copy,
                 told: told.clone(),
+                tells,
             };
             let thread = start_queue(self.number, plan, ready.clone(), orders.clone())?;
             self.queues.push(Queue { thread, waker, told });

@@ -7,6 +7,8 @@
 //! - A device shows a volatile cache, so that FLUSH and FUA come, and both mean what the engine makes of them.
 //! - Every request is answered once, and the kernel gets no tag back before.
 //! - Nobody waits for the driver without a limit, except the thread whose device it is.
+//! - With zero copy the pages of a request are lent to its queue's ring until it is answered. Of a device that outlives its daemon they are not:
+//!   whether what a dead daemon had under way can still reach the pages of a request that comes again, depends on the kernel.
 //! - A device goes away with us, in order at the end, and when the daemon is killed by the kernel's doing: its requests then fail, because
 //!   an acknowledged write that was not flushed may be lost with the daemon.
 //! - Where nothing acknowledged is lost with the daemon, a device may outlive it ([`Birth::Outliving`]): requests then wait for the next one, and
@@ -24,7 +26,7 @@ mod queue;
 mod request;
 mod requirements;
 
-pub use device::{Birth, Device};
+pub use device::{Birth, Device, Moved};
 pub use left::{look_for, owner, remove, remove_left_overs, remove_waiting};
 pub use params::Mark;
 pub use requirements::{Finding, State, check, findings, may_lock_memory};
@@ -47,6 +49,8 @@ pub struct Options {
     pub physical_block_bytes: u32,
     /// Whether it can only be read.
     pub read_only: bool,
+    /// Whether the bytes of requests stay in the pages of whoever made them, as far as they move to and from disks.
+    pub zero_copy: bool,
 }
 
 impl Default for Options {
@@ -57,6 +61,7 @@ impl Default for Options {
             logical_block_bytes: 512,
             physical_block_bytes: 4096,
             read_only: false,
+            zero_copy: false,
         }
     }
 }

@@ -22,6 +22,9 @@ pub(super) fn mark_of(info: &DeviceInfo) -> Option<Mark> {
     (info.ublksrv_flags == OURS | u64::from(mark) << MARK_SHIFT).then_some(mark)
 }
 
+/// The kernel lends the pages of requests to the queues' rings, and what is not done there, the daemon copies.
+pub(super) const LENDS: u32 = abi::UBLK_F_AUTO_BUF_REG | abi::UBLK_F_USER_COPY;
+
 /// What can be asked for at most.
 const QUEUES_LIMIT: u16 = 64;
 
@@ -60,13 +63,14 @@ pub(super) fn device_info(options: &Options, mark: Option<Mark>) -> DeviceInfo {
         Some(_) => abi::UBLK_F_USER_RECOVERY | abi::UBLK_F_USER_RECOVERY_REISSUE,
         None => 0,
     };
+    let lends = if options.zero_copy { LENDS } else { 0 };
     DeviceInfo {
         nr_hw_queues: options.queues,
         queue_depth: options.depth,
         max_io_buf_bytes: REQUEST_BYTES_LIMIT,
         dev_id: abi::NO_DEVICE,
         ublksrv_pid: std::process::id() as i32,
-        flags: u64::from(abi::UBLK_F_CMD_IOCTL_ENCODE | outlives),
+        flags: u64::from(abi::UBLK_F_CMD_IOCTL_ENCODE | outlives | lends),
         ublksrv_flags: OURS | u64::from(mark.unwrap_or(0)) << MARK_SHIFT,
         ..DeviceInfo::default()
     }
@@ -119,6 +123,8 @@ mod tests {
         let info = device_info(&options, Some(0xabcd));
         assert_eq!(mark_of(&info), Some(0xabcd));
         assert_ne!(info.flags & u64::from(abi::UBLK_F_USER_RECOVERY), 0);
+        let zero_copy = Options { zero_copy: true, ..options };
+        assert_eq!(device_info(&zero_copy, None).flags, u64::from(abi::UBLK_F_CMD_IOCTL_ENCODE | LENDS));
         assert_eq!(mark_of(&DeviceInfo { ublksrv_flags: 0xabcd << 8, ..DeviceInfo::default() }), None);
     }
 

@@ -1,4 +1,4 @@
-//! One queue of a device: a thread with a ring, a lane, and a buffer for each tag.
+//! One queue of a device: a thread with a ring, a lane, and a buffer for each tag (none with zero copy).
 //!
 //! A tag is always in one of three places. In the kernel's hands: a command waits for the next request (or takes an answer
 //! there), and the tag's buffer is the kernel's, which puts a write's bytes into it. In the lane: the request runs. Or ended:
@@ -12,7 +12,7 @@ use super::abi::{self, Descriptor};
 use super::params::REQUEST_BYTES_LIMIT;
 use super::request::{Terms, errno_of, understand};
 use crate::disk::AlignedBuffer;
-use crate::driver::uring::{Completion, Finished, Ring, Submit, UringLane};
+use crate::driver::uring::{Completion, Finished, Lent, Ring, Submit, UringLane};
 use crate::engine::{Kind, Request, Tag, Volume};
 use crate::error::{Error, Result};
 use crate::units::BlockSize;
@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Zeros that are written rather than unmapped go in steps of so many data blocks at most: they have no buffers, but each
 /// block takes some hundred bytes in lane and keeper.
@@ -40,8 +40,19 @@ pub(super) struct Plan {
     pub(super) lane: UringLane,
     pub(super) block_size: BlockSize,
     pub(super) read_only: bool,
+    /// Whether the kernel lends the ring the pages of requests.
+    pub(super) zero_copy: bool,
     /// What its thread is told.
     pub(super) told: Arc<Told>,
+    /// What it tells.
+    pub(super) tells: Arc<Tells>,
+}
+
+/// What a queue's thread tells of itself: see [`crate::driver::uring::LentMoved`]. Each number for itself.
+#[derive(Default)]
+pub(super) struct Tells {
+    pub(super) in_place_bytes: AtomicU64,
+    pub(super) copied_bytes: AtomicU64,
 }
 
 /// What a queue's thread is told, by whoever wakes its lane then.
@@ -68,7 +79,7 @@ pub(super) fn run(plan: Plan, ready: impl FnOnce()) -> Result<()> {
 
 /// A tag.
 struct Slot {
-    /// Except while the lane has it.
+    /// Except while the lane has it, and with zero copy.
     buffer: Option<AlignedBuffer>,
     work: Work,
 }
@@ -89,7 +100,9 @@ struct Queue {
     volume: Arc<Volume>,
     block_size: BlockSize,
     read_only: bool,
+    zero_copy: bool,
     told: Arc<Told>,
+    tells: Arc<Tells>,
     /// Not dropped when the queue lets go.
     ring: ManuallyDrop<Ring>,
     lane: UringLane,
@@ -112,10 +125,18 @@ struct Leaving {
 
 impl Queue {
     fn new(plan: Plan) -> Result<Queue> {
-        let Plan { number, depth, device, volume, lane, block_size, read_only, told } = plan;
-        let ring = ManuallyDrop::new(Ring::new(u32::from(depth) * 2)?);
+        let Plan { number, depth, device, volume, lane, block_size, read_only, zero_copy, told, tells } =
+            plan;
+        let mut ring = Ring::new(u32::from(depth) * 2)?;
+        if zero_copy {
+            ring.make_room_for_lent(depth)?;
+        }
+        let ring = ManuallyDrop::new(ring);
         let descriptors = Descriptors::map(&device, number, depth)?;
         let slot = |_| {
+            if zero_copy {
+                return Ok(Slot { buffer: None, work: Work::None });
+            }
             let buffer = AlignedBuffer::untouched(REQUEST_BYTES_LIMIT as usize)
                 .map_err(|error| Error::io("ublk: a queue's buffers", &error))?;
             Ok(Slot { buffer: Some(buffer), work: Work::None })
@@ -128,7 +149,9 @@ impl Queue {
             volume,
             block_size,
             read_only,
+            zero_copy,
             told,
+            tells,
             ring,
             lane,
             descriptors,
@@ -154,6 +177,7 @@ impl Queue {
                 self.lane.hang_up(&mut *self.ring);
             }
             self.move_on();
+            self.tell();
             if self.waiting == 0 && self.lane.in_flight() == 0 {
                 return Ok(());
             }
@@ -228,14 +252,28 @@ impl Queue {
         }
     }
 
+    fn tell(&self) {
+        if self.zero_copy {
+            let moved = self.lane.lent_moved();
+            self.tells.in_place_bytes.store(moved.in_place_bytes, Ordering::Relaxed);
+            self.tells.copied_bytes.store(moved.copied_bytes, Ordering::Relaxed);
+        }
+    }
+
     /// Hands a tag to the kernel: to wait for its first request, or with the answer to the last.
     fn submit(&mut self, tag: u16, command: u32, result: i32) {
         let slot = &mut self.slots[usize::from(tag)];
         slot.work = Work::None;
-        let buffer = slot.buffer.as_ref().expect("the lane has given the buffer back");
-        let bytes = abi::io_command(self.number, tag, result, buffer.start().as_ptr() as u64);
-        let entry = opcode::UringCmd16::new(types::Fd(self.device.as_raw_fd()), command).cmd(bytes).build();
-        // SAFETY: the slot keeps the buffer, and nobody touches it, until the command's completion says whose it is; it is
+        let address = match (&slot.buffer, self.zero_copy) {
+            (Some(buffer), false) => buffer.start().as_ptr() as u64,
+            (None, true) => 0,
+            (None, false) | (Some(_), true) => unreachable!("the lane has given back what it was given"),
+        };
+        let bytes = abi::io_command(self.number, tag, result, address);
+        let lend_as = self.zero_copy.then(|| abi::lend_as(tag));
+        let entry = opcode::UringCmd16::new(types::Fd(self.device.as_raw_fd()), command).cmd(bytes);
+        let entry = entry.addr(lend_as).build();
+        // SAFETY: with zero copy no memory is named. Else the slot keeps the buffer, and nobody touches it, until the command's completion says whose it is; it is
         // leaked if that does not come. The device is open for as long as the queue.
         unsafe { self.ring.push(entry.user_data(u64::from(tag))) };
         self.waiting += 1;
@@ -288,7 +326,19 @@ impl Queue {
             Kind::Read | Kind::Write { .. } => {
                 slot.work = Work::Whole { bytes: (wanted.range.end - wanted.range.start) as i32 };
                 let buffer = slot.buffer.take();
-                self.start(tag, wanted.kind, wanted.range, buffer);
+                if !self.zero_copy {
+                    return self.start(tag, wanted.kind, wanted.range, buffer);
+                }
+                let is_lent = descriptor.op_flags & abi::UBLK_IO_F_NEED_REG_BUF == 0;
+                let lent = Lent {
+                    index: if is_lent { tag } else { Lent::NOT_THERE },
+                    address: 0,
+                    file: self.device.clone(),
+                    file_offset_bytes: abi::request_offset(self.number, tag),
+                    length_bytes: wanted.range.end - wanted.range.start,
+                };
+                let request = self.request(tag, wanted.kind, wanted.range);
+                self.lane.begin_lent(request, lent, &mut *self.ring);
             }
             Kind::Discard | Kind::Flush | Kind::Extents | Kind::Settle => {
                 slot.work = Work::Whole { bytes: 0 };
@@ -314,14 +364,18 @@ impl Queue {
     }
 
     fn start(&mut self, tag: u16, kind: Kind, range: Range<u64>, buffer: Option<AlignedBuffer>) {
-        let request = Request {
+        let request = self.request(tag, kind, range);
+        self.lane.begin(request, buffer, &mut *self.ring);
+    }
+
+    fn request(&self, tag: u16, kind: Kind, range: Range<u64>) -> Request {
+        Request {
             tag: Tag(u64::from(tag)),
             volume: self.volume.clone(),
             kind,
             offset_bytes: range.start,
             length_bytes: range.end - range.start,
-        };
-        self.lane.begin(request, buffer, &mut *self.ring);
+        }
     }
 
     /// A step of a request has ended; whether another was begun.

@@ -31,7 +31,7 @@ pub enum State {
 /// One requirement, and how it stands here.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Finding {
-    /// Which: `kernel`, `io_uring`, `module`, `control_device`, `driver`, `devices`, `waiting_devices`, `open_files`, `locked_memory`, `io_flusher`.
+    /// Which: `kernel`, `io_uring`, `module`, `control_device`, `driver`, `zero_copy`, `devices`, `waiting_devices`, `open_files`, `locked_memory`, `io_flusher`.
     pub check: String,
     /// How it stands.
     pub state: State,
@@ -135,22 +135,55 @@ fn module() -> Finding {
     )
 }
 
+/// Refuses a device with zero copy where it cannot be had.
+pub(super) fn check_zero_copy() -> Result<()> {
+    let mut control = Control::open().map_err(|error| cannot_open(&error))?;
+    let features = control.features().map_err(|error| failed("asking the driver what it can do", &error))?;
+    zero_copy(features).map_err(|why| no_zero_copy(&why))
+}
+
+pub(super) fn no_zero_copy(why: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("there is no zero copy here: {why}"))
+        .hint("leave --zero-copy out: the device is the same without it, and the kernel copies")
+}
+
+/// Whether the driver lends requests, to us; or why not.
+fn zero_copy(features: u64) -> std::result::Result<(), String> {
+    let lends = u64::from(super::params::LENDS);
+    if features & lends != lends {
+        return Err(format!("Linux {} does not lend requests to rings, 6.16 and newer do", release()));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err("the driver lends requests to root's daemons only".to_owned());
+    }
+    Ok(())
+}
+
 /// The control device, and what the driver says of itself if it can be asked.
-fn control_device() -> (Finding, Option<Finding>) {
+fn control_device() -> (Finding, Vec<Finding>) {
     match Control::open() {
         Ok(mut control) => {
             let driver = match control.features() {
-                Ok(features) => driver(features),
-                Err(error) => Finding::new("driver", State::Missing, format!("it does not answer: {error}"))
-                    .hint("a newer kernel may be needed; dmesg may say more"),
+                Ok(features) => {
+                    let message = match zero_copy(features) {
+                        Ok(()) => "can be had (export --zero-copy)".to_owned(),
+                        Err(why) => format!("not here: {why}; devices work without"),
+                    };
+                    vec![driver(features), Finding::new("zero_copy", State::Ok, message)]
+                }
+                Err(error) => {
+                    let message = format!("it does not answer: {error}");
+                    let found = Finding::new("driver", State::Missing, message);
+                    vec![found.hint("a newer kernel may be needed; dmesg may say more")]
+                }
             };
             let found = Finding::new("control_device", State::Ok, format!("{CONTROL_PATH} can be opened"));
-            (found, Some(driver))
+            (found, driver)
         }
         Err(error) => {
             let error = cannot_open(&error);
             let found = Finding::new("control_device", State::Missing, error.message());
-            (found.hint(error.next_step().unwrap_or_default()), None)
+            (found.hint(error.next_step().unwrap_or_default()), Vec::new())
         }
     }
 }

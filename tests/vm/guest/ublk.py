@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import time
@@ -29,6 +30,14 @@ def no_devices(when):
         if time.monotonic() > end:
             raise Failed(f"{when}: there are still {devices()}")
         time.sleep(0.05)
+
+
+def excuse_false_alarm():
+    """Up to Linux 7.2 the first request that is lent to a ring may bring up one complaint that is the kernel's own mistake: an array is filled
+    before the count is set by which its bounds are watched (`io_buffer_register_bvec`). That one, and no other, is excused."""
+    found = re.search(r"(UBSAN: array-index-out-of-bounds in \S*io_uring/rsrc\.c:\d+:\d+)\n(.*\n)(?:.*\n){0,12}.*io_buffer_register_bvec", run("dmesg"))
+    if found and "index 0 is out of range for type 'bio_vec" in found[2]:
+        (Path(os.environ["KEEP"]) / "excused").write_text(found[1] + "\n")
 
 
 def refused(code, words, *command):
