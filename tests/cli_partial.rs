@@ -172,3 +172,84 @@ fn what_is_not_settled_in_time_is_left_for_the_next() {
     let _daemon = place.serve(&[]);
     volume.check(&place, "v");
 }
+
+/// The origin ends inside a unit of block 5. What is not written of a block shows it, zeros after its end, whether the block is
+/// partial, settled, shared, or brought in from a journal; and where it is missing, nothing becomes whole, and nothing is lost.
+#[test]
+fn blocks_on_an_external_origin_are_partial_ones_too() {
+    let place = Place::empty();
+    let origin: Vec<u8> = pattern(3, 5 * BLOCK + 4096 + 1024).into_iter().map(|byte| byte | 1).collect();
+    fs::write(place.path("base"), &origin).expect("written");
+    place.ok(&["pool", "create", POOL, "--size", "64M", "--small-writes", "partial", "--journal", "file"]);
+    place.ok(&["volume", "create", "./p/v", "--origin", "base", "--size", &SIZE.to_string()]);
+    let mut volume = Content(origin.iter().copied().chain(std::iter::repeat(0)).take(SIZE).collect());
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    // A part of a unit, across blocks, across the origin's end, past it in the same block, and where there is no origin.
+    for (at, length) in [
+        (512, 1024),
+        (3 * BLOCK - 512, 1024),
+        (5 * BLOCK + 4096 + 512, 1024),
+        (5 * BLOCK + 40_960 + 512, 512),
+        (9 * BLOCK + 512, 512),
+    ] {
+        volume.write(&mut client, at, &pattern(at, length));
+        volume.check(&place, "v");
+    }
+    assert_eq!((partial_blocks(&place), place.used_bytes()), (5, 5 * BLOCK as u64));
+    daemon.kill();
+    let daemon = place.serve(&[]);
+    volume.check(&place, "v");
+
+    // A snapshot has the same origin, and the block that they share.
+    place.ok(&["volume", "snapshot", "./p/v", "s"]);
+    let snapshot = Content(volume.0.clone());
+    let mut client = place.connect("v");
+    for at in [8192, 5 * BLOCK + 8192 + 512, 4 * BLOCK + 12_288] {
+        volume.write(&mut client, at, &pattern(at + 7, 1024));
+    }
+    for (name, content) in [("v", &volume), ("s", &snapshot)] {
+        content.check(&place, name);
+    }
+    daemon.kill();
+
+    // Without the origin only what is on zeros can be settled, by a command and by a daemon; the journal is brought in all the same.
+    fs::rename(place.path("base"), place.path("elsewhere")).expect("renamed");
+    let said = place.fails(&["pool", "settle", POOL], 5, "partial blocks are left of").stderr;
+    assert!(said.contains("external origin") && said.contains("base: No such file"), "{said}");
+    let left = partial_blocks(&place);
+    assert!(left > 0);
+    let (code, said) = fsck(&place, &["check", "metadata"]);
+    assert_eq!((code, said.contains(&format!("{left} partial blocks"))), (0, true), "{said}");
+    let daemon = place.serve(&[]);
+    let begun = std::time::Instant::now();
+    place.fails(&["pool", "settle", POOL], 5, &format!("{left} partial blocks are left of {left}: volume"));
+    assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0, "the pool is closed all the same");
+    assert!(begun.elapsed().as_secs() < 30, "nobody waits for what does not come");
+    assert_eq!(partial_blocks(&place), left);
+
+    // In another place it will do.
+    place.ok(&["volume", "set", "./p/v", "--origin", "elsewhere"]);
+    let said = place.ok(&["pool", "settle", POOL]);
+    assert_eq!(said, format!("{left} partial blocks made whole, 0 left\n"));
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    volume.write(&mut client, BLOCK + 512, &pattern(55, 1024));
+    for (name, content) in [("v", &volume), ("s", &snapshot)] {
+        content.check(&place, name);
+    }
+    daemon.kill();
+
+    // And when it is back, under a daemon that did not find it.
+    fs::rename(place.path("elsewhere"), place.path("gone")).expect("renamed");
+    let daemon = place.serve(&[]);
+    place.fails(&["pool", "settle", POOL], 5, "1 partial blocks are left of 1");
+    fs::rename(place.path("gone"), place.path("elsewhere")).expect("renamed");
+    assert_eq!(place.ok(&["pool", "settle", POOL]), "1 partial blocks made whole, 0 left\n");
+    for (name, content) in [("v", &volume), ("s", &snapshot)] {
+        content.check(&place, name);
+    }
+    assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0);
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+}

@@ -181,7 +181,7 @@ fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     if superblock.held_root != 0 {
         check_held_root(walk, MetaBlock(superblock.held_root), Scope::Everything);
     }
-    let partial_blocks = partials.map_or(0, |partials| partials.check(walk, superblock));
+    let partial_blocks = partials.map_or(0, |partials| partials.check(walk, superblock, &live.roots));
     touches::attribute(walk, &live.roots);
     // A size that cannot be is no reason to write a map of that size.
     space_map::require_possible_size(walk, superblock.metadata_space_map.total_blocks.get());

@@ -47,7 +47,16 @@ impl OpenPool {
 
     /// What shows where volumes have no block, for a keeper with lanes. Opens the external origins.
     pub fn behind(&self) -> HashMap<VolumeId, Behind> {
-        origin::open_all(self.catalog.volumes.iter())
+        origin::open_all(self.catalog.volumes.iter(), &|entry, error| {
+            tracing::error!("volume {} and others on this origin are not served: {error}", entry.name);
+        })
+    }
+
+    /// The same for a keeper that settles and serves nobody.
+    pub fn behind_if_there(&self) -> HashMap<VolumeId, Behind> {
+        origin::open_all(self.catalog.volumes.iter(), &|entry, error| {
+            tracing::debug!("partial blocks of volume {} cannot be settled: {error}", entry.name);
+        })
     }
 }
 

@@ -124,8 +124,11 @@ impl ExternalOrigin {
     }
 }
 
-/// Opens the origins of volumes, each once. Who lacks his is told when somebody wants to open the volume; the log is told now.
-pub fn open_all<'a>(entries: impl Iterator<Item = &'a VolumeEntry>) -> HashMap<VolumeId, Behind> {
+/// Opens the origins of volumes, each once. Who lacks his is told when somebody wants to open the volume; `tell` the log now.
+pub fn open_all<'a>(
+    entries: impl Iterator<Item = &'a VolumeEntry>,
+    tell: &dyn Fn(&VolumeEntry, &Error),
+) -> HashMap<VolumeId, Behind> {
     let mut opened: HashMap<&ExternalOrigin, Behind> = HashMap::new();
     let mut behind = HashMap::new();
     for entry in entries {
@@ -133,7 +136,7 @@ pub fn open_all<'a>(entries: impl Iterator<Item = &'a VolumeEntry>) -> HashMap<V
         let known = opened.entry(origin).or_insert_with(|| match origin.open() {
             Ok(origin) => Behind::Origin(origin),
             Err(error) => {
-                tracing::error!("volume {} and others on this origin are not served: {error}", entry.name);
+                tell(entry, &error);
                 Behind::Unavailable(error)
             }
         });
@@ -217,6 +220,13 @@ impl Service {
             }
             opened => opened,
         }
+    }
+
+    /// Tries once more to have all origins for the want of which volumes are not served; whether one of them is back.
+    pub(super) fn reopen_origins(&self) -> Result<bool> {
+        let lacking = self.engine_volumes()?.into_iter().filter(|volume| volume.lacks_origin);
+        let back = lacking.filter(|volume| self.reopen_origin(volume.id).is_ok()).count();
+        Ok(back > 0)
     }
 
     /// Tries once more to have the origin of a volume that was not served for the want of it.

@@ -185,7 +185,7 @@ pub enum Command {
     HoldMetadata,
     /// Let it go. `NotFound` when none is held. Answer: `Done`.
     ReleaseMetadata,
-    /// Make all partial blocks whole, as fast as it goes, and no new ones; `false`: no longer. Answer: `Done`, at once;
+    /// Make all partial blocks whole, as fast as it goes, and no new ones; `false`: no longer. Answer: `Settling`, at once;
     /// [`PoolStatus::partial_blocks`] tells how it gets on.
     Settle(bool),
     /// Answer: `Status`.
@@ -219,6 +219,9 @@ pub enum Answer {
     /// See [`Command::CountShared`]: whether a count is under way. If not, what is known is of this moment, or it is too soon
     /// after a long count for another one.
     Counting(bool),
+    /// See [`Command::Settle`]: whether it gets on. If not, partial blocks that are left after a commit cannot be made whole, because
+    /// the external origin that shows in them cannot be had, or nothing tells which it is.
+    Settling(bool),
 }
 
 /// The state a pool is in.
@@ -324,6 +327,8 @@ pub struct VolumeInfo {
     pub highest_mapped: Option<VirtualBlock>,
     /// Number of clients that have it open.
     pub openers: u32,
+    /// Its external origin cannot be had.
+    pub lacks_origin: bool,
     /// What becomes of its writes on a full pool, if that is not what becomes of all.
     pub when_full: Option<WhenFull>,
     /// Whether its requests have waited for as long as they may, so that those that come now do not wait.

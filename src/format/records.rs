@@ -1,6 +1,7 @@
 //! The fixed-size records inside blocks: the values of the B-trees' leaves, and the space map root.
 
-use crate::units::{DataBlock, Mapping, MetaBlock};
+use super::base::Base;
+use crate::units::{Mapping, MetaBlock};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -82,22 +83,21 @@ pub struct LargeCount(pub U32);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PartialRecord {
-    /// Where the other units are: 0: they are zeros, else the data block of that number less one.
+    /// Where the other units are: a packed [`Base`].
     pub base: U64,
     /// The units that are in the block itself, a bit each.
     pub mask: U64,
 }
 
 impl PartialRecord {
-    /// For this base (`None`: zeros) and these units.
-    pub fn new(base: Option<DataBlock>, mask: u64) -> Self {
-        PartialRecord { base: U64::new(base.map_or(0, |block| block.0 + 1)), mask: U64::new(mask) }
+    /// For this base and these units.
+    pub fn new(base: Base, mask: u64) -> Self {
+        PartialRecord { base: U64::new(base.pack()), mask: U64::new(mask) }
     }
 
-    /// The data block that the other units are read from; `None`: they are zeros. Whether it exists is for the caller to
-    /// check.
-    pub fn base(self) -> Option<DataBlock> {
-        self.base.get().checked_sub(1).map(DataBlock)
+    /// Where the other units are. Whether that exists is for the caller to check.
+    pub fn base(self) -> Base {
+        Base::unpack(self.base.get())
     }
 }
 

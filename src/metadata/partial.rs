@@ -5,6 +5,8 @@
 //!
 //! - An entry holds one reference to its base, as a mapping would. It comes together with the first mapping of its block.
 //! - A base is never partial, so that nothing has to be looked up twice.
+//! - A base may be an external origin, of which nothing is known here: each volume that maps the block does so at the place that
+//!   the entry names, and has that origin.
 //! - Units are added, never taken away. With the last one the entry goes, and its reference.
 //! - A block whose count falls to 0 loses its entry in the same transaction ([`Metadata::apply_counts`]).
 //! - A reference to a base is logged before the mapping that it takes the place of lets go, lest the count be 0 in between.
@@ -18,19 +20,11 @@ use super::tree::Inserter;
 use super::{BlockSet, Metadata};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+pub use crate::format::Base;
 use crate::format::{NodeKind, PartialRecord};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
-
-/// Where the units of a partial block are that it does not hold itself.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Base {
-    /// They are zeros.
-    Zeros,
-    /// In this data block, at the same place.
-    Block(DataBlock),
-}
 
 /// What is known of a partial block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,25 +37,21 @@ pub struct Partial {
 
 impl Partial {
     fn record(self) -> PartialRecord {
-        let base = match self.base {
-            Base::Zeros => None,
-            Base::Block(block) => Some(block),
-        };
-        PartialRecord::new(base, self.units)
+        PartialRecord::new(self.base, self.units)
     }
 
     fn of(record: PartialRecord) -> Self {
-        Partial { base: record.base().map_or(Base::Zeros, Base::Block), units: record.mask.get() }
+        Partial { base: record.base(), units: record.mask.get() }
     }
 }
 
 impl TreeValue for PartialRecord {
     const TREE: TreeKind = TreeKind::Partials;
     fn retain(self, references: &mut References, leaf: MetaBlock) -> Result<()> {
-        self.base().map_or(Ok(()), |base| references.data.increment(base, leaf))
+        self.base().block().map_or(Ok(()), |base| references.data.increment(base, leaf))
     }
     fn release(self, references: &mut References, leaf: MetaBlock) -> Result<()> {
-        self.base().map_or(Ok(()), |base| references.data.decrement(base, leaf))
+        self.base().block().map_or(Ok(()), |base| references.data.decrement(base, leaf))
     }
 }
 
@@ -143,7 +133,7 @@ impl<D: Disk> Metadata<D> {
     }
 
     /// As [`Metadata::map`], of a block that was reserved with [`Metadata::reserve_partial_block`] and holds only some units.
-    /// The base is none itself, and what `block` is mapped to until now, if it is a block.
+    /// The base is none itself, and what `block` is mapped to until now, if it is a block. If it is an origin, it is that at `block`.
     pub fn map_partial(
         &mut self,
         volume: VolumeId,
@@ -153,6 +143,7 @@ impl<D: Disk> Metadata<D> {
     ) -> Mapping {
         assert!(self.partials.allowed.contains(&reserved.0), "{reserved:?} was not to be partial");
         assert!(self.is_proper(partial.units), "{partial:?} has all units or none");
+        assert!(is_at(partial.base, block), "{partial:?} at {block:?}");
         let mapping = self.map(volume, block, reserved);
         self.partials.pending.insert(reserved.0, partial);
         mapping
@@ -273,17 +264,19 @@ impl<D: Disk> Metadata<D> {
         let mut partials = Partials { root: Some(root), ..Partials::default() };
         let (mut wrong, mut blocks, mut bases) = (None, Vec::new(), Vec::new());
         let data_blocks = self.data.total();
-        let all = self.geometry().block_size.all_units();
+        let block_size = self.geometry().block_size;
+        let all = block_size.all_units();
         let _ = self.space.visit_leaves::<PartialRecord>(root, Span::ALL, &mut |entries| {
             for (block, record) in entries.iter() {
-                let units = record.mask.get();
-                if block >= data_blocks || units == 0 || units == all || units & !all != 0 {
-                    wrong = Some((block, units));
+                let (base, units) = (record.base(), record.mask.get());
+                let has_wrong_units = units == 0 || units == all || units & !all != 0;
+                if block >= data_blocks || has_wrong_units || base.is_out_of_reach(block_size) {
+                    wrong = Some((block, units, base));
                     return ControlFlow::Break(());
                 }
                 partials.blocks.insert(block);
                 blocks.push(DataBlock(block));
-                bases.extend(record.base());
+                bases.extend(base.block());
             }
             ControlFlow::Continue(())
         })?;
@@ -294,9 +287,10 @@ impl<D: Disk> Metadata<D> {
                 return Err(Error::corrupt(root, what));
             }
         }
-        if let Some((block, units)) = wrong {
-            let what =
-                format!("found data block {block} of {data_blocks} as partial with the units {units:#x}");
+        if let Some((block, units, base)) = wrong {
+            let what = format!(
+                "found data block {block} of {data_blocks} as partial with the units {units:#x} and the base {base:?}"
+            );
             return Err(Error::corrupt(root, what));
         }
         if partials.blocks.len() == 0 {
@@ -331,6 +325,14 @@ impl<D: Disk> Metadata<D> {
         self.checked_partials -= 1;
         self.partials.allow(block);
         Ok((block, true))
+    }
+}
+
+/// Whether a block with this base may be mapped there.
+pub(super) fn is_at(base: Base, block: VirtualBlock) -> bool {
+    match base {
+        Base::Zeros | Base::Block(_) => true,
+        Base::Origin(shown) => shown == block,
     }
 }
 

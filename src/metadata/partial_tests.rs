@@ -172,11 +172,12 @@ fn a_metadata_snapshot_has_no_tree_of_its_own() {
 #[test]
 fn trees_that_cannot_be_are_refused() {
     type Spoil = fn(&mut PartialRecord);
-    let cases: [(Spoil, &str); 4] = [
+    let cases: [(Spoil, &str); 5] = [
         (|record| record.mask = 0.into(), "has none of its units"),
         (|record| record.mask = ALL.into(), "has all of its units"),
         (|record| record.mask = 0x1_0000.into(), "and there are only"),
         (|record| record.base = 5000.into(), "past the end"),
+        (|record| record.base = u64::MAX.into(), "where no volume is"),
     ];
     for (spoil, words) in cases {
         let (disk, mut metadata) = fresh(1000, 1000);
@@ -195,6 +196,48 @@ fn trees_that_cannot_be_are_refused() {
         let error = Metadata::open(disk, Access::ReadWrite).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{block:?}: {error}");
     }
+}
+
+#[test]
+fn an_origin_is_a_base_without_a_reference_at_the_place_of_its_block() {
+    let (disk, mut metadata) = fresh(1000, 1000);
+    metadata.create_volume(id(0)).unwrap();
+    let origin = Base::Origin(VirtualBlock(7));
+    let block = fill(&mut metadata, 0, 7, origin, 0b100);
+    commit(&mut metadata);
+    assert_eq!((checked(&disk).0, metadata.usage().data_allocated), (1, 1));
+    metadata.snapshot(id(0), id(1)).unwrap();
+    metadata.delete_volume(id(0), 1000).unwrap();
+    assert!(commit(&mut metadata).is_empty());
+    let mut metadata = Metadata::open(disk.clone(), Access::ReadWrite).unwrap();
+    assert_eq!(metadata.partials().unwrap(), [(block, Partial { base: origin, units: 0b100 })]);
+    metadata.put_units(&[(block, 0b1100)]).unwrap();
+    commit(&mut metadata);
+    assert_eq!(metadata.partials().unwrap(), [(block, Partial { base: origin, units: 0b1100 })]);
+    metadata.put_units(&[(block, ALL)]).unwrap();
+    assert!(commit(&mut metadata).is_empty());
+    assert_eq!(checked(&disk), (0, [0; 12]));
+}
+
+#[test]
+fn an_origin_at_another_place_is_found_by_the_check() {
+    let (disk, mut metadata) = fresh(1000, 1000);
+    metadata.create_volume(id(0)).unwrap();
+    fill(&mut metadata, 0, 7, Base::Origin(VirtualBlock(7)), 0b100);
+    fill(&mut metadata, 0, 9, Base::Origin(VirtualBlock(9)), 0b100);
+    metadata.apply_pending().unwrap();
+    let root = metadata.partials.root.unwrap();
+    let elsewhere = Partial { base: Base::Origin(VirtualBlock(8)), units: 0b100 };
+    metadata.space.node_mut(root).set_value(0, elsewhere.record());
+    commit(&mut metadata);
+    metadata.snapshot(id(0), id(1)).unwrap();
+    commit(&mut metadata);
+    let report = check(&disk, &CheckOptions::default()).unwrap();
+    let found: Vec<_> = report.findings.iter().map(|finding| finding.message.as_str()).collect();
+    assert_eq!((report.verdict, found.len()), (Verdict::Damage, 1), "the leaf is shared: {found:?}");
+    let words =
+        "virtual block 7 is mapped, with 0, to a partial block whose base is an external origin elsewhere";
+    assert_eq!(found[0], words);
 }
 
 struct Random(u64);
@@ -227,6 +270,7 @@ fn random_fill(
     let base = match current {
         Some(block) if is_partial(metadata, block) => None,
         Some(block) => Some(Base::Block(block)),
+        None if block.is_multiple_of(3) => Some(Base::Origin(VirtualBlock(block))),
         None => Some(Base::Zeros),
     };
     match (base.filter(|_| random.below(5) > 0), metadata) {

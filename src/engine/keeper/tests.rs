@@ -4,7 +4,7 @@ use super::super::command::Behaviour;
 use super::super::epochs::Presence;
 use super::*;
 use crate::disk::MemoryDisk;
-use crate::engine::{LaneId, OpId};
+use crate::engine::{LaneId, OpId, Origin};
 use crate::metadata::Geometry;
 use crate::units::{BlockSize, TransactionId};
 
@@ -316,7 +316,7 @@ fn a_full_pool_queues_for_as_long_as_it_is_told() {
         out.replies.extend(settle(keeper));
         // What a commit has wakened finds nothing.
         let again = |(_, reply): &(Asker, Reply)| *reply == Reply::Again;
-        out.replies.iter().copied().filter(|reply| !again(reply)).collect::<Vec<_>>()
+        out.replies.iter().filter(|reply| !again(reply)).cloned().collect::<Vec<_>>()
     };
     run(&mut keeper, Command::Commit).unwrap();
     assert_eq!(waits(&mut keeper, 2), [(asker(2), Reply::Failed(IoError::NoSpace))]);
@@ -651,5 +651,46 @@ fn a_number_that_is_used_again_has_nothing_of_the_volume_before() {
         run(&mut keeper, create).unwrap();
         settle(&mut keeper);
         assert_eq!(shared(&mut keeper, 3), None);
+    }
+}
+
+/// A block of volume 0 becomes partial over its origin; volume 1 has another one, and nothing mapped.
+#[test]
+fn what_shows_an_origin_is_settled_from_it_and_from_no_other() {
+    let disk = MemoryDisk::zeroed(8 << 20);
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 8 };
+    let mut metadata = Metadata::format(disk.clone(), geometry).unwrap();
+    (0..2).for_each(|volume| metadata.create_volume(id(volume)).unwrap());
+    let [own, other] = [0, 1].map(|_| Origin::new(Arc::new(MemoryDisk::zeroed(1 << 20))));
+    let open = |metadata, of_own: Option<Behind>| {
+        let mut behind = HashMap::from([(id(1), Behind::Origin(other.clone()))]);
+        behind.extend(of_own.map(|behind| (id(0), behind)));
+        let (small_writes, volume_sizes) = (SmallWrites::Partial, HashMap::from([(id(0), 1 << 20)]));
+        let options = KeeperOptions { small_writes, volume_sizes, behind, ..KeeperOptions::default() };
+        Keeper::new(metadata, MemoryDisk::zeroed(8 << 16), options).unwrap()
+    };
+    let mut keeper = open(metadata, Some(Behind::Origin(own.clone())));
+    let block = VirtualBlock(3);
+    let told = ask(&mut keeper, 1, Ask::Fill(id(0), block));
+    let [(_, Reply::FillPart { target, source: FillSource::Origin })] = told[..] else { panic!("{told:?}") };
+    ask(&mut keeper, 1, Ask::PublishPart(id(0), block, target, 0b1));
+    run(&mut keeper, Command::Commit).unwrap();
+    let settle_all = |keeper: &mut Tested, all| run(keeper, Command::Settle(all)).unwrap();
+    let to_settle = |origin| vec![(asker(2), Reply::Settle { block: target, origin })];
+    settle_all(&mut keeper, true);
+    assert_eq!(ask(&mut keeper, 2, Ask::Settle), to_settle(Some(own.clone())));
+    drop(keeper);
+
+    let missing = Behind::Unavailable(Error::new(ErrorKind::Io, "it is not there"));
+    for behind in [Some(missing), None] {
+        let mut keeper =
+            open(Metadata::open(disk.clone(), crate::metadata::Access::ReadWrite).unwrap(), behind);
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(true), "nobody has looked");
+        assert_eq!(ask(&mut keeper, 2, Ask::Settle), [(asker(2), Reply::Done)]);
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(false));
+        assert!(!keeper.has_unsettled() && keeper.status().partial_blocks == 1);
+        run(&mut keeper, Command::SetOrigin { volume: id(0), origin: own.clone() }).unwrap();
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(true));
+        assert_eq!(ask(&mut keeper, 2, Ask::Settle), to_settle(Some(own.clone())));
     }
 }
