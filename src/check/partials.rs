@@ -2,12 +2,13 @@
 //! uthin's, marked in the superblock as an incompatible feature. What a sound one has:
 //!
 //! - a superblock that names it exactly if it has the feature, and no tree without entries;
+//! - entries that are those of the last commit, as the sum says that the superblock keeps: nothing else counts units;
 //! - entries for blocks that something maps, each with some units and not all;
 //! - bases that are on the device and no partial blocks themselves. Each entry is one more reference to its base;
 //! - or an external origin as a base, at the place where the block is mapped. Which origin that is, the metadata do not say.
 
 use super::walk::{Below, LeafValue, Misplaced, Place, Tree, Walk};
-use crate::format::{Base, Entries, MappingRecord, PartialRecord, Superblock};
+use crate::format::{Base, Entries, MappingRecord, PartialRecord, PartialTree, Superblock};
 use crate::units::{BlockSize, MetaBlock, VolumeId};
 use std::collections::{HashMap, HashSet};
 
@@ -18,32 +19,45 @@ impl LeafValue for PartialRecord {
 
 /// The tree, as far as it can be read.
 pub(super) struct Partials {
-    root: MetaBlock,
+    tree: PartialTree,
     entries: Vec<(u64, PartialRecord)>,
+    /// Whether that is all of it.
+    is_whole: bool,
+}
+
+/// What there is of partial blocks.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Counted {
+    pub(super) blocks: u64,
+    /// The sum of the entries, if the superblock has another.
+    pub(super) other_sum: Option<u64>,
 }
 
 impl Partials {
     /// Walks the tree and counts the references to bases.
     pub(super) fn count(walk: &mut Walk<'_>, superblock: &Superblock) -> Option<Partials> {
         // A feature without a tree is reported with the superblock.
-        let root = superblock.partial_tree().filter(|root| *root != MetaBlock::SUPERBLOCK)?;
-        walk.tree::<PartialRecord>(root, Place::Partials)?;
-        let entries = walk.entries::<PartialRecord>(root, Place::Partials);
+        let tree = superblock.partial_tree().filter(|tree| tree.root != MetaBlock::SUPERBLOCK)?;
+        let was_incomplete = std::mem::take(&mut walk.is_incomplete);
+        let subtree = walk.tree::<PartialRecord>(tree.root, Place::Partials);
+        let is_whole = !walk.is_incomplete;
+        walk.is_incomplete |= was_incomplete;
+        subtree?;
+        let entries = walk.entries::<PartialRecord>(tree.root, Place::Partials);
         for base in entries.iter().filter_map(|(_, record)| record.base().block()) {
             let _ = walk.data_counts.add(base.0);
         }
-        Some(Partials { root, entries })
+        Some(Partials { tree, entries, is_whole })
     }
 
-    /// Judges the entries, once all mappings are counted, which are those of the volumes with these `roots`; answers how many there
-    /// are.
+    /// Judges the entries, once all mappings are counted, which are those of the volumes with these `roots`.
     pub(super) fn check(
         self,
         walk: &mut Walk<'_>,
         superblock: &Superblock,
         roots: &[(VolumeId, MetaBlock)],
-    ) -> u64 {
-        let Partials { root, entries } = self;
+    ) -> Counted {
+        let Partials { tree: PartialTree { root, sum: expected }, entries, is_whole } = self;
         if entries.is_empty() {
             walk.damage(root, Place::Partials, "it has no entries, and should not be there");
         }
@@ -54,7 +68,16 @@ impl Partials {
             }
         }
         check_places(walk, roots, &entries);
-        entries.len() as u64
+        let sum = entries.iter().fold(0_u64, |sum, (block, record)| sum.wrapping_add(record.summand(*block)));
+        let other_sum = (is_whole && sum != expected).then_some(sum);
+        if let Some(sum) = other_sum {
+            let message = format_args!(
+                "the entries are not those of the last commit: their sum is {sum:#x}, the superblock has {expected:#x}; if nothing \
+                 else is damaged, --accept-partial-blocks goes on with these"
+            );
+            walk.damage(root, Place::Partials, message);
+        }
+        Counted { blocks: entries.len() as u64, other_sum }
     }
 }
 

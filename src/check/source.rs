@@ -160,6 +160,9 @@ pub(super) fn of_whole_blocks(superblock: Superblock) -> Result<Superblock> {
             ErrorKind::Unsupported,
             "the pool has partial blocks, which only `check` and the pool's own daemon know",
         )
-        .hint("`uthin pool settle POOL` makes whole blocks of them; then close the pool and try again")),
+        .hint(
+            "`uthin pool settle POOL` makes whole blocks of them; then close the pool and try again. If it cannot be opened any more, \
+             `uthin-fsck check` says why",
+        )),
     }
 }

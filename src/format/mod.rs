@@ -36,7 +36,7 @@ pub use records::{
 };
 pub use superblock::{
     FEATURE_JOURNAL, FEATURE_PARTIAL_BLOCKS, FLAG_NEEDS_CHECK, JournalMark, METADATA_BLOCK_SECTORS,
-    SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION, Superblock,
+    PartialTree, SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION, Superblock,
 };
 
 #[cfg(test)]

@@ -483,7 +483,20 @@ BUGS = {
     ),
     "feature-outlives-its-tree": (
         "the superblock keeps the feature of partial blocks when there are none any more",
-        [(COMMIT, "            superblock.set_partial_tree(self.partials.root);", "            if !BUG || self.partials.root.is_some() { superblock.set_partial_tree(self.partials.root); }")],
+        [(COMMIT, "            superblock.set_partial_tree(self.partials.tree());", "            if !BUG || self.partials.root.is_some() { superblock.set_partial_tree(self.partials.tree()); }")],
+    ),
+    "sum-falls-behind": (
+        "units come to a partial block, and the sum of all of them stays as it was",
+        [(PARTIAL_METADATA, "                this.partials.count_in(block.0, new);", "                this.partials.count_in(block.0, if BUG { old } else { new });")],
+    ),
+    "freed-block-stays-in-the-sum": (
+        "an entry of a partial block goes, and the sum of all of them stays as it was",
+        [(PARTIAL_METADATA, "        self.partials.count_out(block.0, record);", "        if !BUG { self.partials.count_out(block.0, record); }")],
+    ),
+    "older-partial-blocks-are-believed": (
+        "partial blocks that are not those of the last commit are opened, because a node of their tree was not written",
+        [(PARTIAL_METADATA, "        if partials.sum != sum {", "        if !BUG && partials.sum != sum {")],
+        "metadata::partial::tests::an_older_leaf_is_known_to_be_none_of_the_last_commit",
     ),
     "parts-past-the-origin-s-end": (
         "a read of a partial block across the end of its external origin leaves the rest of its buffer as it was",
