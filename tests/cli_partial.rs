@@ -254,6 +254,37 @@ fn blocks_on_an_external_origin_are_partial_ones_too() {
     assert_eq!(our_bytes(&place), vec![0; 152]);
 }
 
+/// Of two volumes whose origins are gone the one is named that has the blocks; and those that nobody maps any more go with the
+/// metadata snapshot that has them.
+#[test]
+fn what_keeps_blocks_from_being_settled_is_said_of_the_right_volume() {
+    let place = Place::empty();
+    for name in ["one", "two"] {
+        fs::write(place.path(name), vec![7; SIZE]).expect("written");
+    }
+    place.ok(&["pool", "create", POOL, "--size", "64M", "--small-writes", "partial"]);
+    place.ok(&["volume", "create", "./p/a", "--origin", "one"]);
+    place.ok(&["volume", "create", "./p/b", "--origin", "two"]);
+    let daemon = place.serve(&["--settle-seconds", "0"]);
+    let mut client = place.connect("b");
+    client.write(512, &[1; 1024]).expect("written");
+    client.flush().expect("flushed");
+    drop(client);
+    assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0);
+    for name in ["one", "two"] {
+        fs::remove_file(place.path(name)).expect("removed");
+    }
+    let said = place.fails(&["pool", "settle", POOL], 5, "1 partial blocks are left of 1: volume `b`");
+    assert!(said.hint().contains("uthin volume set POOL/b --origin FILE"), "{}", said.hint());
+    place.ok(&["pool", "metadata-snapshot", POOL]);
+    place.ok(&["volume", "delete", "./p/b"]);
+    let said = place.fails(&["pool", "settle", POOL], 5, "only a metadata snapshot");
+    assert!(said.hint().contains("--release"), "{}", said.hint());
+    place.ok(&["pool", "metadata-snapshot", POOL, "--release"]);
+    assert_eq!(partial_blocks(&place), 0);
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+}
+
 /// As if the write of a leaf had gone astray: the one before it is there, sound.
 #[test]
 fn a_pool_with_older_partial_blocks_is_refused_until_somebody_accepts_them() {

@@ -234,9 +234,8 @@ fn settle(pool: &PoolRef, seconds: u64, json: bool) -> Result<()> {
             let message = format!("{left} partial blocks are left of {}", settled.before);
             match settled.problem {
                 None => Err(Error::new(ErrorKind::Busy, message).hint("give it more time (--seconds)")),
-                Some(problem) => Err(Error::new(ErrorKind::WrongState, format!("{message}: {problem}")).hint(
-                    "bring the external origin back (`uthin volume set --origin`, if it is elsewhere), and settle again",
-                )),
+                Some(problem) => Err(Error::new(ErrorKind::WrongState, format!("{message}: {problem}"))
+                    .hint(settled.hint.unwrap_or_default())),
             }
         }
     }

@@ -207,7 +207,7 @@ impl Executor for Keeper {
                 }
                 Ok(Answer::Deleting { finished })
             }),
-            Command::Settle(_) => Ok(Answer::Settling(true)),
+            Command::Settle(_) => Ok(Answer::Settling(engine::Settling::GetsOn)),
             Command::Status => Ok(Answer::Status(Box::new(status_of(&world)))),
             Command::CountShared => Ok(Answer::Counting(false)),
             Command::Volumes if world.failed => Err(Error::new(ErrorKind::Failed, "failed stop")),

@@ -2,8 +2,9 @@
 
 use super::api::SCHEMA;
 use super::service::{NO_PANIC, Service};
-use crate::engine::{Answer, Command};
+use crate::engine::{Answer, Command, Settling};
 use crate::error::Result;
+use crate::units::VolumeId;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -32,14 +33,17 @@ pub struct PoolSettled {
     /// Why more time would not help, if it would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// How settling ended.
 enum End {
     /// So many are left, as far as the time went.
     Left(u64),
-    /// So many are left, and cannot be settled.
-    Stuck(u64),
+    /// So many are left, and cannot be settled; a volume that has one of them, if one does.
+    Stuck(u64, Option<VolumeId>),
 }
 
 impl Service {
@@ -48,30 +52,33 @@ impl Service {
         let deadline = Instant::now().checked_add(Duration::from_secs(request.seconds));
         let before = self.pool_status()?.partial_blocks;
         let settled = self.settle_until(deadline).and_then(|end| match end {
-            End::Stuck(_) if self.reopen_origins()? => self.settle_until(deadline),
+            End::Stuck(..) if self.reopen_origins()? => self.settle_until(deadline),
             end => Ok(end),
         });
         if before > 0 {
             self.executor.run(Command::Settle(false))?;
         }
-        let (left, problem) = match settled? {
+        let (left, why) = match settled? {
             End::Left(left) => (left, None),
-            End::Stuck(left) => (left, Some(self.why_stuck())),
+            End::Stuck(left, volume) => (left, Some(self.why_stuck(volume))),
         };
-        Ok(PoolSettled { schema: SCHEMA.to_owned(), before, left, problem })
+        let (problem, hint) = why.unzip();
+        Ok(PoolSettled { schema: SCHEMA.to_owned(), before, left, problem, hint })
     }
 
     fn settle_until(&self, deadline: Option<Instant>) -> Result<End> {
-        let mut gets_on = true;
+        let mut how = Settling::GetsOn;
         loop {
             let left = self.pool_status()?.partial_blocks;
-            if left > 0 && !gets_on {
-                return Ok(End::Stuck(left));
+            if let (true, Settling::Stuck(volume)) = (left > 0, how) {
+                return Ok(End::Stuck(left, volume));
             }
             if left == 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(End::Left(left));
             }
-            gets_on = self.executor.run(Command::Settle(true))? != Answer::Settling(false);
+            if let Answer::Settling(now) = self.executor.run(Command::Settle(true))? {
+                how = now;
+            }
             if self.is_served() {
                 std::thread::sleep(LOOK_INTERVAL);
             }
@@ -80,18 +87,31 @@ impl Service {
         }
     }
 
-    /// What keeps partial blocks from being settled: only with their volumes' external origins they can be made whole.
-    fn why_stuck(&self) -> String {
-        let catalog = self.catalog.read().expect(NO_PANIC);
-        let problems = catalog.volumes.iter().filter_map(|entry| {
-            let origin = entry.external_origin.as_ref()?;
-            let problem = origin.problem()?;
-            Some(format!("volume `{}`: external origin {}: {problem}", entry.name, origin.path))
-        });
-        problems.into_iter().next().unwrap_or_else(|| {
-            "only a metadata snapshot has them, or their volumes' external origin cannot be read (see the log)"
-                .to_owned()
-        })
+    /// What keeps partial blocks from being settled, of which `volume` has one, and what to do: only with their volumes' external
+    /// origins they can be made whole.
+    fn why_stuck(&self, volume: Option<VolumeId>) -> (String, String) {
+        let entry = volume.and_then(|id| self.catalog.read().expect(NO_PANIC).by_id(id).cloned());
+        let Some(entry) = entry else {
+            let problem = "no volume maps them any more, only a metadata snapshot";
+            let hint =
+                "`uthin pool metadata-snapshot POOL --release`, when no tool reads it: they go with it";
+            return (problem.to_owned(), hint.to_owned());
+        };
+        let name = &entry.name;
+        let Some(origin) = &entry.external_origin else {
+            let problem =
+                format!("volume `{name}` stands on an external origin, and the catalog has lost which it is");
+            let hint = "bring back the pool's catalog.json, from a backup, and settle again".to_owned();
+            return (problem, hint);
+        };
+        let problem =
+            origin.problem().or_else(|| origin.open().err().map(|error| error.message().to_owned()));
+        let problem = problem.unwrap_or_else(|| "it cannot be read (see the log)".to_owned());
+        let problem = format!("volume `{name}`: external origin {}: {problem}", origin.path);
+        let hint = format!(
+            "bring it back as it was, or say where it is now (`uthin volume set POOL/{name} --origin FILE`), and settle again"
+        );
+        (problem, hint)
     }
 
     /// As the last thing before the pool is closed. That blocks are left is no reason not to close it.

@@ -219,9 +219,18 @@ pub enum Answer {
     /// See [`Command::CountShared`]: whether a count is under way. If not, what is known is of this moment, or it is too soon
     /// after a long count for another one.
     Counting(bool),
-    /// See [`Command::Settle`]: whether it gets on. If not, partial blocks that are left after a commit cannot be made whole, because
-    /// the external origin that shows in them cannot be had, or nothing tells which it is.
-    Settling(bool),
+    /// See [`Command::Settle`].
+    Settling(Settling),
+}
+
+/// How making all partial blocks whole gets on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settling {
+    /// There is something to be done, or a deletion that takes some of them along.
+    GetsOn,
+    /// Those that are left after a commit cannot be made whole, because the external origin that shows in them cannot be had, or
+    /// nothing tells which it is. A volume that maps one of them; `None`: none does.
+    Stuck(Option<VolumeId>),
 }
 
 /// The state a pool is in.

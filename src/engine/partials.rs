@@ -314,6 +314,17 @@ impl Partials {
         })
     }
 
+    /// Keeper only: a block that is stuck in this round.
+    pub fn stuck(&self) -> Option<DataBlock> {
+        let round = self.round.load(Relaxed);
+        let stuck = |number| {
+            let entry = self.numbered(number);
+            let block = entry.block.load(Relaxed);
+            (block != NOBODY && entry.stuck.load(Relaxed) == round).then_some(DataBlock(block))
+        };
+        (0..self.stock().made).find_map(stuck)
+    }
+
     /// Keeper only: a block of which units are missing that nobody is writing, and that is not stuck, from entry number `from` on;
     /// and the number after it. Looks at so many at the most.
     pub fn unsettled(&self, from: u32, looks: u32) -> (Option<DataBlock>, u32) {

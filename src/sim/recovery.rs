@@ -9,7 +9,7 @@ use crate::check::{CheckOptions, MendOptions, Verdict, check_and_mend};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
     Action, Answer, Ask, Asker, Base, Behind, Command, IoError, JournalStatus, Kind, LaneId, Mode, OpId,
-    Outbox, Reply, Request, Settled, SmallWrites, Tag, VolumeInfo,
+    Outbox, Reply, Request, Settled, Settling, SmallWrites, Tag, VolumeInfo,
 };
 use crate::error::{Error, ErrorKind};
 use crate::journal::{self, Recovered};
@@ -338,7 +338,7 @@ impl World {
     fn ask_to_settle(&mut self, all: bool) -> bool {
         let mut out = Outbox::default();
         self.keeper.command(0, Command::Settle(all), &mut out);
-        matches!(out.answers[..], [(0, Ok(Answer::Settling(true)))])
+        matches!(out.answers[..], [(0, Ok(Answer::Settling(Settling::GetsOn)))])
     }
 
     /// For a while the origins cannot be had. Nothing that shows one is settled then; with the origins back all is as before.
@@ -384,7 +384,7 @@ impl World {
                 if status.held_root.is_some() {
                     return Ok(false); // only who maps a block knows its origin, and this may be all that has them
                 }
-                if self.options.transfers_between_faults == 0 && status.deleting.is_empty() {
+                if self.options.transfers_between_faults == 0 {
                     return Err(format!("{} partial blocks are stuck", status.partial_blocks));
                 }
                 self.ask_to_settle(false);

@@ -5,7 +5,7 @@
 //! a lane ([`Kind::Settle`](crate::engine::Kind::Settle)), which asks here for one when it has nothing else to do.
 
 use super::*;
-use crate::engine::command::SmallWrites;
+use crate::engine::command::{Settling, SmallWrites};
 use crate::engine::origin::Origin;
 use crate::engine::partials::Partials;
 use crate::units::SnapTime;
@@ -143,14 +143,31 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.partial.table.unsettled(0, u32::MAX).0.is_some()
     }
 
-    /// See [`Command::Settle`]; whether it gets on.
-    pub(super) fn settle_all(&mut self, all: bool) -> bool {
+    /// See [`Command::Settle`].
+    pub(super) fn settle_all(&mut self, all: bool) -> Settling {
         let begins = !std::mem::replace(&mut self.partial.settles_all, all);
         if all && begins {
             self.partial.table.try_again();
         }
         // A fill that was told so before makes one more partial block.
-        self.partial.table.has_unsettled() || self.filling.values().any(|filling| filling.base.is_some())
+        let is_filling = self.filling.values().any(|filling| filling.base.is_some());
+        match self.partial.table.has_unsettled() || is_filling || self.gets_on_deleting() {
+            true => Settling::GetsOn,
+            false => Settling::Stuck(self.volume_that_is_stuck()),
+        }
+    }
+
+    /// A volume that maps a stuck block, if there is one. That block's origin is the volume's, whether the volume knows it or not.
+    fn volume_that_is_stuck(&mut self) -> Option<VolumeId> {
+        let block = self.partial.table.stuck()?;
+        let Some(Base::Origin(shown)) = self.partial.table.get(block).map(|partial| partial.base) else {
+            return None;
+        };
+        let mut maps = |id: &VolumeId| {
+            let mapping = self.metadata.lookup(*id, shown).ok().flatten();
+            mapping.is_some_and(|mapping| mapping.block == block)
+        };
+        self.volumes.keys().copied().find(|id| maps(id))
     }
 
     /// Whether there is anything to commit.

@@ -1,6 +1,6 @@
 //! The keeper alone, with a test in place of the lanes.
 
-use super::super::command::Behaviour;
+use super::super::command::{Behaviour, Settling};
 use super::super::epochs::Presence;
 use super::*;
 use crate::disk::MemoryDisk;
@@ -685,12 +685,48 @@ fn what_shows_an_origin_is_settled_from_it_and_from_no_other() {
     for behind in [Some(missing), None] {
         let mut keeper =
             open(Metadata::open(disk.clone(), crate::metadata::Access::ReadWrite).unwrap(), behind);
-        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(true), "nobody has looked");
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(Settling::GetsOn), "nobody has looked");
         assert_eq!(ask(&mut keeper, 2, Ask::Settle), [(asker(2), Reply::Done)]);
-        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(false));
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(Settling::Stuck(Some(id(0)))));
         assert!(!keeper.has_unsettled() && keeper.status().partial_blocks == 1);
         run(&mut keeper, Command::SetOrigin { volume: id(0), origin: own.clone() }).unwrap();
-        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(true));
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(Settling::GetsOn));
         assert_eq!(ask(&mut keeper, 2, Ask::Settle), to_settle(Some(own.clone())));
     }
+}
+
+/// Of the volume that is deleted nobody has the origin; its blocks go with it, in many steps.
+#[test]
+fn who_waits_for_all_to_be_settled_waits_for_deletions() {
+    let mut metadata = formatted(2000);
+    metadata.create_volume(id(0)).unwrap();
+    for block in 0..1500 {
+        let reserved = metadata.reserve_block().unwrap();
+        metadata.map(id(0), VirtualBlock(block), reserved);
+    }
+    let (reserved, may_be_partial) = metadata.reserve_partial_block().unwrap();
+    assert!(may_be_partial);
+    let block = VirtualBlock(1600);
+    metadata.map_partial(id(0), block, reserved, Partial { base: Base::Origin(block), units: 1 });
+    let missing = Behind::Unavailable(Error::new(ErrorKind::Io, "it is not there"));
+    let behind = HashMap::from([(id(0), missing)]);
+    let options = KeeperOptions { behind, delete_step_nodes: 1, ..KeeperOptions::default() };
+    let mut keeper = Keeper::new(metadata, MemoryDisk::zeroed(2000 << 16), options).unwrap();
+    let settle_all = |keeper: &mut Tested| run(keeper, Command::Settle(true)).unwrap();
+    settle_all(&mut keeper);
+    assert_eq!(ask(&mut keeper, 1, Ask::Settle), [(asker(1), Reply::Done)]);
+    assert_eq!(settle_all(&mut keeper), Answer::Settling(Settling::Stuck(Some(id(0)))));
+
+    let deleted = run(&mut keeper, Command::Delete { volume: id(0), step: None }).unwrap();
+    assert_eq!(deleted, Answer::Deleting { finished: false });
+    let mut steps = 0;
+    while !keeper.status().deleting.is_empty() {
+        assert_eq!(settle_all(&mut keeper), Answer::Settling(Settling::GetsOn), "step {steps}");
+        keeper.settle(&mut Outbox::default());
+        steps += 1;
+    }
+    assert!(steps > 2, "{steps}");
+    run(&mut keeper, Command::Commit).unwrap();
+    assert_eq!(keeper.status().partial_blocks, 0);
+    assert_eq!(settle_all(&mut keeper), Answer::Settling(Settling::Stuck(None)));
 }
