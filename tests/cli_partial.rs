@@ -254,6 +254,43 @@ fn blocks_on_an_external_origin_are_partial_ones_too() {
     assert_eq!(our_bytes(&place), vec![0; 152]);
 }
 
+/// The catalog that knew the origin is lost. Its blocks still say that they show one, and the volume gets it back by name.
+#[test]
+fn an_origin_that_the_catalog_has_lost_can_be_said_again() {
+    let place = Place::empty();
+    let origin: Vec<u8> = pattern(5, SIZE).into_iter().map(|byte| byte | 1).collect();
+    fs::write(place.path("base"), &origin).expect("written");
+    place.ok(&["pool", "create", POOL, "--size", "64M", "--small-writes", "partial"]);
+    place.ok(&["volume", "create", "./p/v", "--origin", "base"]);
+    place.ok(&["volume", "create", "./p/other", "--size", "64K"]);
+    let mut volume = Content(origin);
+    let daemon = place.serve(&["--settle-seconds", "0"]);
+    let mut client = place.connect("v");
+    volume.write(&mut client, 512, &pattern(1, 1024));
+    volume.write(&mut client, SIZE - BLOCK, &pattern(2, BLOCK));
+    client.flush().expect("flushed");
+    drop(client);
+    assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0);
+    fs::remove_file(place.path("p/catalog.json")).expect("removed");
+
+    let said = place.fails(&["pool", "settle", POOL], 5, "1 partial blocks are left of 1: volume `0` stands on");
+    assert!(said.hint().contains("uthin volume set POOL/0 --origin FILE"), "{}", said.hint());
+    // Only where blocks show one already.
+    place.fails(&["volume", "set", "./p/1", "--origin", "base"], 5, "was made without an external origin");
+    for is_served in [false, true] {
+        let daemon = is_served.then(|| place.serve(&["--settle-seconds", "0"]));
+        place.fails(&["pool", "settle", POOL], 5, "the catalog has lost which it is");
+        drop(daemon);
+    }
+    place.ok(&["volume", "set", "./p/0", "--origin", "base"]);
+    let daemon = place.serve(&["--settle-seconds", "0"]);
+    volume.check(&place, "0");
+    assert_eq!(place.ok(&["pool", "settle", POOL]), "1 partial blocks made whole, 0 left\n");
+    volume.check(&place, "0");
+    assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0);
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+}
+
 /// Of two volumes whose origins are gone the one is named that has the blocks; and those that nobody maps any more go with the
 /// metadata snapshot that has them.
 #[test]

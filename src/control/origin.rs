@@ -147,17 +147,23 @@ pub fn open_all<'a>(
 
 /// An origin that is to take another's place.
 pub(super) struct Moved {
-    was: ExternalOrigin,
+    /// For which volume somebody said so.
+    volume: VolumeId,
+    /// `None`: the catalog has lost it, and nobody knows who shares it.
+    was: Option<ExternalOrigin>,
     is: ExternalOrigin,
     origin: Origin,
-    /// The volumes that it is for.
+    /// The volumes that it has yet to be put behind.
     volumes: Vec<VolumeId>,
 }
 
 impl Moved {
     /// Brings it into `entries`, which are to take the place of others in the catalog, and adds those of all who share it.
     pub(super) fn amend(&self, catalog: &Catalog, entries: &mut Vec<VolumeEntry>) {
-        let is_theirs = |entry: &&VolumeEntry| entry.external_origin.as_ref() == Some(&self.was);
+        let is_theirs = |entry: &&VolumeEntry| match &self.was {
+            Some(was) => entry.external_origin.as_ref() == Some(was),
+            None => entry.id == self.volume,
+        };
         let listed: HashSet<_> = entries.iter().map(|entry| entry.id).collect();
         let others = catalog.volumes.iter().filter(|entry| !listed.contains(&entry.id));
         entries.extend(others.filter(is_theirs).cloned());
@@ -172,9 +178,7 @@ impl Service {
     /// none, `Invalid` for another size, `Busy` when a client has one of the volumes open.
     pub(super) fn plan_origin(&self, volume: &VolumeEntry, path: &str) -> Result<Moved> {
         let Some(was) = volume.external_origin.clone() else {
-            let message = format!("volume `{}` was made without an external origin", volume.name);
-            return Err(Error::new(ErrorKind::WrongState, message)
-                .hint("make a new one on it: uthin volume create POOL/VOLUME --origin FILE"));
+            return self.find_origin_again(volume, path);
         };
         let (is, origin) = ExternalOrigin::examine(path, self.directory())?;
         if is.size_bytes != was.size_bytes {
@@ -198,7 +202,23 @@ impl Service {
                 return Err(Error::new(ErrorKind::Busy, message).hint("disconnect them first"));
             }
         }
-        Ok(Moved { was, is, origin, volumes })
+        Ok(Moved { volume: volume.id, was: Some(was), is, origin, volumes })
+    }
+
+    /// Puts a volume back on its origin, which the catalog has lost. Only what the volume maps tells that it had one.
+    fn find_origin_again(&self, volume: &VolumeEntry, path: &str) -> Result<Moved> {
+        self.require_no_device_waits(volume)?;
+        let (is, origin) = ExternalOrigin::examine(path, self.directory())?;
+        let command = Command::SetOrigin { volume: volume.id, origin: origin.clone() };
+        self.executor.run(command).map_err(|error| match error.kind() {
+            ErrorKind::WrongState => {
+                let message = format!("volume `{}` was made without an external origin", volume.name);
+                Error::new(ErrorKind::WrongState, message)
+                    .hint("make a new one on it: uthin volume create POOL/VOLUME --origin FILE")
+            }
+            _ => error,
+        })?;
+        Ok(Moved { volume: volume.id, was: None, is, origin, volumes: Vec::new() })
     }
 
     /// From here on clients get it; the catalog has it already.

@@ -101,7 +101,7 @@ impl Service {
         let Some(origin) = &entry.external_origin else {
             let problem =
                 format!("volume `{name}` stands on an external origin, and the catalog has lost which it is");
-            let hint = "bring back the pool's catalog.json, from a backup, and settle again".to_owned();
+            let hint = format!("`uthin volume set POOL/{name} --origin FILE` says it; then settle again");
             return (problem, hint);
         };
         let problem =

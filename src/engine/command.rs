@@ -138,8 +138,8 @@ pub enum Command {
         /// Its new size, a multiple of 512.
         size_bytes: u64,
     },
-    /// Put an external origin behind a volume in place of the one that it has, or that could not be had; nothing of it is in
-    /// the metadata. `Busy` while a client has it open. Answer: `Done`.
+    /// Put an external origin behind a volume in place of the one that it has, or that could not be had; which, is not in
+    /// the metadata. `Busy` while a client has it open; `WrongState` if nothing there says either that it has one. Answer: `Done`.
     SetOrigin {
         /// The volume.
         volume: VolumeId,

@@ -423,6 +423,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     fn set_origin(&mut self, id: VolumeId, origin: Origin) -> Result<Answer> {
         let volume = self.open_volume(id)?.clone();
         refuse_frozen(&volume)?;
+        if matches!(volume.behind(), Behind::Zeros) && !self.shows_origin(id)? {
+            let what = format!("nothing says that volume {id} stands on an external origin");
+            return Err(Error::new(ErrorKind::WrongState, what));
+        }
         if !volume.close_if_unused() {
             return Err(in_use(&volume));
         }

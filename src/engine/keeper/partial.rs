@@ -62,7 +62,8 @@ impl PartialWork {
         if on_origins > 0 && !has_origins {
             // As after the loss of the catalog.
             tracing::error!(
-                "{on_origins} partial blocks show an external origin, and no volume has one: what they do not hold cannot be read"
+                "{on_origins} partial blocks show an external origin, and no volume has one: what they do not hold cannot be read \
+                 until `uthin volume set --origin` says which it was"
             );
         }
         let settler =
@@ -168,6 +169,18 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             mapping.is_some_and(|mapping| mapping.block == block)
         };
         self.volumes.keys().copied().find(|id| maps(id))
+    }
+
+    /// Whether a partial block that the volume maps shows an external origin, which is then the volume's.
+    pub(super) fn shows_origin(&mut self, id: VolumeId) -> Result<bool> {
+        for (block, partial) in self.metadata.partials()? {
+            if let Base::Origin(shown) = partial.base
+                && self.metadata.lookup(id, shown)?.is_some_and(|mapping| mapping.block == block)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether there is anything to commit.

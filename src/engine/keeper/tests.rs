@@ -730,3 +730,22 @@ fn who_waits_for_all_to_be_settled_waits_for_deletions() {
     assert_eq!(keeper.status().partial_blocks, 0);
     assert_eq!(settle_all(&mut keeper), Answer::Settling(Settling::Stuck(None)));
 }
+
+/// As with the catalog lost: what a volume maps tells that it stood on an origin.
+#[test]
+fn an_origin_is_put_behind_a_volume_without_one_only_where_it_shows_already() {
+    let mut metadata = formatted(8);
+    (0..2).for_each(|volume| metadata.create_volume(id(volume)).unwrap());
+    let (reserved, _) = metadata.reserve_partial_block().unwrap();
+    let block = VirtualBlock(3);
+    metadata.map_partial(id(0), block, reserved, Partial { base: Base::Origin(block), units: 1 });
+    let mut keeper = keeper(8, metadata);
+    let origin = Origin::new(Arc::new(MemoryDisk::zeroed(1 << 20)));
+    let mut set =
+        |volume| run(&mut keeper, Command::SetOrigin { volume: id(volume), origin: origin.clone() });
+    assert_eq!(set(0).unwrap(), Answer::Done);
+    assert_eq!(set(1).unwrap_err().kind(), ErrorKind::WrongState);
+    assert!(
+        keeper.volume(id(0)).unwrap().origin().is_some() && keeper.volume(id(1)).unwrap().origin().is_none()
+    );
+}
