@@ -14,7 +14,7 @@ use crate::engine::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Count, Metadata, VolumeSharing};
 use crate::units::{MetaBlock, VolumeId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
@@ -38,8 +38,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         when_full: WhenFull::Error,
         lanes: 1, // nobody reads or writes here, but to settle
         volume_sizes: opened.volume_sizes(),
-        // Nobody else needs them. Where one is missing, partial blocks on it stay what they are.
-        behind: if opened.metadata.partial_blocks() > 0 { opened.behind_if_there() } else { HashMap::new() },
+        behind: opened.behind_unopened(),
         ..KeeperOptions::default()
     };
     let OpenPool { path, metadata, data, catalog, notes, devices } = opened;

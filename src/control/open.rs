@@ -52,11 +52,11 @@ impl OpenPool {
         })
     }
 
-    /// The same for a keeper that settles and serves nobody.
-    pub fn behind_if_there(&self) -> HashMap<VolumeId, Behind> {
-        origin::open_all(self.catalog.volumes.iter(), &|entry, error| {
-            tracing::debug!("partial blocks of volume {} cannot be settled: {error}", entry.name);
-        })
+    /// The same for a keeper that serves nobody, and opens none: whoever settles partial blocks on them has them opened.
+    pub fn behind_unopened(&self) -> HashMap<VolumeId, Behind> {
+        let why = Error::new(ErrorKind::Io, "external origins are not opened before somebody needs one");
+        let on_origins = self.catalog.volumes.iter().filter(|entry| entry.external_origin.is_some());
+        on_origins.map(|entry| (entry.id, Behind::Unavailable(why.clone()))).collect()
     }
 }
 

@@ -245,8 +245,21 @@ impl Service {
     /// Tries once more to have all origins for the want of which volumes are not served; whether one of them is back.
     pub(super) fn reopen_origins(&self) -> Result<bool> {
         let lacking = self.engine_volumes()?.into_iter().filter(|volume| volume.lacks_origin);
-        let back = lacking.filter(|volume| self.reopen_origin(volume.id).is_ok()).count();
-        Ok(back > 0)
+        let lacking: HashSet<VolumeId> = lacking.map(|volume| volume.id).collect();
+        let entries: Vec<VolumeEntry> = {
+            let catalog = self.catalog.read().expect(NO_PANIC);
+            catalog.volumes.iter().filter(|entry| lacking.contains(&entry.id)).cloned().collect()
+        };
+        let behind = open_all(entries.iter(), &|entry, error| {
+            tracing::debug!("partial blocks of volume {} cannot be settled: {error}", entry.name);
+        });
+        let mut is_any_back = false;
+        for (volume, behind) in behind {
+            if let Behind::Origin(origin) = behind {
+                is_any_back |= self.put_back(volume, origin).is_ok();
+            }
+        }
+        Ok(is_any_back)
     }
 
     /// Tries once more to have the origin of a volume that was not served for the want of it.
@@ -258,7 +271,10 @@ impl Service {
             .by_id(volume)
             .and_then(|entry| entry.external_origin.clone());
         let Some(known) = known else { return Ok(()) };
-        let origin = known.open()?;
+        self.put_back(volume, known.open()?)
+    }
+
+    fn put_back(&self, volume: VolumeId, origin: Origin) -> Result<()> {
         match self.executor.run(Command::SetOrigin { volume, origin }) {
             // Another client was faster.
             Err(error) if error.kind() == ErrorKind::Busy => Ok(()),
