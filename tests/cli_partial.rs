@@ -273,7 +273,8 @@ fn an_origin_that_the_catalog_has_lost_can_be_said_again() {
     assert_eq!(daemon.signal(rustix::process::Signal::TERM), 0);
     fs::remove_file(place.path("p/catalog.json")).expect("removed");
 
-    let said = place.fails(&["pool", "settle", POOL], 5, "1 partial blocks are left of 1: volume `0` stands on");
+    let said =
+        place.fails(&["pool", "settle", POOL], 5, "1 partial blocks are left of 1: volume `0` stands on");
     assert!(said.hint().contains("uthin volume set POOL/0 --origin FILE"), "{}", said.hint());
     // Only where blocks show one already.
     place.fails(&["volume", "set", "./p/1", "--origin", "base"], 5, "was made without an external origin");
@@ -348,8 +349,21 @@ fn a_pool_with_older_partial_blocks_is_refused_until_somebody_accepts_them() {
     assert!(said.contains("--accept-partial-blocks"), "{said}");
     let (code, said) = fsck(&place, &["check", "--auto-repair", "metadata"]);
     assert_eq!((code, fs::read(&path).expect("there") == bytes), (4, true), "{said}");
+    fs::File::create(place.path("p/saved")).and_then(|file| file.set_len(bytes.len() as u64)).expect("made");
+    let repair = ["repair", "-i", "metadata", "-o", "saved"];
+    let (code, said) = fsck(&place, &repair);
+    assert_eq!((code, said.contains("repair --partial-as-whole")), (1, true), "{said}");
+    let (code, said) = fsck(&place, &[&repair[..], &["--partial-as-whole"]].concat());
+    assert_eq!((code, said.contains("assumed: partial blocks are whole ones")), (0, true), "{said}");
+    let (code, said) = fsck(&place, &["check", "saved"]);
+    assert_eq!((code, said.contains("partial")), (0, false), "{said}");
+
     let (code, said) = fsck(&place, &["check", "--accept-partial-blocks", "metadata"]);
-    assert_eq!((code, said.contains("mended: the partial blocks are those that were found")), (0, true), "{said}");
+    assert_eq!(
+        (code, said.contains("mended: the partial blocks are those that were found")),
+        (0, true),
+        "{said}"
+    );
     place.ok(&["pool", "settle", POOL]);
     assert_eq!(our_bytes(&place), vec![0; 152]);
 }
