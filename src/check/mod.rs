@@ -44,7 +44,7 @@ pub use report::{Finding, Report, Severity, Space, SuperblockSummary, Touched, V
 use crate::checksum::BlockKind;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{FLAG_NEEDS_CHECK, Superblock};
+use crate::format::{FLAG_NEEDS_CHECK, PartialTree, Superblock};
 use crate::units::{MetaBlock, SECTOR_BYTES};
 use counts::Counts;
 use partials::Partials;
@@ -108,6 +108,8 @@ struct Looked {
     superblock: Superblock,
     /// Every reference, if the walk of everything but the space maps found no damage, and both maps are of a size that can be.
     references: Option<build::References>,
+    /// The sum of the partial blocks, if nothing but that of the superblock is damaged.
+    other_sum: Option<u64>,
 }
 
 fn look(disk: &dyn Disk, options: &CheckOptions) -> Result<Looked> {
@@ -142,6 +144,7 @@ fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) ->
     }
     let nodes = walk.nodes_read();
     let verdict = walk.findings.verdict();
+    let other_sum = outcome.partials.other_sum.filter(|_| walk.findings.damages() == 1);
     let references = outcome.metadata_without_maps.map(|metadata_without_maps| build::References {
         data: walk.data_counts,
         metadata: walk.metadata_counts,
@@ -154,13 +157,13 @@ fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) ->
         volumes: outcome.volumes,
         data: outcome.data,
         metadata: outcome.metadata,
-        partial_blocks: outcome.partial_blocks,
+        partial_blocks: outcome.partials.blocks,
         journal: superblock.journal().is_some(),
         nodes,
         findings,
         findings_omitted,
     };
-    Ok(Looked { report, superblock: stored, references })
+    Ok(Looked { report, superblock: stored, references, other_sum })
 }
 
 #[derive(Default)]
@@ -168,8 +171,7 @@ struct Outcome {
     volumes: Vec<VolumeSummary>,
     data: Space,
     metadata: Space,
-    /// Partial blocks.
-    partial_blocks: u64,
+    partials: partials::Counted,
     /// References but for those of the space maps, if nothing was wrong so far.
     metadata_without_maps: Option<Counts>,
 }
@@ -181,7 +183,7 @@ fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     if superblock.held_root != 0 {
         check_held_root(walk, MetaBlock(superblock.held_root), Scope::Everything);
     }
-    let partial_blocks = partials.map_or(0, |partials| partials.check(walk, superblock));
+    let partials = partials.map(|partials| partials.check(walk, superblock, &live.roots)).unwrap_or_default();
     touches::attribute(walk, &live.roots);
     // A size that cannot be is no reason to write a map of that size.
     space_map::require_possible_size(walk, superblock.metadata_space_map.total_blocks.get());
@@ -195,7 +197,7 @@ fn check_everything(walk: &mut Walk<'_>, superblock: &Superblock) -> Outcome {
     // Only now is every reference to a metadata block counted: those of both maps' own blocks came last.
     let data = data.compare(walk);
     let metadata = metadata.compare(walk);
-    Outcome { volumes: live.summaries, data, metadata, partial_blocks, metadata_without_maps }
+    Outcome { volumes: live.summaries, data, metadata, partials, metadata_without_maps }
 }
 
 /// What a mend in place did.
@@ -207,6 +209,8 @@ pub struct Mended {
     pub needs_check: bool,
     /// The journal that the superblock named is forgotten.
     pub journal: bool,
+    /// The partial blocks are those that were found.
+    pub partial_blocks: bool,
 }
 
 /// What a mend in place may do.
@@ -218,6 +222,8 @@ pub struct MendOptions {
     pub needs_check: bool,
     /// Go on without the changes in a journal that is lost.
     pub journal: bool,
+    /// When nothing else is wrong, take the partial blocks that are there for those of the last commit.
+    pub partial_blocks: bool,
 }
 
 /// Checks, and mends in place what can be mended without a loss. New space maps go to free blocks and count once the
@@ -245,6 +251,13 @@ pub fn check_and_mend(
             .hint("the metadata was written by a newer program; mend it with that one"));
     }
     let mut mended = Mended::default();
+    let taken = looked.superblock.partial_tree().zip(looked.other_sum).filter(|_| mend.partial_blocks);
+    if let Some((PartialTree { root, .. }, sum)) = taken {
+        looked.superblock.set_partial_tree(Some(PartialTree { root, sum }));
+        build::replace_superblock(disk, &looked.superblock)?;
+        mended.partial_blocks = true;
+        looked = look(disk, options)?;
+    }
     if let (true, Some(references)) = (mend.space_maps && !looked.report.is_clean(), &looked.references) {
         build::replace_space_maps(disk, &mut looked.superblock, references)?;
         mended.space_maps = true;

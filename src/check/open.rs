@@ -6,12 +6,13 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, SUPERBLOCK_MAGIC, Superblock};
 use crate::units::{META_BLOCK_BYTES, MetaBlock};
+use std::ops::Range;
 
 /// Where the superblock's fields end; behind them everything is zero unless somebody extended the format.
 const FIELDS_END: usize = 364;
-/// The same of a superblock with a tree of partial blocks, and of one that names a journal.
-const EXTENDED_FIELDS_END: usize = 372;
-const JOURNAL_FIELDS_END: usize = 396;
+/// What is behind them in a superblock with a tree of partial blocks, and in one that names a journal.
+const PARTIAL_FIELDS: [Range<usize>; 2] = [364..372, 396..404];
+const JOURNAL_FIELDS: Range<usize> = 372..396;
 
 /// Beginnings of things that are given instead of metadata by mistake.
 const LOOKS_LIKE: [(&[u8], usize, &str); 7] = [
@@ -64,10 +65,10 @@ pub(super) fn too_small(name: &str, size_bytes: u64) -> Error {
 /// What is unusual and wrong for nobody.
 fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
     let extended = superblock.partial_tree().is_some();
-    if !extended && superblock.partial_root != 0 {
+    let partial_root = superblock.partial_fields.root;
+    if !extended && partial_root.0 != 0 {
         let message = format!(
-            "names a tree of partial blocks, at {}, without the feature that goes with it",
-            superblock.partial_root
+            "names a tree of partial blocks, at {partial_root}, without the feature that goes with it"
         );
         findings.note(Severity::Damage, Some(MetaBlock::SUPERBLOCK), "superblock", message);
     }
@@ -94,15 +95,15 @@ fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
     if superblock.compat_flags != 0 {
         note(format!("unknown compatible features {:#x}", superblock.compat_flags));
     }
-    let end = if superblock.journal().is_some() {
-        JOURNAL_FIELDS_END
-    } else if extended || superblock.partial_root != 0 {
-        EXTENDED_FIELDS_END
-    } else {
-        FIELDS_END
-    };
-    if block.0[end..].iter().any(|byte| *byte != 0) {
-        note(format!("bytes behind the last field (from {end} on) are not zero"));
+    let mut rest = block.0;
+    if extended || partial_root.0 != 0 {
+        PARTIAL_FIELDS.into_iter().for_each(|field| rest[field].fill(0));
+    }
+    if superblock.journal().is_some() {
+        rest[JOURNAL_FIELDS].fill(0);
+    }
+    if let Some(at) = rest[FIELDS_END..].iter().position(|byte| *byte != 0) {
+        note(format!("bytes behind the last field (from {} on) are not zero", FIELDS_END + at));
     }
 }
 

@@ -187,17 +187,19 @@ pub(super) struct Findings {
     kept: Vec<(Finding, Option<Range<u64>>)>,
     limit: usize,
     omitted: u64,
+    damages: u64,
     worst: Severity,
 }
 
 impl Findings {
     pub(super) fn new(limit: usize) -> Self {
-        Findings { kept: Vec::new(), limit, omitted: 0, worst: Severity::Note }
+        Findings { kept: Vec::new(), limit, omitted: 0, damages: 0, worst: Severity::Note }
     }
 
     /// Notes one.
     pub(super) fn add(&mut self, found: Found<'_>, place: impl Display, message: impl Display) {
         self.worst = self.worst.max(found.severity);
+        self.damages += u64::from(found.severity == Severity::Damage);
         if self.kept.len() >= self.limit {
             self.omitted += 1;
             return;
@@ -233,6 +235,11 @@ impl Findings {
             Severity::Leak => Verdict::Leaks,
             Severity::Damage => Verdict::Damage,
         }
+    }
+
+    /// How many places are damaged.
+    pub(super) fn damages(&self) -> u64 {
+        self.damages
     }
 
     /// The findings kept so far, with the keys that each concerns.

@@ -18,16 +18,24 @@ pub(super) const BATCH_BLOCKS: usize = 64;
 pub(super) struct Source<'a> {
     disk: &'a dyn Disk,
     blocks_limit: u64,
+    /// Whether partial blocks pass for whole ones.
+    takes_partial: bool,
 }
 
 impl<'a> Source<'a> {
     pub(super) fn new(disk: &'a dyn Disk) -> Self {
-        Source { disk, blocks_limit: META_BLOCKS_LIMIT }
+        Source { disk, blocks_limit: META_BLOCKS_LIMIT, takes_partial: false }
+    }
+
+    /// The same, with partial blocks taken for whole ones if `takes` says so: what such a block does not hold itself is then what
+    /// was there before.
+    pub(super) fn taking_partial_blocks(self, takes: bool) -> Self {
+        Source { takes_partial: takes, ..self }
     }
 
     /// The first `blocks` of the device, as if it had no more.
     pub(super) fn first(disk: &'a dyn Disk, blocks: u64) -> Self {
-        Source { disk, blocks_limit: blocks.min(META_BLOCKS_LIMIT) }
+        Source { disk, blocks_limit: blocks.min(META_BLOCKS_LIMIT), takes_partial: false }
     }
 
     /// Whole blocks that are on the disk and that the format could manage.
@@ -60,7 +68,12 @@ impl<'a> Source<'a> {
 
     /// The same for whoever looks at the metadata snapshot that it names, for which a journal means nothing.
     pub(super) fn superblock_beside(&self, number: MetaBlock) -> Result<Superblock> {
-        of_whole_blocks(Superblock::read(&*self.raw(number)?, number)?)
+        self.of_whole_blocks(Superblock::read(&*self.raw(number)?, number)?)
+    }
+
+    /// The superblock, unless the pool has partial blocks that do not pass for whole ones.
+    pub(super) fn of_whole_blocks(&self, superblock: Superblock) -> Result<Superblock> {
+        if self.takes_partial { Ok(superblock) } else { of_whole_blocks(superblock) }
     }
 
     /// Requires a block to be one of the device's.
@@ -160,6 +173,9 @@ pub(super) fn of_whole_blocks(superblock: Superblock) -> Result<Superblock> {
             ErrorKind::Unsupported,
             "the pool has partial blocks, which only `check` and the pool's own daemon know",
         )
-        .hint("`uthin pool settle POOL` makes whole blocks of them; then close the pool and try again")),
+        .hint(
+            "`uthin pool settle POOL` makes whole blocks of them; then close the pool and try again. If it cannot be opened any more, \
+             `uthin-fsck check` says why, and `uthin-fsck repair --partial-as-whole` saves what it can",
+        )),
     }
 }

@@ -232,7 +232,11 @@ fn settle(pool: &PoolRef, seconds: u64, json: bool) -> Result<()> {
         0 => print(&format!("{} partial blocks made whole, 0 left\n", settled.before)),
         left => {
             let message = format!("{left} partial blocks are left of {}", settled.before);
-            Err(Error::new(ErrorKind::Busy, message).hint("give it more time (--seconds)"))
+            match settled.problem {
+                None => Err(Error::new(ErrorKind::Busy, message).hint("give it more time (--seconds)")),
+                Some(problem) => Err(Error::new(ErrorKind::WrongState, format!("{message}: {problem}"))
+                    .hint(settled.hint.unwrap_or_default())),
+            }
         }
     }
 }

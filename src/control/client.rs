@@ -256,7 +256,7 @@ impl PoolApi for Client {
             let slice = SettlePool { seconds: time_left.min(SETTLE_SLICE_SECONDS) };
             let settled: PoolSettled = self.ask(Method::POST, "/v1/pool/settle", &slice)?;
             let before = *before.get_or_insert(settled.before);
-            if settled.left == 0 || time_left <= SETTLE_SLICE_SECONDS {
+            if settled.left == 0 || settled.problem.is_some() || time_left <= SETTLE_SLICE_SECONDS {
                 return Ok(PoolSettled { before, ..settled });
             }
         }

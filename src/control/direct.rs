@@ -38,6 +38,7 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         when_full: WhenFull::Error,
         lanes: 1, // nobody reads or writes here, but to settle
         volume_sizes: opened.volume_sizes(),
+        behind: opened.behind_unopened(),
         ..KeeperOptions::default()
     };
     let OpenPool { path, metadata, data, catalog, notes, devices } = opened;
@@ -180,6 +181,7 @@ impl Onlooker {
                 details,
                 highest_mapped,
                 openers: 0,
+                lacks_origin: false,
                 when_full: None,
                 queue_expired: false,
                 waiting_for_space: 0,

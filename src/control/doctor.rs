@@ -179,6 +179,7 @@ fn carry_out(pool: &PoolRef, dir: &PoolDir, mend: &Mend) -> Result<()> {
                 space_maps: *mend == Mend::SpaceMaps,
                 needs_check: *mend == Mend::NeedsCheck,
                 journal: false,
+                partial_blocks: false,
             };
             check_and_mend(&disk, &CheckOptions::default(), options).map(drop)
         }

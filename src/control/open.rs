@@ -47,7 +47,16 @@ impl OpenPool {
 
     /// What shows where volumes have no block, for a keeper with lanes. Opens the external origins.
     pub fn behind(&self) -> HashMap<VolumeId, Behind> {
-        origin::open_all(self.catalog.volumes.iter())
+        origin::open_all(self.catalog.volumes.iter(), &|entry, error| {
+            tracing::error!("volume {} and others on this origin are not served: {error}", entry.name);
+        })
+    }
+
+    /// The same for a keeper that serves nobody, and opens none: whoever settles partial blocks on them has them opened.
+    pub fn behind_unopened(&self) -> HashMap<VolumeId, Behind> {
+        let why = Error::new(ErrorKind::Io, "external origins are not opened before somebody needs one");
+        let on_origins = self.catalog.volumes.iter().filter(|entry| entry.external_origin.is_some());
+        on_origins.map(|entry| (entry.id, Behind::Unavailable(why.clone()))).collect()
     }
 }
 

@@ -124,8 +124,11 @@ impl ExternalOrigin {
     }
 }
 
-/// Opens the origins of volumes, each once. Who lacks his is told when somebody wants to open the volume; the log is told now.
-pub fn open_all<'a>(entries: impl Iterator<Item = &'a VolumeEntry>) -> HashMap<VolumeId, Behind> {
+/// Opens the origins of volumes, each once. Who lacks his is told when somebody wants to open the volume; `tell` the log now.
+pub fn open_all<'a>(
+    entries: impl Iterator<Item = &'a VolumeEntry>,
+    tell: &dyn Fn(&VolumeEntry, &Error),
+) -> HashMap<VolumeId, Behind> {
     let mut opened: HashMap<&ExternalOrigin, Behind> = HashMap::new();
     let mut behind = HashMap::new();
     for entry in entries {
@@ -133,7 +136,7 @@ pub fn open_all<'a>(entries: impl Iterator<Item = &'a VolumeEntry>) -> HashMap<V
         let known = opened.entry(origin).or_insert_with(|| match origin.open() {
             Ok(origin) => Behind::Origin(origin),
             Err(error) => {
-                tracing::error!("volume {} and others on this origin are not served: {error}", entry.name);
+                tell(entry, &error);
                 Behind::Unavailable(error)
             }
         });
@@ -144,17 +147,23 @@ pub fn open_all<'a>(entries: impl Iterator<Item = &'a VolumeEntry>) -> HashMap<V
 
 /// An origin that is to take another's place.
 pub(super) struct Moved {
-    was: ExternalOrigin,
+    /// For which volume somebody said so.
+    volume: VolumeId,
+    /// `None`: the catalog has lost it, and nobody knows who shares it.
+    was: Option<ExternalOrigin>,
     is: ExternalOrigin,
     origin: Origin,
-    /// The volumes that it is for.
+    /// The volumes that it has yet to be put behind.
     volumes: Vec<VolumeId>,
 }
 
 impl Moved {
     /// Brings it into `entries`, which are to take the place of others in the catalog, and adds those of all who share it.
     pub(super) fn amend(&self, catalog: &Catalog, entries: &mut Vec<VolumeEntry>) {
-        let is_theirs = |entry: &&VolumeEntry| entry.external_origin.as_ref() == Some(&self.was);
+        let is_theirs = |entry: &&VolumeEntry| match &self.was {
+            Some(was) => entry.external_origin.as_ref() == Some(was),
+            None => entry.id == self.volume,
+        };
         let listed: HashSet<_> = entries.iter().map(|entry| entry.id).collect();
         let others = catalog.volumes.iter().filter(|entry| !listed.contains(&entry.id));
         entries.extend(others.filter(is_theirs).cloned());
@@ -169,9 +178,7 @@ impl Service {
     /// none, `Invalid` for another size, `Busy` when a client has one of the volumes open.
     pub(super) fn plan_origin(&self, volume: &VolumeEntry, path: &str) -> Result<Moved> {
         let Some(was) = volume.external_origin.clone() else {
-            let message = format!("volume `{}` was made without an external origin", volume.name);
-            return Err(Error::new(ErrorKind::WrongState, message)
-                .hint("make a new one on it: uthin volume create POOL/VOLUME --origin FILE"));
+            return self.find_origin_again(volume, path);
         };
         let (is, origin) = ExternalOrigin::examine(path, self.directory())?;
         if is.size_bytes != was.size_bytes {
@@ -195,7 +202,23 @@ impl Service {
                 return Err(Error::new(ErrorKind::Busy, message).hint("disconnect them first"));
             }
         }
-        Ok(Moved { was, is, origin, volumes })
+        Ok(Moved { volume: volume.id, was: Some(was), is, origin, volumes })
+    }
+
+    /// Puts a volume back on its origin, which the catalog has lost. Only what the volume maps tells that it had one.
+    fn find_origin_again(&self, volume: &VolumeEntry, path: &str) -> Result<Moved> {
+        self.require_no_device_waits(volume)?;
+        let (is, origin) = ExternalOrigin::examine(path, self.directory())?;
+        let command = Command::SetOrigin { volume: volume.id, origin: origin.clone() };
+        self.executor.run(command).map_err(|error| match error.kind() {
+            ErrorKind::WrongState => {
+                let message = format!("volume `{}` was made without an external origin", volume.name);
+                Error::new(ErrorKind::WrongState, message)
+                    .hint("make a new one on it: uthin volume create POOL/VOLUME --origin FILE")
+            }
+            _ => error,
+        })?;
+        Ok(Moved { volume: volume.id, was: None, is, origin, volumes: Vec::new() })
     }
 
     /// From here on clients get it; the catalog has it already.
@@ -219,6 +242,26 @@ impl Service {
         }
     }
 
+    /// Tries once more to have all origins for the want of which volumes are not served; whether one of them is back.
+    pub(super) fn reopen_origins(&self) -> Result<bool> {
+        let lacking = self.engine_volumes()?.into_iter().filter(|volume| volume.lacks_origin);
+        let lacking: HashSet<VolumeId> = lacking.map(|volume| volume.id).collect();
+        let entries: Vec<VolumeEntry> = {
+            let catalog = self.catalog.read().expect(NO_PANIC);
+            catalog.volumes.iter().filter(|entry| lacking.contains(&entry.id)).cloned().collect()
+        };
+        let behind = open_all(entries.iter(), &|entry, error| {
+            tracing::debug!("partial blocks of volume {} cannot be settled: {error}", entry.name);
+        });
+        let mut is_any_back = false;
+        for (volume, behind) in behind {
+            if let Behind::Origin(origin) = behind {
+                is_any_back |= self.put_back(volume, origin).is_ok();
+            }
+        }
+        Ok(is_any_back)
+    }
+
     /// Tries once more to have the origin of a volume that was not served for the want of it.
     fn reopen_origin(&self, volume: VolumeId) -> Result<()> {
         let known = self
@@ -228,7 +271,10 @@ impl Service {
             .by_id(volume)
             .and_then(|entry| entry.external_origin.clone());
         let Some(known) = known else { return Ok(()) };
-        let origin = known.open()?;
+        self.put_back(volume, known.open()?)
+    }
+
+    fn put_back(&self, volume: VolumeId, origin: Origin) -> Result<()> {
         match self.executor.run(Command::SetOrigin { volume, origin }) {
             // Another client was faster.
             Err(error) if error.kind() == ErrorKind::Busy => Ok(()),

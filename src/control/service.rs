@@ -191,7 +191,11 @@ impl Service {
     pub(super) fn pool_status(&self) -> Result<Box<PoolStatus>> {
         match self.executor.run(Command::Status)? {
             Answer::Status(status) => Ok(status),
-            Answer::Done | Answer::Deleting { .. } | Answer::Volumes(_) | Answer::Counting(_) => {
+            Answer::Done
+            | Answer::Deleting { .. }
+            | Answer::Volumes(_)
+            | Answer::Counting(_)
+            | Answer::Settling(_) => {
                 unreachable!("the answer is a status")
             }
         }
@@ -354,7 +358,11 @@ impl Service {
     pub(super) fn engine_volumes(&self) -> Result<Vec<engine::VolumeInfo>> {
         match self.executor.run(Command::Volumes)? {
             Answer::Volumes(volumes) => Ok(volumes),
-            Answer::Done | Answer::Deleting { .. } | Answer::Status(_) | Answer::Counting(_) => {
+            Answer::Done
+            | Answer::Deleting { .. }
+            | Answer::Status(_)
+            | Answer::Counting(_)
+            | Answer::Settling(_) => {
                 unreachable!("the answer is a list")
             }
         }

@@ -207,7 +207,7 @@ impl Executor for Keeper {
                 }
                 Ok(Answer::Deleting { finished })
             }),
-            Command::Settle(_) => Ok(Answer::Done),
+            Command::Settle(_) => Ok(Answer::Settling(engine::Settling::GetsOn)),
             Command::Status => Ok(Answer::Status(Box::new(status_of(&world)))),
             Command::CountShared => Ok(Answer::Counting(false)),
             Command::Volumes if world.failed => Err(Error::new(ErrorKind::Failed, "failed stop")),
@@ -240,6 +240,7 @@ fn info_of(id: VolumeId, created: u64, openers: u32) -> engine::VolumeInfo {
         },
         highest_mapped: None,
         openers,
+        lacks_origin: false,
         when_full: None,
         queue_expired: false,
         waiting_for_space: 0,

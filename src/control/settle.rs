@@ -1,9 +1,10 @@
 //! Settling: making whole blocks of partial ones, so that the pool is one that dm-thin knows.
 
 use super::api::SCHEMA;
-use super::service::Service;
-use crate::engine::Command;
+use super::service::{NO_PANIC, Service};
+use crate::engine::{Answer, Command, Settling};
 use crate::error::Result;
+use crate::units::VolumeId;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,20 @@ pub struct PoolSettled {
     pub before: u64,
     /// Those that are left.
     pub left: u64,
+    /// Why more time would not help, if it would not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// How settling ended.
+enum End {
+    /// So many are left, as far as the time went.
+    Left(u64),
+    /// So many are left, and cannot be settled; a volume that has one of them, if one does.
+    Stuck(u64, Option<VolumeId>),
 }
 
 impl Service {
@@ -36,20 +51,34 @@ impl Service {
     pub(super) fn settle_partial(&self, request: SettlePool) -> Result<PoolSettled> {
         let deadline = Instant::now().checked_add(Duration::from_secs(request.seconds));
         let before = self.pool_status()?.partial_blocks;
-        let settled = self.settle_until(deadline);
+        let settled = self.settle_until(deadline).and_then(|end| match end {
+            End::Stuck(..) if self.reopen_origins()? => self.settle_until(deadline),
+            end => Ok(end),
+        });
         if before > 0 {
             self.executor.run(Command::Settle(false))?;
         }
-        Ok(PoolSettled { schema: SCHEMA.to_owned(), before, left: settled? })
+        let (left, why) = match settled? {
+            End::Left(left) => (left, None),
+            End::Stuck(left, volume) => (left, Some(self.why_stuck(volume))),
+        };
+        let (problem, hint) = why.unzip();
+        Ok(PoolSettled { schema: SCHEMA.to_owned(), before, left, problem, hint })
     }
 
-    fn settle_until(&self, deadline: Option<Instant>) -> Result<u64> {
+    fn settle_until(&self, deadline: Option<Instant>) -> Result<End> {
+        let mut how = Settling::GetsOn;
         loop {
             let left = self.pool_status()?.partial_blocks;
-            if left == 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(left);
+            if let (true, Settling::Stuck(volume)) = (left > 0, how) {
+                return Ok(End::Stuck(left, volume));
             }
-            self.executor.run(Command::Settle(true))?;
+            if left == 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(End::Left(left));
+            }
+            if let Answer::Settling(now) = self.executor.run(Command::Settle(true))? {
+                how = now;
+            }
             if self.is_served() {
                 std::thread::sleep(LOOK_INTERVAL);
             }
@@ -58,13 +87,41 @@ impl Service {
         }
     }
 
+    /// What keeps partial blocks from being settled, of which `volume` has one, and what to do: only with their volumes' external
+    /// origins they can be made whole.
+    fn why_stuck(&self, volume: Option<VolumeId>) -> (String, String) {
+        let entry = volume.and_then(|id| self.catalog.read().expect(NO_PANIC).by_id(id).cloned());
+        let Some(entry) = entry else {
+            let problem = "no volume maps them any more, only a metadata snapshot";
+            let hint =
+                "`uthin pool metadata-snapshot POOL --release`, when no tool reads it: they go with it";
+            return (problem.to_owned(), hint.to_owned());
+        };
+        let name = &entry.name;
+        let Some(origin) = &entry.external_origin else {
+            let problem =
+                format!("volume `{name}` stands on an external origin, and the catalog has lost which it is");
+            let hint = format!("`uthin volume set POOL/{name} --origin FILE` says it; then settle again");
+            return (problem, hint);
+        };
+        let problem =
+            origin.problem().or_else(|| origin.open().err().map(|error| error.message().to_owned()));
+        let problem = problem.unwrap_or_else(|| "it cannot be read (see the log)".to_owned());
+        let problem = format!("volume `{name}`: external origin {}: {problem}", origin.path);
+        let hint = format!(
+            "bring it back as it was, or say where it is now (`uthin volume set POOL/{name} --origin FILE`), and settle again"
+        );
+        (problem, hint)
+    }
+
     /// As the last thing before the pool is closed. That blocks are left is no reason not to close it.
     pub(super) fn settle_at_the_end(&self, seconds: u64) {
         match self.settle_partial(SettlePool { seconds }) {
             Ok(PoolSettled { left: 0, .. }) => {}
-            Ok(PoolSettled { before, left, .. }) => tracing::warn!(
-                "{left} of {before} partial blocks are not settled: until they are (`uthin pool settle`), only uthin \
-                 opens this pool"
+            Ok(PoolSettled { before, left, problem, .. }) => tracing::warn!(
+                "{left} of {before} partial blocks are not settled{}: until they are (`uthin pool settle`), only uthin \
+                 opens this pool",
+                problem.map_or(String::new(), |problem| format!(" ({problem})"))
             ),
             // A pool that has failed says so by itself.
             Err(error) => tracing::debug!("partial blocks are not settled: {error}"),

@@ -35,7 +35,7 @@ impl Settler {
         let must_end = ends.clone();
         // A ring is its thread's own.
         let run = move || match Ring::new(RING_ENTRIES) {
-            Ok(ring) => Work { lane, ring, volume, ends: must_end }.run(),
+            Ok(ring) => Work { lane, ring, volume, ends: must_end, is_idle: true }.run(),
             Err(error) => tracing::error!("partial blocks are not settled: {error}"),
         };
         let thread = std::thread::Builder::new()
@@ -60,16 +60,27 @@ struct Work {
     ring: Ring,
     volume: Arc<Volume>,
     ends: Arc<AtomicBool>,
+    /// The last look found nothing to be done.
+    is_idle: bool,
 }
 
 impl Work {
     fn run(mut self) {
         while !self.ends.load(Ordering::Relaxed) {
+            if self.is_idle && self.lane.keeps_origins() {
+                self.lane.forget_origins(&mut self.ring);
+            }
+            self.is_idle = true;
             let pause = match self.volume.partial_blocks() {
                 0 => LONG_REST,
                 _ => match self.settle() {
-                    Ok(true) if self.volume.is_in_a_hurry() => continue,
-                    Ok(true) => PAUSE,
+                    Ok(true) => {
+                        self.is_idle = false;
+                        if self.volume.is_in_a_hurry() {
+                            continue;
+                        }
+                        PAUSE
+                    }
                     Ok(false) => REST,
                     Err(error) => {
                         tracing::error!("partial blocks are not settled any more: {error}");

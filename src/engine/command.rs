@@ -138,8 +138,8 @@ pub enum Command {
         /// Its new size, a multiple of 512.
         size_bytes: u64,
     },
-    /// Put an external origin behind a volume in place of the one that it has, or that could not be had; nothing of it is in
-    /// the metadata. `Busy` while a client has it open. Answer: `Done`.
+    /// Put an external origin behind a volume in place of the one that it has, or that could not be had; which, is not in
+    /// the metadata. `Busy` while a client has it open; `WrongState` if nothing there says either that it has one. Answer: `Done`.
     SetOrigin {
         /// The volume.
         volume: VolumeId,
@@ -185,7 +185,7 @@ pub enum Command {
     HoldMetadata,
     /// Let it go. `NotFound` when none is held. Answer: `Done`.
     ReleaseMetadata,
-    /// Make all partial blocks whole, as fast as it goes, and no new ones; `false`: no longer. Answer: `Done`, at once;
+    /// Make all partial blocks whole, as fast as it goes, and no new ones; `false`: no longer. Answer: `Settling`, at once;
     /// [`PoolStatus::partial_blocks`] tells how it gets on.
     Settle(bool),
     /// Answer: `Status`.
@@ -219,6 +219,18 @@ pub enum Answer {
     /// See [`Command::CountShared`]: whether a count is under way. If not, what is known is of this moment, or it is too soon
     /// after a long count for another one.
     Counting(bool),
+    /// See [`Command::Settle`].
+    Settling(Settling),
+}
+
+/// How making all partial blocks whole gets on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settling {
+    /// There is something to be done, or a deletion that takes some of them along.
+    GetsOn,
+    /// Those that are left after a commit cannot be made whole, because the external origin that shows in them cannot be had, or
+    /// nothing tells which it is. A volume that maps one of them; `None`: none does.
+    Stuck(Option<VolumeId>),
 }
 
 /// The state a pool is in.
@@ -324,6 +336,8 @@ pub struct VolumeInfo {
     pub highest_mapped: Option<VirtualBlock>,
     /// Number of clients that have it open.
     pub openers: u32,
+    /// Its external origin cannot be had.
+    pub lacks_origin: bool,
     /// What becomes of its writes on a full pool, if that is not what becomes of all.
     pub when_full: Option<WhenFull>,
     /// Whether its requests have waited for as long as they may, so that those that come now do not wait.

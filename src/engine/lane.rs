@@ -15,6 +15,7 @@ mod partial;
 
 use super::epochs::{Epoch, Epochs, Presence};
 use super::map_table::Lookup;
+use super::origin::Origin;
 use super::request::{
     Action, Ask, CHUNK_BYTES, Extent, ExtentState, FillSource, IoError, Kind, LaneId, OpId, Place, Reply,
     Request, Tag,
@@ -42,6 +43,8 @@ struct Running {
     result: Result<(), IoError>,
     /// What [`Kind::Extents`] has found so far.
     extents: Vec<Extent>,
+    /// The external origin that [`Kind::Settle`] reads from, which is of no volume.
+    origin: Option<Origin>,
 }
 
 /// One step-by-step piece of a request.
@@ -185,8 +188,8 @@ impl Lane {
         let end = offset.checked_add(length).filter(|end| *end <= size_bytes);
         let end = end.expect("the frontend has checked that a request lies inside its volume");
         let ignores_discards = request.volume.ignores_discards();
-        let request =
-            self.requests.insert(Running { request, ops_left: 1, result: Ok(()), extents: Vec::new() });
+        let running = Running { request, ops_left: 1, result: Ok(()), extents: Vec::new(), origin: None };
+        let request = self.requests.insert(running);
         match kind {
             Kind::Read | Kind::Write { .. } => self.begin_pieces(request, offset..end, offset, out),
             Kind::WriteZeroes { may_unmap, .. } => {
@@ -356,8 +359,20 @@ impl Lane {
         into: Place,
         out: &mut Vec<Action>,
     ) {
-        let origin = self.volume_of(op).origin().expect("who is told to read an origin has one").clone();
+        let origin = self.origin_of(op).expect("who is told to read an origin has one").clone();
         out.push(Action::ReadOrigin { op: op_id(op), origin, offset_bytes, length_bytes, into });
+    }
+
+    /// What shows through where a block is not, or a unit of one.
+    fn origin_of(&self, op: usize) -> Option<&Origin> {
+        let running = self.requests.get(self.ops.get(op).request);
+        running.origin.as_ref().or_else(|| running.request.volume.origin())
+    }
+
+    /// How many of the bytes from byte `begin` of the volume on are in its external origin; zeros follow. `None`: it has none, and
+    /// who was told that one shows does not know what it is.
+    fn bytes_of_origin(&self, op: usize, begin: u64, length_bytes: u64) -> Option<u64> {
+        self.origin_of(op).map(|origin| origin.size_bytes().saturating_sub(begin).min(length_bytes))
     }
 
     /// Writes the piece (zeros: the next chunk of it) where its block is. `moved_bytes` of it are there already.
@@ -457,7 +472,7 @@ impl Lane {
                 let Work::Move(piece) = work else { unreachable!("only moves ask for fills") };
                 self.fill_part(op, piece, (target, source), out);
             }
-            (Step::Asked, Reply::Settle(block)) => self.settle(op, block, out),
+            (Step::Asked, Reply::Settle { block, origin }) => self.settle(op, block, origin, out),
             (Step::Asked, Reply::NoSpaceNow) => {
                 self.leave_epoch(op);
                 let volume = self.volume_of(op).id();
@@ -469,7 +484,7 @@ impl Lane {
                 self.finish(op, Ok(()), out);
             }
             (Step::Putting { fill, units }, Reply::Failed(error)) => {
-                self.give_units_back(op, fill, units, error, out);
+                self.give_units_back(op, fill, units, Err(error), out);
             }
             (Step::Abandoning(error), Reply::Done | Reply::Failed(_)) => self.finish(op, Err(error), out),
             (Step::Asked | Step::Publishing, Reply::Failed(error)) => self.finish(op, Err(error), out),
@@ -506,13 +521,15 @@ impl Lane {
             (Step::InPlace { block, moved_bytes }, Ok(())) => {
                 self.write_in_place(op, piece, block, moved_bytes, out)
             }
+            (
+                Step::Reading {
+                    fill: fill @ Fill { source: FillSource::Origin, ending: Ending::Put(units), .. },
+                    ..
+                },
+                Err(_),
+            ) if self.settles(op) => self.leave_unsettled(op, fill, units, out),
             (Step::Reading { fill, .. } | Step::Writing { fill }, Err(error)) => {
-                if let Ending::Put(units) = fill.ending {
-                    return self.give_units_back(op, fill, units, error, out);
-                }
-                self.ops.get_mut(op).step = Step::Abandoning(error);
-                let ask = Ask::Abandon(self.volume_of(op).id(), piece.block, fill.target);
-                out.push(Action::Ask { op: op_id(op), ask });
+                self.give_fill_up(op, piece, fill, error, out);
             }
             (Step::Reading { fill, chunk_bytes }, Ok(())) => {
                 self.write_chunk(op, piece, fill, chunk_bytes, out)
@@ -529,6 +546,16 @@ impl Lane {
 
     fn volume_of(&self, op: usize) -> &Volume {
         &self.requests.get(self.ops.get(op).request).request.volume
+    }
+
+    /// A fill cannot be done.
+    fn give_fill_up(&mut self, op: usize, piece: Piece, fill: Fill, error: IoError, out: &mut Vec<Action>) {
+        if let Ending::Put(units) = fill.ending {
+            return self.give_units_back(op, fill, units, Err(error), out);
+        }
+        self.ops.get_mut(op).step = Step::Abandoning(error);
+        let ask = Ask::Abandon(self.volume_of(op).id(), piece.block, fill.target);
+        out.push(Action::Ask { op: op_id(op), ask });
     }
 
     /// Goes on with a fill from `fill.written_bytes` on.
@@ -565,7 +592,9 @@ impl Lane {
             }
             (FillStep::Chunk { length_bytes, patched }, FillSource::Origin) => {
                 let begin = piece.block.0 * self.block_size.bytes() + fill.written_bytes;
-                let origin_bytes = self.volume_of(op).origin_bytes().saturating_sub(begin).min(length_bytes);
+                let Some(origin_bytes) = self.bytes_of_origin(op, begin, length_bytes) else {
+                    return self.give_fill_up(op, piece, fill, IoError::Io, out);
+                };
                 if origin_bytes == 0 {
                     return self.fill_with_zeros(op, piece, fill, length_bytes, patched, out);
                 }

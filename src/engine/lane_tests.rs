@@ -2,8 +2,10 @@
 
 use super::super::map_table::page_of;
 use super::super::origin::{Behind, Origin};
+use super::super::partials::Partials;
 use super::*;
 use crate::disk::MemoryDisk;
+use crate::metadata::{Base, Partial};
 use crate::units::{Mapping, SnapTime, VolumeId};
 
 const BLOCK: u64 = 65_536;
@@ -34,7 +36,7 @@ fn bench_before(behind: Behind, block_size: BlockSize, blocks: u64) -> Bench {
         SnapTime(5),
         behind,
         Arc::default(),
-        Arc::default(),
+        Arc::new(Partials::new(block_size.all_units())),
     );
     // Block 0 is a hole, 1 exclusive, 2 shared; the pages of the rest are loaded as holes.
     let mapping = |block, time| Mapping { block: DataBlock(block), time: SnapTime(time) };
@@ -365,7 +367,7 @@ fn the_first_write_to_a_block_copies_the_origin_and_zeros_the_tail_beyond_its_en
     assert_eq!(out, [Action::Ask { op, ask: Ask::Fill(bench.id(), VirtualBlock(3)) }]);
     let into = Place::Scratch(op);
     let read = Action::ReadOrigin { op, origin, offset_bytes: 3 * BLOCK, length_bytes: 1024, into };
-    assert_eq!(bench.reply(op, fill), [Action::ZeroScratch { op, length_bytes: BLOCK }, read]);
+    assert_eq!(bench.reply(op, fill.clone()), [Action::ZeroScratch { op, length_bytes: BLOCK }, read]);
     let from = Place::Request(Tag(1), 0);
     let patch = Action::PatchScratch { op, at_bytes: 512, length_bytes: 512, from };
     let write = Action::WriteData { op, disk_offset_bytes: 20 * BLOCK, length_bytes: BLOCK, from: into };
@@ -376,7 +378,7 @@ fn the_first_write_to_a_block_copies_the_origin_and_zeros_the_tail_beyond_its_en
     let out = bench.begin(Kind::Write { fua: false }, 0, BLOCK);
     let op = op_of(&out[0]);
     let write = Action::WriteData { op, disk_offset_bytes: 20 * BLOCK, length_bytes: BLOCK, from };
-    assert_eq!(bench.reply(op, fill), [write]);
+    assert_eq!(bench.reply(op, fill.clone()), [write]);
     bench.io_done(op, Ok(()));
     bench.reply(op, Reply::Done);
     // And an origin that cannot be read maps nothing.
@@ -474,4 +476,111 @@ fn who_has_left_waits_for_nothing_and_writes_nothing_anew() {
         let op = op_of(&bench.begin(Kind::Write { fua: false }, 0, 512)[0]);
         assert_eq!(bench.reply(op, Reply::NoSpaceNow), [failed(IoError::Gone)]);
     }
+}
+
+/// Block 1 holds its second unit; the rest shows the origin, which ends 512 bytes into the third.
+fn bench_with_partial(behind: Behind) -> Bench {
+    let bench = bench_before(behind, BlockSize::MIN, 6);
+    let partial = Partial { base: Base::Origin(VirtualBlock(1)), units: 0b10 };
+    bench.volume.partials().add(DataBlock(11), partial);
+    bench
+}
+
+fn units_of_partial(bench: &Bench) -> Option<u64> {
+    bench.volume.partials().get(DataBlock(11)).map(|partial| partial.units)
+}
+
+const PARTIAL_ORIGIN_BYTES: u64 = BLOCK + 2 * 4096 + 512;
+
+#[test]
+fn what_is_missing_of_a_partial_block_is_the_origin_and_zeros_past_its_end() {
+    let origin = Origin::new(Arc::new(MemoryDisk::zeroed(PARTIAL_ORIGIN_BYTES)));
+    let mut bench = bench_with_partial(Behind::Origin(origin.clone()));
+    let out = bench.begin(Kind::Read, BLOCK, BLOCK);
+    let op = op_of(&out[0]);
+    let into = |at| Place::Request(Tag(1), at);
+    let from_origin = |offset_bytes, length_bytes, into| Action::ReadOrigin {
+        op,
+        origin: origin.clone(),
+        offset_bytes,
+        length_bytes,
+        into,
+    };
+    assert_eq!(out, [from_origin(BLOCK, 4096, into(0))]);
+    let read =
+        Action::ReadData { op, disk_offset_bytes: 11 * BLOCK + 4096, length_bytes: 4096, into: into(4096) };
+    assert_eq!(bench.io_done(op, Ok(())), [read]);
+    let zeros = |offset_bytes, length_bytes| Action::ZeroRequest { tag: Tag(1), offset_bytes, length_bytes };
+    let tail = [zeros(8192 + 512, BLOCK - 8192 - 512), from_origin(BLOCK + 8192, 512, into(8192))];
+    assert_eq!(bench.io_done(op, Ok(())), tail);
+    assert_eq!(bench.io_done(op, Ok(())), [complete()]);
+    assert_eq!(bench.begin(Kind::Read, BLOCK + 16384, 512), [zeros(0, 512), complete()]);
+    let op = op_of(&bench.begin(Kind::Read, BLOCK, 512)[0]);
+    assert_eq!(bench.io_done(op, Err(IoError::Io)), [failed(IoError::Io)]);
+}
+
+#[test]
+fn a_unit_across_the_origin_s_end_is_written_as_a_whole() {
+    let origin = Origin::new(Arc::new(MemoryDisk::zeroed(PARTIAL_ORIGIN_BYTES)));
+    let mut bench = bench_with_partial(Behind::Origin(origin.clone()));
+    let out = bench.begin(Kind::Write { fua: false }, BLOCK + 8192 + 1024, 512);
+    let op = op_of(&out[1]);
+    let into = Place::Scratch(op);
+    let read = Action::ReadOrigin { op, origin, offset_bytes: BLOCK + 8192, length_bytes: 512, into };
+    assert_eq!(out, [Action::ZeroScratch { op, length_bytes: 4096 }, read]);
+    let from = Place::Request(Tag(1), 0);
+    let patch = Action::PatchScratch { op, at_bytes: 1024, length_bytes: 512, from };
+    let disk_offset_bytes = 11 * BLOCK + 8192;
+    let write = Action::WriteData { op, disk_offset_bytes, length_bytes: 4096, from: into };
+    assert_eq!(bench.io_done(op, Ok(())), [patch, write]);
+    assert_eq!(bench.io_done(op, Ok(())), [Action::DropScratch { op }, complete()]);
+    assert_eq!(units_of_partial(&bench), Some(0b110));
+}
+
+#[test]
+fn a_block_is_settled_from_the_origin_that_the_keeper_names_and_stays_as_it_is_without() {
+    let origin = Origin::new(Arc::new(MemoryDisk::zeroed(PARTIAL_ORIGIN_BYTES)));
+    // As the keeper's own for settling, the volume has no origin.
+    let mut bench = bench_with_partial(Behind::Zeros);
+    let told = Reply::Settle { block: DataBlock(11), origin: Some(origin.clone()) };
+    for works in [false, true] {
+        let out = bench.begin(Kind::Settle, 0, 0);
+        let op = op_of(&out[0]);
+        assert_eq!(out, [Action::Ask { op, ask: Ask::Settle }]);
+        let into = Place::Scratch(op);
+        let origin = origin.clone();
+        let read = Action::ReadOrigin { op, origin, offset_bytes: BLOCK, length_bytes: 4096, into };
+        assert_eq!(bench.reply(op, told.clone()), [read]);
+        let end = [Action::DropScratch { op }, complete()];
+        let partials = bench.volume.partials();
+        if !works {
+            let ended = bench.io_done(op, Err(IoError::Io));
+            assert_eq!(ended, end, "the pool is not to blame");
+            let partials = bench.volume.partials();
+            assert_eq!((partials.unsettled(0, 10), partials.has_unsettled()), ((None, 0), false));
+            partials.try_again();
+            assert_eq!((partials.unsettled(0, 10).0, partials.has_unsettled()), (Some(DataBlock(11)), true));
+            continue;
+        }
+        assert!(partials.is_claimed(DataBlock(11), 0b1));
+        let write = Action::WriteData { op, disk_offset_bytes: 11 * BLOCK, length_bytes: 4096, from: into };
+        assert_eq!(bench.io_done(op, Ok(())), [write]);
+        assert_eq!(bench.io_done(op, Ok(())), end);
+    }
+    assert_eq!(units_of_partial(&bench), Some(0b11));
+}
+
+#[test]
+fn without_its_origin_a_partial_block_shows_only_what_it_holds() {
+    let mut bench = bench_with_partial(Behind::Zeros);
+    assert_eq!(bench.begin(Kind::Read, BLOCK, 512), [failed(IoError::Io)]);
+    let out = bench.begin(Kind::Write { fua: false }, BLOCK, 512);
+    assert!(matches!(out[0], Action::DropScratch { .. }) && out[1..] == [failed(IoError::Io)], "{out:?}");
+    assert!(!bench.volume.partials().is_claimed(DataBlock(11), 0b1));
+    let op = op_of(&bench.begin(Kind::Read, BLOCK + 4096, 512)[0]);
+    assert_eq!(bench.io_done(op, Ok(())), [complete()]);
+    // A whole unit needs nothing of it.
+    let op = op_of(&bench.begin(Kind::Write { fua: false }, BLOCK, 4096)[0]);
+    assert_eq!(bench.io_done(op, Ok(())), [Action::DropScratch { op }, complete()]);
+    assert_eq!(units_of_partial(&bench), Some(0b11));
 }

@@ -25,7 +25,7 @@ const NOBODY: u64 = u64::MAX;
 /// One partial block.
 struct Entry {
     block: AtomicU64,
-    /// 0: zeros, else the data block of that number less one.
+    /// As [`Base::pack`] has it.
     base: AtomicU64,
     /// Units that are there.
     there: AtomicU64,
@@ -33,6 +33,8 @@ struct Entry {
     claimed: AtomicU64,
     /// On the dirty list.
     dirty: AtomicBool,
+    /// In this round it was found that it cannot be settled.
+    stuck: AtomicU32,
 }
 
 /// The table.
@@ -45,6 +47,8 @@ pub(super) struct Partials {
     chunks: Shelves<Box<[Entry]>>,
     stock: Mutex<Stock>,
     dirty: Mutex<Vec<u32>>,
+    /// See [`Partials::try_again`]; from 1 on.
+    round: AtomicU32,
     /// Stretches that were made whole.
     pub settled: AtomicU64,
     /// That is not to be slow.
@@ -86,6 +90,7 @@ impl Partials {
             chunks: Shelves::default(),
             stock: Mutex::default(),
             dirty: Mutex::default(),
+            round: AtomicU32::new(1),
             settled: AtomicU64::new(0),
             hurry: AtomicBool::new(false),
             is_recorded: AtomicBool::new(false),
@@ -106,7 +111,7 @@ impl Partials {
         }
         let entry = self.entry(block)?;
         let units = entry.there.load(Acquire);
-        (units != self.all_units).then(|| Partial { base: unpack(entry.base.load(Relaxed)), units })
+        (units != self.all_units).then(|| Partial { base: Base::unpack(entry.base.load(Relaxed)), units })
     }
 
     /// Whether it has an entry, even if it holds everything by now.
@@ -186,7 +191,8 @@ impl Partials {
         let number = self.take_entry();
         let entry = self.numbered(number);
         entry.block.store(block.0, Relaxed);
-        entry.base.store(pack(partial.base), Relaxed);
+        entry.base.store(partial.base.pack(), Relaxed);
+        entry.stuck.store(0, Relaxed);
         entry.there.store(partial.units, Relaxed);
         entry.claimed.store(partial.units, Relaxed);
         entry.dirty.store(false, Relaxed);
@@ -210,6 +216,7 @@ impl Partials {
                     there: AtomicU64::new(0),
                     claimed: AtomicU64::new(0),
                     dirty: AtomicBool::new(false),
+                    stuck: AtomicU32::new(0),
                 };
                 std::iter::repeat_with(nobody).take(CHUNK_ENTRIES as usize).collect()
             });
@@ -284,15 +291,52 @@ impl Partials {
         taken
     }
 
-    /// Keeper only: a block of which units are missing that nobody is writing, from entry number `from` on; and the number after
-    /// it. Looks at so many at the most.
+    /// What the rest of a block is read from cannot be had: nobody tries to settle it in this round.
+    pub fn set_stuck(&self, block: DataBlock) {
+        if let Some(entry) = self.entry(block) {
+            entry.stuck.store(self.round.load(Relaxed), Relaxed);
+        }
+    }
+
+    /// A new round: what could not be settled may be settled now.
+    pub fn try_again(&self) {
+        self.round.fetch_add(1, Relaxed);
+    }
+
+    /// Whether there is an entry of which units are missing, and that may be settled.
+    pub fn has_unsettled(&self) -> bool {
+        let round = self.round.load(Relaxed);
+        (0..self.stock().made).any(|number| {
+            let entry = self.numbered(number);
+            entry.block.load(Relaxed) != NOBODY
+                && entry.there.load(Acquire) != self.all_units
+                && entry.stuck.load(Relaxed) != round
+        })
+    }
+
+    /// Keeper only: a block that is stuck in this round.
+    pub fn stuck(&self) -> Option<DataBlock> {
+        let round = self.round.load(Relaxed);
+        let stuck = |number| {
+            let entry = self.numbered(number);
+            let block = entry.block.load(Relaxed);
+            (block != NOBODY && entry.stuck.load(Relaxed) == round).then_some(DataBlock(block))
+        };
+        (0..self.stock().made).find_map(stuck)
+    }
+
+    /// Keeper only: a block of which units are missing that nobody is writing, and that is not stuck, from entry number `from` on;
+    /// and the number after it. Looks at so many at the most.
     pub fn unsettled(&self, from: u32, looks: u32) -> (Option<DataBlock>, u32) {
         let made = self.stock().made;
+        let round = self.round.load(Relaxed);
         let mut number = if from < made { from } else { 0 };
         for _ in 0..looks.min(made) {
-            let block = DataBlock(self.numbered(number).block.load(Relaxed));
+            let entry = self.numbered(number);
+            let block = DataBlock(entry.block.load(Relaxed));
             number = if number + 1 < made { number + 1 } else { 0 };
-            if block.0 != NOBODY && self.unclaimed(block) != 0 {
+            let is_stuck = entry.stuck.load(Relaxed) == round;
+            if block.0 != NOBODY && !is_stuck && self.unclaimed(block) != 0 {
                 return (Some(block), number);
             }
         }
@@ -306,17 +350,6 @@ impl Partials {
     fn dirty(&self) -> MutexGuard<'_, Vec<u32>> {
         self.dirty.lock().expect("nobody panics while holding this lock")
     }
-}
-
-fn pack(base: Base) -> u64 {
-    match base {
-        Base::Zeros => 0,
-        Base::Block(block) => block.0 + 1,
-    }
-}
-
-fn unpack(base: u64) -> Base {
-    base.checked_sub(1).map_or(Base::Zeros, |block| Base::Block(DataBlock(block)))
 }
 
 #[cfg(test)]

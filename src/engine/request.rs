@@ -256,7 +256,7 @@ pub enum FillSource {
 }
 
 /// The keeper's answer to a lane.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
     /// Look at the map again.
     Again,
@@ -271,11 +271,16 @@ pub enum Reply {
     FillPart {
         /// A data block reserved for this.
         target: DataBlock,
-        /// Where the other units are: zeros, or a block that is not partial itself.
+        /// Where the other units are: zeros, the volume's external origin, or a block that is not partial itself.
         source: FillSource,
     },
-    /// Make units of this partial block whole that are not there.
-    Settle(DataBlock),
+    /// Make units of a partial block whole that are not there.
+    Settle {
+        /// The block.
+        block: DataBlock,
+        /// The external origin that its other units are in, if they are in one.
+        origin: Option<Origin>,
+    },
     /// There is no block for the fill; let go of the epoch and ask `AwaitSpace`.
     NoSpaceNow,
     /// Done.

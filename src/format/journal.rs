@@ -7,6 +7,7 @@
 //!   those that were written, or those that a power cut has left of them.
 //! - Reading takes any bytes; what a record says is for whoever carries it out to check.
 
+use super::Base;
 use crate::units::{DataBlock, VirtualBlock, VolumeId};
 use std::ops::Range;
 use zerocopy::little_endian::{U32, U64};
@@ -125,8 +126,8 @@ pub enum JournalRecord {
         block: VirtualBlock,
         /// Where.
         target: DataBlock,
-        /// If it is a partial block: its base (`None`: zeros) and the units that it holds.
-        partial: Option<(Option<DataBlock>, u64)>,
+        /// If it is a partial block: its base and the units that it holds.
+        partial: Option<(Base, u64)>,
     },
     /// Virtual blocks are mapped no more.
     Unmap {
@@ -172,8 +173,7 @@ impl JournalRecord {
                 (MAP, volume.get(), [block.0, target.0, 0, 0])
             }
             JournalRecord::Map { volume, block, target, partial: Some((base, units)) } => {
-                let base = base.map_or(0, |base| base.0 + 1);
-                (MAP_PART, volume.get(), [block.0, target.0, base, units])
+                (MAP_PART, volume.get(), [block.0, target.0, base.pack(), units])
             }
             JournalRecord::Unmap { volume, blocks } => (UNMAP, volume.get(), [blocks.0, blocks.1, 0, 0]),
             JournalRecord::Units { block, units } => (UNITS, 0, [block.0, units, 0, 0]),
@@ -206,8 +206,7 @@ impl JournalRecord {
         let volume = VolumeId::new(u64::from(raw.volume.get()))?;
         Some(match raw.kind.get() {
             kind @ (MAP | MAP_PART) => {
-                let base = third.checked_sub(1).map(DataBlock);
-                let partial = (kind == MAP_PART).then_some((base, fourth));
+                let partial = (kind == MAP_PART).then_some((Base::unpack(third), fourth));
                 JournalRecord::Map { volume, block: VirtualBlock(first), target: DataBlock(second), partial }
             }
             UNMAP => JournalRecord::Unmap { volume, blocks: (first, second) },
@@ -227,13 +226,14 @@ impl JournalRecord {
 mod tests {
     use super::*;
 
-    fn records() -> [JournalRecord; 6] {
+    fn records() -> [JournalRecord; 7] {
         let volume = VolumeId::new(0xff_fffe).expect("a number");
         let (block, target) = (VirtualBlock(7), DataBlock((1 << 40) - 1));
         [
             JournalRecord::Map { volume, block, target, partial: None },
-            JournalRecord::Map { volume, block, target, partial: Some((None, 1)) },
-            JournalRecord::Map { volume, block, target, partial: Some((Some(DataBlock(0)), 0b110)) },
+            JournalRecord::Map { volume, block, target, partial: Some((Base::Zeros, 1)) },
+            JournalRecord::Map { volume, block, target, partial: Some((Base::Block(DataBlock(0)), 0b110)) },
+            JournalRecord::Map { volume, block, target, partial: Some((Base::Origin(block), 0b110)) },
             JournalRecord::unmap(volume, 3..u64::MAX),
             JournalRecord::Units { block: target, units: 1 << 63 },
             JournalRecord::Flushed,

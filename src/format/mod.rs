@@ -10,6 +10,7 @@
 //! Left to others: where blocks are (I/O), and everything that takes two blocks to see, such as key ranges between a
 //! node and its parent, reference counts, and reachability.
 
+mod base;
 mod bitmap;
 mod block;
 mod index;
@@ -19,6 +20,7 @@ mod node_mut;
 mod records;
 mod superblock;
 
+pub use base::Base;
 pub use bitmap::{BITMAP_ENTRIES, BITMAP_PLAIN_ENTRIES, Bitmap, BitmapMut, InlineCount};
 pub use block::Block;
 pub use index::{INDEX_ENTRIES, MetadataIndex};
@@ -34,7 +36,7 @@ pub use records::{
 };
 pub use superblock::{
     FEATURE_JOURNAL, FEATURE_PARTIAL_BLOCKS, FLAG_NEEDS_CHECK, JournalMark, METADATA_BLOCK_SECTORS,
-    SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION, Superblock,
+    PartialTree, SUPERBLOCK_MAGIC, SUPERBLOCK_VERSION, Superblock,
 };
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The fixed-size records inside blocks: the values of the B-trees' leaves, and the space map root.
 
-use crate::units::{DataBlock, Mapping, MetaBlock};
+use super::base::Base;
+use crate::units::{Mapping, MetaBlock};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -82,22 +83,33 @@ pub struct LargeCount(pub U32);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PartialRecord {
-    /// Where the other units are: 0: they are zeros, else the data block of that number less one.
+    /// Where the other units are: a packed [`Base`].
     pub base: U64,
     /// The units that are in the block itself, a bit each.
     pub mask: U64,
 }
 
 impl PartialRecord {
-    /// For this base (`None`: zeros) and these units.
-    pub fn new(base: Option<DataBlock>, mask: u64) -> Self {
-        PartialRecord { base: U64::new(base.map_or(0, |block| block.0 + 1)), mask: U64::new(mask) }
+    /// For this base and these units.
+    pub fn new(base: Base, mask: u64) -> Self {
+        PartialRecord { base: U64::new(base.pack()), mask: U64::new(mask) }
     }
 
-    /// The data block that the other units are read from; `None`: they are zeros. Whether it exists is for the caller to
-    /// check.
-    pub fn base(self) -> Option<DataBlock> {
-        self.base.get().checked_sub(1).map(DataBlock)
+    /// Where the other units are. Whether that exists is for the caller to check.
+    pub fn base(self) -> Base {
+        Base::unpack(self.base.get())
+    }
+
+    /// What the entry of this data block adds to the sum of all ([`super::PartialTree::sum`]): a number that hardly another entry
+    /// has.
+    pub fn summand(self, block: u64) -> u64 {
+        [block, self.base.get(), self.mask.get()].into_iter().fold(0, |mixed, word| {
+            // Each step can be undone, so that no two values of one field give the same, and changes about half of all bits.
+            let mixed = (mixed ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ mixed >> 31
+        })
     }
 }
 
@@ -126,4 +138,19 @@ impl SpaceMapRoot {
         bitmap_root: U64::ZERO,
         large_counts_root: U64::ZERO,
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::DataBlock;
+
+    /// The numbers are on disks.
+    #[test]
+    fn what_an_entry_adds_to_the_sum_is_what_it_always_was() {
+        let zeros = PartialRecord::new(Base::Zeros, 1);
+        let block = PartialRecord::new(Base::Block(DataBlock(8)), 0xff00);
+        let found = [zeros.summand(0), zeros.summand(1), block.summand(0)];
+        assert_eq!(found, [3400964856525257824, 7806873273932414515, 6385028497589577601]);
+    }
 }

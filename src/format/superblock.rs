@@ -20,7 +20,9 @@ pub const FLAG_NEEDS_CHECK: u32 = 1;
 /// Bit of [`Superblock::incompat_flags`], ours: the pool has partial blocks ([`super::PartialRecord`]), and who takes its
 /// mappings for whole blocks reads what nobody has written. Set exactly while the tree of them is not empty. From the top,
 /// because the kernel will give out its bits from the bottom.
-pub const FEATURE_PARTIAL_BLOCKS: u32 = 1 << 31;
+pub const FEATURE_PARTIAL_BLOCKS: u32 = 1 << 29;
+/// The same, of programs before this one, which kept no sum of the entries: they would leave it as it was.
+const FEATURE_PARTIAL_BLOCKS_WITHOUT_SUM: u32 = 1 << 31;
 /// Bit of [`Superblock::incompat_flags`], ours: a journal beside the metadata holds changes on top of this commit
 /// ([`Superblock::journal`]), and who does not bring them in loses what was promised to be durable.
 pub const FEATURE_JOURNAL: u32 = 1 << 30;
@@ -63,7 +65,19 @@ struct Raw {
     journal_id: U64,
     journal_generation: U64,
     journal_from: U64,
-    tail: [u8; META_BLOCK_BYTES - 396],
+    /// Ours, with [`FEATURE_PARTIAL_BLOCKS`]; else it means nothing.
+    partial_sum: U64,
+    tail: [u8; META_BLOCK_BYTES - 404],
+}
+
+/// Where the partial blocks are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartialTree {
+    /// Root of the tree of partial blocks.
+    pub root: MetaBlock,
+    /// The sum of all its entries' [`super::PartialRecord::summand`], without the carry. What a leaf says is in no other count, so
+    /// only by this an older leaf, which is sound, is known to be none of the last commit.
+    pub sum: u64,
 }
 
 /// Which records of which journal are not in the trees yet.
@@ -115,8 +129,8 @@ pub struct Superblock {
     pub compat_ro_flags: u32,
     /// Feature bits that forbid opening to who does not know them.
     pub incompat_flags: u32,
-    /// With [`FEATURE_PARTIAL_BLOCKS`]: root of the tree of partial blocks. Without: whatever was found there, zeros mostly.
-    pub partial_root: u64,
+    /// With [`FEATURE_PARTIAL_BLOCKS`]: the tree of partial blocks. Without: whatever was found there, zeros mostly.
+    pub partial_fields: PartialTree,
     /// With [`FEATURE_JOURNAL`]: what the journal holds on top of this commit. Without: whatever was found there, zeros mostly.
     pub journal_fields: JournalMark,
     rest: Rest,
@@ -163,7 +177,10 @@ impl Superblock {
             compat_flags: raw.compat_flags.get(),
             compat_ro_flags: raw.compat_ro_flags.get(),
             incompat_flags: raw.incompat_flags.get(),
-            partial_root: raw.partial_root.get(),
+            partial_fields: PartialTree {
+                root: MetaBlock(raw.partial_root.get()),
+                sum: raw.partial_sum.get(),
+            },
             journal_fields: JournalMark {
                 id: raw.journal_id.get(),
                 generation: raw.journal_generation.get(),
@@ -177,19 +194,19 @@ impl Superblock {
         }
     }
 
-    /// The root of the tree of partial blocks, if there are any.
-    pub fn partial_tree(&self) -> Option<MetaBlock> {
-        (self.incompat_flags & FEATURE_PARTIAL_BLOCKS != 0).then_some(MetaBlock(self.partial_root))
+    /// The tree of partial blocks, if there are any.
+    pub fn partial_tree(&self) -> Option<PartialTree> {
+        (self.incompat_flags & FEATURE_PARTIAL_BLOCKS != 0).then_some(self.partial_fields)
     }
 
-    /// Says where the tree of partial blocks is: with one the feature, without one neither.
-    pub fn set_partial_tree(&mut self, root: Option<MetaBlock>) {
-        if self.partial_tree() == root {
+    /// Says where the tree of partial blocks is: with one the feature, without one zeros.
+    pub fn set_partial_tree(&mut self, tree: Option<PartialTree>) {
+        if self.partial_tree() == tree {
             return; // what means nothing stays
         }
-        self.partial_root = root.map_or(0, |root| root.0);
+        self.partial_fields = tree.unwrap_or(PartialTree { root: MetaBlock(0), sum: 0 });
         self.incompat_flags &= !FEATURE_PARTIAL_BLOCKS;
-        self.incompat_flags |= root.map_or(0, |_| FEATURE_PARTIAL_BLOCKS);
+        self.incompat_flags |= tree.map_or(0, |_| FEATURE_PARTIAL_BLOCKS);
     }
 
     /// What a journal holds on top of this commit; `None`: there is nothing but what the trees say.
@@ -254,8 +271,13 @@ impl Superblock {
         if unknown != 0 {
             let what =
                 format!("metadata block {number}: found incompatible features {unknown:#x}, expected none");
-            return Err(Error::new(ErrorKind::Unsupported, what)
-                .hint("the metadata was written by a newer program; open it with that one"));
+            let hint = match unknown {
+                FEATURE_PARTIAL_BLOCKS_WITHOUT_SUM => {
+                    "an uthin before this one has left partial blocks: `uthin pool settle` of that one makes whole blocks of them"
+                }
+                _ => "the metadata was written by a newer program; open it with that one",
+            };
+            return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
         }
         Ok(())
     }
@@ -281,7 +303,7 @@ impl Superblock {
                 ),
             ));
         }
-        if self.partial_tree() == Some(MetaBlock::SUPERBLOCK) {
+        if self.partial_tree().is_some_and(|tree| tree.root == MetaBlock::SUPERBLOCK) {
             let what = "found the feature of partial blocks without their tree, expected its root";
             return Err(Error::corrupt(number, what));
         }
@@ -306,7 +328,7 @@ impl Superblock {
 
     /// The block's bytes, sealed with `number` (0, or the copy's own in a metadata snapshot).
     pub fn encode(&self, number: MetaBlock) -> Block {
-        let mut tail = [0; META_BLOCK_BYTES - 396];
+        let mut tail = [0; META_BLOCK_BYTES - 404];
         tail.copy_from_slice(&self.rest.tail);
         let raw = Raw {
             checksum: U32::ZERO,
@@ -331,10 +353,11 @@ impl Superblock {
             compat_flags: U32::new(self.compat_flags),
             compat_ro_flags: U32::new(self.compat_ro_flags),
             incompat_flags: U32::new(self.incompat_flags),
-            partial_root: U64::new(self.partial_root),
+            partial_root: U64::new(self.partial_fields.root.0),
             journal_id: U64::new(self.journal_fields.id),
             journal_generation: U64::new(self.journal_fields.generation),
             journal_from: U64::new(self.journal_fields.from),
+            partial_sum: U64::new(self.partial_fields.sum),
             tail,
         };
         let mut block = Block(transmute!(raw));
@@ -356,7 +379,8 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Raw, metadata_blocks_at_format), 344);
         assert_eq!(std::mem::offset_of!(Raw, partial_root), 364);
         assert_eq!(std::mem::offset_of!(Raw, journal_id), 372);
-        assert_eq!(std::mem::offset_of!(Raw, tail), 396);
+        assert_eq!(std::mem::offset_of!(Raw, partial_sum), 396);
+        assert_eq!(std::mem::offset_of!(Raw, tail), 404);
         assert_eq!(size_of::<Raw>(), META_BLOCK_BYTES);
     }
 
@@ -375,17 +399,23 @@ mod tests {
     fn the_feature_is_there_exactly_with_its_tree() {
         let plain = Superblock::new(BlockSize::MIN, 1024);
         let mut superblock = plain.clone();
-        superblock.set_partial_tree(Some(MetaBlock(77)));
+        let tree = PartialTree { root: MetaBlock(77), sum: 0x1234 };
+        superblock.set_partial_tree(Some(tree));
         let block = superblock.encode(MetaBlock(0));
-        assert_eq!(block.0[360..372], [0, 0, 0, 0x80, 77, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(block.0[360..372], [0, 0, 0, 0x20, 77, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(block.0[396..404], [0x34, 0x12, 0, 0, 0, 0, 0, 0]);
         let read = Superblock::read(&block, MetaBlock(0)).unwrap();
-        assert_eq!(read.partial_tree(), Some(MetaBlock(77)));
+        assert_eq!(read.partial_tree(), Some(tree));
         assert_eq!(read.for_metadata_snapshot().partial_tree(), None);
         superblock.set_partial_tree(None);
         assert_eq!(superblock, plain);
         superblock.incompat_flags = FEATURE_PARTIAL_BLOCKS;
         let error = Superblock::read(&superblock.encode(MetaBlock(0)), MetaBlock(0)).unwrap_err();
         assert!(error.message().contains("without their tree"), "{error}");
+        superblock.incompat_flags = FEATURE_PARTIAL_BLOCKS_WITHOUT_SUM;
+        let error = Superblock::read(&superblock.encode(MetaBlock(0)), MetaBlock(0)).unwrap_err();
+        assert!(error.message().contains("incompatible features 0x80000000"), "{error}");
+        assert!(error.next_step().is_some_and(|hint| hint.contains("pool settle")), "{error}");
     }
 
     #[test]

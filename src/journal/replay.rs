@@ -10,7 +10,7 @@ use crate::format::{
     JOURNAL_HEADER_BYTES, JOURNAL_PAGE_BYTES, JOURNAL_SLOT_BYTES, JournalHeader, JournalMark, JournalPlace,
     SLOTS_PER_PAGE,
 };
-use crate::metadata::{Access, Base, Metadata, Partial};
+use crate::metadata::{Access, Metadata, Partial};
 
 /// Records that one transaction brings in: what it takes in memory is bounded. In tests few, so that there are several.
 const BATCH_RECORDS: usize = if cfg!(test) { 2 } else { 64 * 1024 };
@@ -204,8 +204,7 @@ impl Reader<'_> {
 fn carry_out<M: Disk>(metadata: &mut Metadata<M>, record: JournalRecord) -> Result<()> {
     match record {
         JournalRecord::Map { volume, block, target, partial } => {
-            let partial =
-                partial.map(|(base, units)| Partial { base: base.map_or(Base::Zeros, Base::Block), units });
+            let partial = partial.map(|(base, units)| Partial { base, units });
             metadata.map_again(volume, block, target, partial)
         }
         JournalRecord::Unmap { volume, blocks: (begin, end) } => metadata.unmap_again(volume, begin..end),

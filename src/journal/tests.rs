@@ -139,7 +139,7 @@ fn another_file_is_refused_and_so_is_none() {
 /// Sound records that say what cannot be, as no keeper writes them.
 #[test]
 fn records_that_can_never_have_been_are_refused() {
-    let base = |units| Some((Some(DataBlock(5)), units));
+    let base = |units| Some((Base::Block(DataBlock(5)), units));
     let wrong = [
         JournalRecord::Map {
             volume: volume(),
@@ -169,13 +169,33 @@ fn records_that_can_never_have_been_are_refused() {
             volume: volume(),
             block: VirtualBlock(9),
             target: DataBlock(9),
-            partial: Some((None, 0)),
+            partial: Some((Base::Zeros, 0)),
         },
         JournalRecord::Map {
             volume: volume(),
             block: VirtualBlock(9),
             target: DataBlock(9),
-            partial: Some((None, 0xffff)),
+            partial: Some((Base::Zeros, 0xffff)),
+        },
+        // The origin shows elsewhere, or nowhere.
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(9),
+            target: DataBlock(9),
+            partial: Some((Base::Origin(VirtualBlock(8)), 1)),
+        },
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(u64::MAX >> 1),
+            target: DataBlock(9),
+            partial: Some((Base::Origin(VirtualBlock(u64::MAX >> 1)), 1)),
+        },
+        // Something is mapped there.
+        JournalRecord::Map {
+            volume: volume(),
+            block: VirtualBlock(1),
+            target: DataBlock(9),
+            partial: Some((Base::Origin(VirtualBlock(1)), 1)),
         },
         JournalRecord::Map {
             volume: VolumeId::new(3).expect("a number"),
@@ -214,7 +234,7 @@ fn any_bytes_are_read_without_a_panic() {
     let pool = Pool::new();
     let mut journal = pool.begin(7);
     for block in 0..100 {
-        let partial = (block % 3 == 0).then_some((None, 1 + block));
+        let partial = (block % 3 == 0).then_some((Base::Origin(VirtualBlock(block)), 1 + block));
         let (block, target) = (VirtualBlock(block), DataBlock(block + 100));
         journal.append(JournalRecord::Map { volume: volume(), block, target, partial }).expect("memory");
         if target.0 % 7 == 0 {
@@ -252,24 +272,25 @@ fn any_bytes_are_read_without_a_panic() {
 
 #[test]
 fn units_come_to_a_partial_block_until_it_is_whole() {
-    let pool = Pool::new();
-    let mut journal = pool.begin(7);
     let (block, target) = (VirtualBlock(3), DataBlock(9));
-    let records = [
-        JournalRecord::Map { volume: volume(), block, target, partial: Some((None, 0b1)) },
-        JournalRecord::Units { block: target, units: 0b110 },
-        JournalRecord::Units { block: DataBlock(500), units: 0b110 },
-    ];
-    records.into_iter().for_each(|record| journal.append(record).expect("memory"));
-    let (mut metadata, _) = pool.recover(BOOT).expect("brought in");
-    let partial = Partial { base: Base::Zeros, units: 0b111 };
-    assert_eq!(metadata.partials().expect("sound"), [(target, partial)]);
-    drop(metadata);
-    let mut journal = pool.begin(8);
-    journal.append(JournalRecord::Units { block: target, units: 0xffff }).expect("memory");
-    journal.append(JournalRecord::unmap(volume(), 3..4)).expect("memory");
-    let (metadata, _) = pool.recover(BOOT).expect("brought in");
-    assert_eq!((metadata.partial_blocks(), metadata.usage().data_allocated), (0, 0));
+    for base in [Base::Zeros, Base::Origin(block)] {
+        let pool = Pool::new();
+        let mut journal = pool.begin(7);
+        let records = [
+            JournalRecord::Map { volume: volume(), block, target, partial: Some((base, 0b1)) },
+            JournalRecord::Units { block: target, units: 0b110 },
+            JournalRecord::Units { block: DataBlock(500), units: 0b110 },
+        ];
+        records.into_iter().for_each(|record| journal.append(record).expect("memory"));
+        let (mut metadata, _) = pool.recover(BOOT).expect("brought in");
+        assert_eq!(metadata.partials().expect("sound"), [(target, Partial { base, units: 0b111 })]);
+        drop(metadata);
+        let mut journal = pool.begin(8);
+        journal.append(JournalRecord::Units { block: target, units: 0xffff }).expect("memory");
+        journal.append(JournalRecord::unmap(volume(), 3..4)).expect("memory");
+        let (metadata, _) = pool.recover(BOOT).expect("brought in");
+        assert_eq!((metadata.partial_blocks(), metadata.usage().data_allocated), (0, 0));
+    }
 }
 
 #[test]

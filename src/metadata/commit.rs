@@ -43,7 +43,7 @@ impl<D: Disk> Metadata<D> {
             superblock.data_space_map = self.data.root();
             superblock.mapping_root = self.mapping_root;
             superblock.details_root = self.details_root;
-            superblock.set_partial_tree(self.partials.root);
+            superblock.set_partial_tree(self.partials.tree());
             self.space.cache.write_dirty(&self.space.disk)?;
             self.final_step(|this| flush(&this.space.disk))?;
         }

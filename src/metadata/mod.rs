@@ -271,7 +271,7 @@ impl<D: Disk> Metadata<D> {
     fn has_new_superblock_fields(&self) -> bool {
         (self.transaction_id, self.time, self.held_root)
             != (self.superblock.transaction_id, self.superblock.time, self.superblock.held_root)
-            || self.partials.root != self.superblock.partial_tree()
+            || self.partials.tree() != self.superblock.partial_tree()
             || self.journal != self.superblock.journal()
     }
 

@@ -5,7 +5,11 @@
 //!
 //! - An entry holds one reference to its base, as a mapping would. It comes together with the first mapping of its block.
 //! - A base is never partial, so that nothing has to be looked up twice.
+//! - A base may be an external origin, of which nothing is known here: each volume that maps the block does so at the place that
+//!   the entry names, and has that origin.
 //! - Units are added, never taken away. With the last one the entry goes, and its reference.
+//! - The sum of all entries is kept as they change, and is in the superblock with the root: by it an older node of the tree that a
+//!   write gone astray has left in place is known.
 //! - A block whose count falls to 0 loses its entry in the same transaction ([`Metadata::apply_counts`]).
 //! - A reference to a base is logged before the mapping that it takes the place of lets go, lest the count be 0 in between.
 //!
@@ -18,19 +22,11 @@ use super::tree::Inserter;
 use super::{BlockSet, Metadata};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::{NodeKind, PartialRecord};
+pub use crate::format::Base;
+use crate::format::{NodeKind, PartialRecord, PartialTree};
 use crate::units::{DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
-
-/// Where the units of a partial block are that it does not hold itself.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Base {
-    /// They are zeros.
-    Zeros,
-    /// In this data block, at the same place.
-    Block(DataBlock),
-}
 
 /// What is known of a partial block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,25 +39,21 @@ pub struct Partial {
 
 impl Partial {
     fn record(self) -> PartialRecord {
-        let base = match self.base {
-            Base::Zeros => None,
-            Base::Block(block) => Some(block),
-        };
-        PartialRecord::new(base, self.units)
+        PartialRecord::new(self.base, self.units)
     }
 
     fn of(record: PartialRecord) -> Self {
-        Partial { base: record.base().map_or(Base::Zeros, Base::Block), units: record.mask.get() }
+        Partial { base: record.base(), units: record.mask.get() }
     }
 }
 
 impl TreeValue for PartialRecord {
     const TREE: TreeKind = TreeKind::Partials;
     fn retain(self, references: &mut References, leaf: MetaBlock) -> Result<()> {
-        self.base().map_or(Ok(()), |base| references.data.increment(base, leaf))
+        self.base().block().map_or(Ok(()), |base| references.data.increment(base, leaf))
     }
     fn release(self, references: &mut References, leaf: MetaBlock) -> Result<()> {
-        self.base().map_or(Ok(()), |base| references.data.decrement(base, leaf))
+        self.base().block().map_or(Ok(()), |base| references.data.decrement(base, leaf))
     }
 }
 
@@ -70,6 +62,8 @@ impl TreeValue for PartialRecord {
 pub(super) struct Partials {
     /// `None`: there are no entries.
     pub root: Option<MetaBlock>,
+    /// See [`PartialTree::sum`].
+    sum: u64,
     /// The blocks that have an entry in the tree.
     blocks: BlockSet,
     /// Of blocks whose mapping waits in memory.
@@ -83,6 +77,21 @@ pub(super) struct Partials {
 }
 
 impl Partials {
+    /// What the superblock is to say of it.
+    pub fn tree(&self) -> Option<PartialTree> {
+        self.root.map(|root| PartialTree { root, sum: self.sum })
+    }
+
+    /// An entry is in the tree from now on.
+    fn count_in(&mut self, block: u64, record: PartialRecord) {
+        self.sum = self.sum.wrapping_add(record.summand(block));
+    }
+
+    /// An entry is not in the tree any more.
+    fn count_out(&mut self, block: u64, record: PartialRecord) {
+        self.sum = self.sum.wrapping_sub(record.summand(block));
+    }
+
     /// Entries of the tree.
     pub fn in_tree(&self) -> u64 {
         self.blocks.len()
@@ -143,7 +152,7 @@ impl<D: Disk> Metadata<D> {
     }
 
     /// As [`Metadata::map`], of a block that was reserved with [`Metadata::reserve_partial_block`] and holds only some units.
-    /// The base is none itself, and what `block` is mapped to until now, if it is a block.
+    /// The base is none itself, and what `block` is mapped to until now, if it is a block. If it is an origin, it is that at `block`.
     pub fn map_partial(
         &mut self,
         volume: VolumeId,
@@ -153,6 +162,7 @@ impl<D: Disk> Metadata<D> {
     ) -> Mapping {
         assert!(self.partials.allowed.contains(&reserved.0), "{reserved:?} was not to be partial");
         assert!(self.is_proper(partial.units), "{partial:?} has all units or none");
+        assert!(is_at(partial.base, block), "{partial:?} at {block:?}");
         let mapping = self.map(volume, block, reserved);
         self.partials.pending.insert(reserved.0, partial);
         mapping
@@ -192,12 +202,15 @@ impl<D: Disk> Metadata<D> {
             let Some(root) = this.partials.root else { return Ok(()) };
             let mut inserter = Inserter::<D, PartialRecord>::new(&mut this.space, root);
             for (block, units) in changed.iter().filter(|(_, units)| *units != all) {
-                let Some(record) = inserter.prepare(block.0)? else { return Err(lost_entry(root, *block)) };
-                if record.mask.get() & !units != 0 {
+                let Some(old) = inserter.prepare(block.0)? else { return Err(lost_entry(root, *block)) };
+                if old.mask.get() & !units != 0 {
                     let what = format!("found more units of data block {} than it had", block.0);
                     return Err(Error::corrupt(root, what));
                 }
-                inserter.insert(block.0, PartialRecord { base: record.base, mask: (*units).into() })?;
+                let new = PartialRecord { mask: (*units).into(), ..old };
+                inserter.insert(block.0, new)?;
+                this.partials.count_out(block.0, old);
+                this.partials.count_in(block.0, new);
             }
             this.partials.root = Some(inserter.root());
             Ok(())
@@ -230,6 +243,7 @@ impl<D: Disk> Metadata<D> {
         for (block, partial) in added {
             partial.record().retain(&mut self.space.references, root)?;
             self.partials.blocks.insert(block.0);
+            self.partials.count_in(block.0, partial.record());
         }
         Ok(())
     }
@@ -237,11 +251,12 @@ impl<D: Disk> Metadata<D> {
     /// Takes an entry away, and with the last one the tree.
     fn remove_partial(&mut self, block: DataBlock) -> Result<()> {
         let Some(root) = self.partials.root else { return Ok(()) };
+        let record = self.space.lookup::<PartialRecord>(root, block.0)?;
+        let record = record.ok_or_else(|| lost_entry(root, block))?;
         let root = self.space.remove_range::<PartialRecord>(root, Span { first: block.0, last: block.0 })?;
         self.partials.root = Some(root);
-        if !self.partials.blocks.remove(block.0) {
-            return Err(lost_entry(root, block));
-        }
+        self.partials.count_out(block.0, record);
+        self.partials.blocks.remove(block.0);
         if self.partials.blocks.len() == 0 {
             self.space.release_node::<PartialRecord>(root)?;
             self.partials.root = None;
@@ -269,21 +284,24 @@ impl<D: Disk> Metadata<D> {
 
     /// Reads the tree that the superblock leads to. `Corrupt` for what would be read wrongly: its entries stand for bytes.
     pub(super) fn load_partials(&mut self) -> Result<()> {
-        let Some(root) = self.superblock.partial_tree() else { return Ok(()) };
+        let Some(PartialTree { root, sum }) = self.superblock.partial_tree() else { return Ok(()) };
         let mut partials = Partials { root: Some(root), ..Partials::default() };
         let (mut wrong, mut blocks, mut bases) = (None, Vec::new(), Vec::new());
         let data_blocks = self.data.total();
-        let all = self.geometry().block_size.all_units();
+        let block_size = self.geometry().block_size;
+        let all = block_size.all_units();
         let _ = self.space.visit_leaves::<PartialRecord>(root, Span::ALL, &mut |entries| {
             for (block, record) in entries.iter() {
-                let units = record.mask.get();
-                if block >= data_blocks || units == 0 || units == all || units & !all != 0 {
-                    wrong = Some((block, units));
+                let (base, units) = (record.base(), record.mask.get());
+                let has_wrong_units = units == 0 || units == all || units & !all != 0;
+                if block >= data_blocks || has_wrong_units || base.is_out_of_reach(block_size) {
+                    wrong = Some((block, units, base));
                     return ControlFlow::Break(());
                 }
                 partials.blocks.insert(block);
+                partials.count_in(block, record);
                 blocks.push(DataBlock(block));
-                bases.extend(record.base());
+                bases.extend(base.block());
             }
             ControlFlow::Continue(())
         })?;
@@ -294,9 +312,10 @@ impl<D: Disk> Metadata<D> {
                 return Err(Error::corrupt(root, what));
             }
         }
-        if let Some((block, units)) = wrong {
-            let what =
-                format!("found data block {block} of {data_blocks} as partial with the units {units:#x}");
+        if let Some((block, units, base)) = wrong {
+            let what = format!(
+                "found data block {block} of {data_blocks} as partial with the units {units:#x} and the base {base:?}"
+            );
             return Err(Error::corrupt(root, what));
         }
         if partials.blocks.len() == 0 {
@@ -307,6 +326,16 @@ impl<D: Disk> Metadata<D> {
                 let what = format!("found data block {} as a base, and as a partial block itself", base.0);
                 return Err(Error::corrupt(root, what));
             }
+        }
+        if partials.sum != sum {
+            let found = partials.sum;
+            let what = format!(
+                "found partial blocks that are not those of the last commit (sum {found:#x}), expected {sum:#x}"
+            );
+            return Err(Error::corrupt(root, what).hint(
+                "keep a copy; `uthin-fsck check` tells whether anything else is damaged, and with --accept-partial-blocks goes on \
+                 with these",
+            ));
         }
         partials.commit();
         self.partials = partials;
@@ -331,6 +360,14 @@ impl<D: Disk> Metadata<D> {
         self.checked_partials -= 1;
         self.partials.allow(block);
         Ok((block, true))
+    }
+}
+
+/// Whether a block with this base may be mapped there.
+pub(super) fn is_at(base: Base, block: VirtualBlock) -> bool {
+    match base {
+        Base::Zeros | Base::Block(_) => true,
+        Base::Origin(shown) => shown == block,
     }
 }
 

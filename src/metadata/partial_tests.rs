@@ -3,11 +3,12 @@
 
 use super::super::{Access, Geometry, Progress};
 use super::*;
-use crate::check::{CheckOptions, Severity, Verdict, check};
+use crate::check::{CheckOptions, MendOptions, Mended, Severity, Verdict, check, check_and_mend};
+use crate::checksum::BlockKind;
 use crate::disk::{MemoryDisk, flush_data};
 use crate::error::ErrorKind;
-use crate::format::FEATURE_PARTIAL_BLOCKS;
-use crate::units::{BlockSize, TransactionId};
+use crate::format::{Block, FEATURE_PARTIAL_BLOCKS, NodeMut};
+use crate::units::{BlockSize, META_BLOCK_BYTES, TransactionId};
 
 const ALL: u64 = 0xffff;
 
@@ -44,6 +45,14 @@ fn fill(metadata: &mut Metadata<MemoryDisk>, volume: u64, block: u64, base: Base
     assert!(may_be_partial);
     metadata.map_partial(id(volume), VirtualBlock(block), reserved, Partial { base, units });
     reserved
+}
+
+/// Puts another record in the place of the first, in the only leaf, and counts it as if it belonged there.
+fn replace_first(metadata: &mut Metadata<MemoryDisk>, block: DataBlock, old: Partial, new: PartialRecord) {
+    let root = metadata.partials.root.unwrap();
+    metadata.space.node_mut(root).set_value(0, new);
+    metadata.partials.count_out(block.0, old.record());
+    metadata.partials.count_in(block.0, new);
 }
 
 fn whole(metadata: &mut Metadata<MemoryDisk>, volume: u64, block: u64) -> DataBlock {
@@ -172,29 +181,149 @@ fn a_metadata_snapshot_has_no_tree_of_its_own() {
 #[test]
 fn trees_that_cannot_be_are_refused() {
     type Spoil = fn(&mut PartialRecord);
-    let cases: [(Spoil, &str); 4] = [
+    let cases: [(Spoil, &str); 5] = [
         (|record| record.mask = 0.into(), "has none of its units"),
         (|record| record.mask = ALL.into(), "has all of its units"),
         (|record| record.mask = 0x1_0000.into(), "and there are only"),
         (|record| record.base = 5000.into(), "past the end"),
+        (|record| record.base = u64::MAX.into(), "where no volume is"),
     ];
     for (spoil, words) in cases {
         let (disk, mut metadata) = fresh(1000, 1000);
         metadata.create_volume(id(0)).unwrap();
         let block = fill(&mut metadata, 0, 7, Base::Zeros, 0b100);
         metadata.apply_pending().unwrap();
-        let root = metadata.partials.root.unwrap();
-        let mut record = Partial { base: Base::Zeros, units: 0b100 }.record();
+        let partial = Partial { base: Base::Zeros, units: 0b100 };
+        let mut record = partial.record();
         spoil(&mut record);
-        metadata.space.node_mut(root).set_value(0, record);
+        replace_first(&mut metadata, block, partial, record);
         commit(&mut metadata);
         let report = check(&disk, &CheckOptions::default()).unwrap();
         let found = |finding: &&crate::check::Finding| finding.severity == Severity::Damage;
         let finding = report.findings.iter().find(found).unwrap_or_else(|| panic!("nothing for {words}"));
         assert!(finding.message.contains(words), "{}", finding.message);
+        assert!(!report.to_lines().contains("of the last commit"), "{}", report.to_lines());
         let error = Metadata::open(disk, Access::ReadWrite).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{block:?}: {error}");
     }
+}
+
+#[test]
+fn an_origin_is_a_base_without_a_reference_at_the_place_of_its_block() {
+    let (disk, mut metadata) = fresh(1000, 1000);
+    metadata.create_volume(id(0)).unwrap();
+    let origin = Base::Origin(VirtualBlock(7));
+    let block = fill(&mut metadata, 0, 7, origin, 0b100);
+    commit(&mut metadata);
+    assert_eq!((checked(&disk).0, metadata.usage().data_allocated), (1, 1));
+    metadata.snapshot(id(0), id(1)).unwrap();
+    metadata.delete_volume(id(0), 1000).unwrap();
+    assert!(commit(&mut metadata).is_empty());
+    let mut metadata = Metadata::open(disk.clone(), Access::ReadWrite).unwrap();
+    assert_eq!(metadata.partials().unwrap(), [(block, Partial { base: origin, units: 0b100 })]);
+    metadata.put_units(&[(block, 0b1100)]).unwrap();
+    commit(&mut metadata);
+    assert_eq!(metadata.partials().unwrap(), [(block, Partial { base: origin, units: 0b1100 })]);
+    metadata.put_units(&[(block, ALL)]).unwrap();
+    assert!(commit(&mut metadata).is_empty());
+    assert_eq!(checked(&disk), (0, [0; 12]));
+}
+
+#[test]
+fn an_origin_at_another_place_is_found_by_the_check() {
+    let (disk, mut metadata) = fresh(1000, 1000);
+    metadata.create_volume(id(0)).unwrap();
+    let partial = Partial { base: Base::Origin(VirtualBlock(7)), units: 0b100 };
+    let first = fill(&mut metadata, 0, 7, partial.base, partial.units);
+    fill(&mut metadata, 0, 9, Base::Origin(VirtualBlock(9)), 0b100);
+    metadata.apply_pending().unwrap();
+    let elsewhere = Partial { base: Base::Origin(VirtualBlock(8)), units: 0b100 };
+    replace_first(&mut metadata, first, partial, elsewhere.record());
+    commit(&mut metadata);
+    metadata.snapshot(id(0), id(1)).unwrap();
+    commit(&mut metadata);
+    let report = check(&disk, &CheckOptions::default()).unwrap();
+    let found: Vec<_> = report.findings.iter().map(|finding| finding.message.as_str()).collect();
+    assert_eq!((report.verdict, found.len()), (Verdict::Damage, 1), "the leaf is shared: {found:?}");
+    let words =
+        "virtual block 7 is mapped, with 0, to a partial block whose base is an external origin elsewhere";
+    assert_eq!(found[0], words);
+}
+
+/// As if the write of the leaf had gone astray: everywhere else is what was committed.
+#[test]
+fn an_older_leaf_is_known_to_be_none_of_the_last_commit() {
+    let (disk, mut metadata) = fresh(1000, 1000);
+    metadata.create_volume(id(0)).unwrap();
+    let first = fill(&mut metadata, 0, 7, Base::Zeros, 0b100);
+    commit(&mut metadata);
+    let second = fill(&mut metadata, 0, 8, Base::Zeros, 0b1);
+    metadata.put_units(&[(first, 0b110)]).unwrap();
+    commit(&mut metadata);
+    let all = metadata.partials().unwrap();
+    let leaf = metadata.superblock.partial_tree().unwrap().root.offset_bytes();
+    // An entry with fewer units, and one entry less, each in a sound block.
+    for keys in [vec![(first, 0b100), (second, 0b1)], vec![(first, 0b110)]] {
+        let mut bytes = disk.to_bytes();
+        let block = &mut bytes[leaf as usize..][..META_BLOCK_BYTES];
+        let mut older = Block::ZERO;
+        older.0.copy_from_slice(block);
+        let mut node = NodeMut::initialise(&mut older, NodeKind::Leaf, size_of::<PartialRecord>());
+        for (index, (key, units)) in keys.iter().enumerate() {
+            node.insert(index, key.0, Partial { base: Base::Zeros, units: *units }.record());
+        }
+        older.seal(MetaBlock(leaf / META_BLOCK_BYTES as u64), BlockKind::Node);
+        block.copy_from_slice(&older.0);
+        let disk = MemoryDisk::from_bytes(bytes);
+
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let error = Metadata::open(disk.clone(), access).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.message().contains("not those of the last commit"), "{error}");
+            assert!(
+                error.next_step().is_some_and(|hint| hint.contains("--accept-partial-blocks")),
+                "{error}"
+            );
+        }
+        let all_but_that =
+            MendOptions { space_maps: true, needs_check: true, journal: true, partial_blocks: false };
+        let (report, mended) = check_and_mend(&disk, &CheckOptions::default(), all_but_that).unwrap();
+        assert_eq!((report.verdict, mended), (Verdict::Damage, Mended::default()), "{}", report.to_lines());
+        let damage = report.findings.iter().filter(|finding| finding.severity == Severity::Damage);
+        let [finding] = damage.collect::<Vec<_>>()[..] else { panic!("{}", report.to_lines()) };
+        assert!(finding.message.contains("not those of the last commit"), "{finding}");
+
+        let accept = MendOptions { partial_blocks: true, ..MendOptions::default() };
+        let (report, mended) = check_and_mend(&disk, &CheckOptions::default(), accept).unwrap();
+        assert_eq!((report.verdict, mended.partial_blocks), (Verdict::Clean, true), "{}", report.to_lines());
+        let mut metadata = Metadata::open(disk.clone(), Access::ReadWrite).unwrap();
+        let units: Vec<_> =
+            metadata.partials().unwrap().into_iter().map(|(block, partial)| (block, partial.units)).collect();
+        assert_eq!(units, keys);
+        // It goes on, and ends as if nothing had been.
+        metadata.put_units(&[(first, ALL), (second, ALL)]).unwrap();
+        commit(&mut metadata);
+        assert_eq!(checked(&disk), (0, [0; 12]));
+    }
+    assert_eq!(metadata.partials().unwrap(), all);
+}
+
+/// Taken for good are only partial blocks with nothing else wrong about them.
+#[test]
+fn partial_blocks_that_cannot_be_are_not_accepted() {
+    let (disk, mut metadata) = fresh(1000, 1000);
+    metadata.create_volume(id(0)).unwrap();
+    fill(&mut metadata, 0, 7, Base::Zeros, 0b100);
+    metadata.apply_pending().unwrap();
+    let root = metadata.partials.root.unwrap();
+    metadata.space.node_mut(root).set_value(0, Partial { base: Base::Zeros, units: ALL }.record());
+    commit(&mut metadata);
+    let before = disk.to_bytes();
+    let accept = MendOptions { partial_blocks: true, ..MendOptions::default() };
+    let (report, mended) = check_and_mend(&disk, &CheckOptions::default(), accept).unwrap();
+    assert_eq!((report.verdict, mended), (Verdict::Damage, Mended::default()), "{}", report.to_lines());
+    assert!(report.to_lines().contains("of the last commit"), "{}", report.to_lines());
+    assert!(disk.to_bytes() == before, "nothing is written");
 }
 
 struct Random(u64);
@@ -227,6 +356,7 @@ fn random_fill(
     let base = match current {
         Some(block) if is_partial(metadata, block) => None,
         Some(block) => Some(Base::Block(block)),
+        None if block.is_multiple_of(3) => Some(Base::Origin(VirtualBlock(block))),
         None => Some(Base::Zeros),
     };
     match (base.filter(|_| random.below(5) > 0), metadata) {

@@ -7,6 +7,7 @@
 //! - The mark says which records are in the trees; with the commit that moves it on they are, and never come again.
 
 use super::budget::Ask;
+use super::partial::is_at;
 use super::{Base, JournalMark, Metadata, Partial, Progress};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -51,7 +52,7 @@ impl<D: Disk> Metadata<D> {
         self.require_changeable()?;
         let current = self.lookup(volume, block).map_err(as_record)?;
         if let Some(partial) = partial {
-            self.check_partial(current, partial)?;
+            self.check_partial(block, current, partial)?;
         }
         (self.checked_reservations, self.checked_partials) = (0, 0);
         self.afford(&partial.map_or(Ask::mappings(1), |_| Ask::partials(1)))?;
@@ -70,14 +71,28 @@ impl<D: Disk> Metadata<D> {
         Ok(())
     }
 
-    /// Whether a partial block may take the place of `current`.
-    fn check_partial(&mut self, current: Option<Mapping>, partial: Partial) -> Result<()> {
-        if !self.is_proper(partial.units) {
-            return Err(wrong(format!("{:#x} are no units of a partial block", partial.units)));
+    /// Whether a partial block may take the place of `current`, at `block`. Whether an origin shows where nothing is mapped, is for
+    /// the record to say: nothing here does.
+    fn check_partial(
+        &mut self,
+        block: VirtualBlock,
+        current: Option<Mapping>,
+        partial: Partial,
+    ) -> Result<()> {
+        if !self.is_proper(partial.units) || partial.base.is_out_of_reach(self.geometry().block_size) {
+            return Err(wrong(format!("{partial:?} is no partial block")));
         }
-        let base = current.map_or(Base::Zeros, |mapping| Base::Block(mapping.block));
-        if base != partial.base {
-            return Err(wrong(format!("{:?} is the base, and {base:?} was there", partial.base)));
+        let fits = match partial.base {
+            Base::Zeros => current.is_none(),
+            Base::Origin(_) => current.is_none() && is_at(partial.base, block),
+            Base::Block(base) => current.is_some_and(|mapping| mapping.block == base),
+        };
+        if !fits {
+            let (base, was) = (partial.base, current.map(|mapping| mapping.block));
+            return Err(wrong(format!(
+                "{base:?} is the base at virtual block {}, and {was:?} was there",
+                block.0
+            )));
         }
         match current {
             Some(Mapping { block, .. }) if self.partial_of(block)?.is_some() => {

@@ -97,6 +97,7 @@ mod tests {
         assert!(
             total.partial_fills > 0 && total.unit_waits > 0 && total.settled > 0 && total.settled_pools > 0
         );
+        assert!(total.settled_from_origins > 0 && total.missing_origins > 0);
         assert!(total.strict_kills > 0 && total.power_replays > 0 && total.replays > total.power_replays);
         assert!(total.cut_openings > 0 && total.failed_journals > 0);
         assert!(total.long_deletions > 0 && total.resumed_deletions > 0);

@@ -223,6 +223,12 @@ pub struct Outcome {
     pub unit_waits: u64,
     /// Stretches of partial blocks that were settled.
     pub settled: u64,
+    /// Stretches of partial blocks that were read from an external origin.
+    pub settled_from_origins: u64,
+    /// Times that origins could not be had when a pool was opened.
+    pub missing_origins: u64,
+    /// Times that settling did not get on.
+    pub stuck: u64,
     /// Pools that were settled and closed.
     pub settled_pools: u64,
     /// Times that everything came to rest and was looked at.
@@ -274,6 +280,9 @@ impl Outcome {
         self.partial_fills += other.partial_fills;
         self.unit_waits += other.unit_waits;
         self.settled += other.settled;
+        self.settled_from_origins += other.settled_from_origins;
+        self.stuck += other.stuck;
+        self.missing_origins += other.missing_origins;
         self.settled_pools += other.settled_pools;
         self.rests += other.rests;
         for disk in 0..2 {

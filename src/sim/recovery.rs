@@ -8,8 +8,8 @@ use super::world::{Event, SECTOR, Source, UNASKED, World, stamps_of};
 use crate::check::{CheckOptions, MendOptions, Verdict, check_and_mend};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
-    Action, Answer, Command, IoError, JournalStatus, Kind, Mode, Outbox, Request, Settled, SmallWrites, Tag,
-    VolumeInfo,
+    Action, Answer, Ask, Asker, Base, Behind, Command, IoError, JournalStatus, Kind, LaneId, Mode, OpId,
+    Outbox, Reply, Request, Settled, Settling, SmallWrites, Tag, VolumeInfo,
 };
 use crate::error::{Error, ErrorKind};
 use crate::journal::{self, Recovered};
@@ -218,7 +218,19 @@ impl World {
         let begins_journal =
             disk.is_some() && !self.chance.one_in(8) && metadata.access() == Access::ReadWrite;
         let journal = begins_journal.then(|| self.begin_journal(&mut metadata)).transpose()?;
-        self.keeper = Self::keeper(&options, metadata, data, self.origins.behind(), &self.ledger, journal)?;
+        let mut behind = self.origins.behind();
+        let misses_origins = metadata.access() == Access::ReadWrite
+            && self.is_partial()
+            && !behind.is_empty()
+            && self.chance.one_in(4);
+        if misses_origins {
+            let why = Error::new(ErrorKind::Io, "the origin is not there");
+            behind.values_mut().for_each(|behind| *behind = Behind::Unavailable(why.clone()));
+        }
+        self.keeper = Self::keeper(&options, metadata, data, behind, &self.ledger, journal)?;
+        if misses_origins {
+            self.open_without_origins()?;
+        }
         self.has_stopped = false;
         self.seat_lanes();
         Ok(())
@@ -322,16 +334,61 @@ impl World {
         Ok(stamps_of(&self.buffers.remove(&(0, tag)).expect("the read's buffer")))
     }
 
+    /// Whether it gets on.
+    fn ask_to_settle(&mut self, all: bool) -> bool {
+        let mut out = Outbox::default();
+        self.keeper.command(0, Command::Settle(all), &mut out);
+        matches!(out.answers[..], [(0, Ok(Answer::Settling(Settling::GetsOn)))])
+    }
+
+    /// For a while the origins cannot be had. Nothing that shows one is settled then; with the origins back all is as before.
+    fn open_without_origins(&mut self) -> Result<(), Error> {
+        let disk = MemoryDisk::from_bytes(self.metadata_disk.to_bytes());
+        let partials: BTreeMap<_, _> =
+            Metadata::open(disk, Access::ReadOnly)?.partials()?.into_iter().collect();
+        self.ask_to_settle(true);
+        for op in 0..8 {
+            let mut out = Outbox::default();
+            self.keeper.handle(Asker::Lane(LaneId(0), OpId(op)), Ask::Settle, &mut out);
+            let [(_, Reply::Settle { block, origin })] = &out.replies[..] else { continue };
+            let base = partials.get(block).map(|partial| partial.base);
+            if origin.is_some() || matches!(base, Some(Base::Origin(_))) {
+                let what = format!("{block:?} on {base:?} is settled, and its origin cannot be had");
+                return Err(Error::new(ErrorKind::Failed, what));
+            }
+        }
+        self.ask_to_settle(false);
+        for (volume, behind) in self.origins.behind() {
+            if let (Behind::Origin(origin), Some(_)) = (behind, self.keeper.volume(volume)) {
+                let command = Command::SetOrigin { volume, origin };
+                self.keeper.command(UNASKED, command, &mut Outbox::default());
+            }
+        }
+        self.outcome.missing_origins += 1;
+        Ok(())
+    }
+
     /// Makes all partial blocks whole; whether it could. Nobody sees a difference.
     fn settle_all(&mut self) -> Result<bool, String> {
-        self.keeper.command(UNASKED, Command::Settle(true), &mut Outbox::default());
         for _ in 0..500 {
+            let gets_on = self.ask_to_settle(true);
             if !self.is_powered() {
                 return Ok(false);
             }
             if self.status().partial_blocks == 0 {
                 self.check_volumes()?;
                 return Ok(self.is_powered());
+            }
+            if !gets_on {
+                let status = self.status();
+                if status.held_root.is_some() {
+                    return Ok(false); // only who maps a block knows its origin, and this may be all that has them
+                }
+                if self.options.transfers_between_faults == 0 {
+                    return Err(format!("{} partial blocks are stuck", status.partial_blocks));
+                }
+                self.ask_to_settle(false);
+                self.outcome.stuck += 1;
             }
             self.begin_settling();
             self.run_dry()?;

@@ -31,10 +31,7 @@ impl World {
             metadata.for_each_mapping(id, 0..u64::MAX, &mut add).map_err(wrong)?;
         }
         let held = metadata.held_root().is_some();
-        let blocks_of_bases = bases.iter().filter_map(|base| match base {
-            Base::Block(block) => Some(*block),
-            Base::Zeros => None,
-        });
+        let blocks_of_bases = bases.iter().filter_map(|base| base.block());
         let used = holders.keys().copied().chain(blocks_of_bases).collect::<HashSet<_>>().len() as u64;
         let counted = self.status().usage.data_allocated;
         if used > counted || (used < counted && !held) {

@@ -414,7 +414,9 @@ impl World {
             Event::Reply(lane, op, reply) => {
                 whose = self.whose(lane, op);
                 self.tell(whose, format_args!("is told {reply:?}"));
-                self.outcome.settled += u64::from(matches!(reply, Reply::Settle(_)));
+                self.outcome.settled += u64::from(matches!(reply, Reply::Settle { .. }));
+                let shows_origin = matches!(reply, Reply::Settle { origin: Some(_), .. });
+                self.outcome.settled_from_origins += u64::from(shows_origin);
                 let begins_anew = matches!(reply, Reply::Again | Reply::NoSpaceNow);
                 self.lanes[lane].reply(op, reply, &mut actions);
                 if begins_anew && self.has_left[lane] && actions.iter().any(is_change) {
@@ -638,7 +640,8 @@ impl World {
                     | Answer::Deleting { .. }
                     | Answer::Status(_)
                     | Answer::Volumes(_)
-                    | Answer::Counting(_),
+                    | Answer::Counting(_)
+                    | Answer::Settling(_),
                 ) => {}
                 Err(error) if !powered => drop(error.clone()),
                 Err(error) if error.kind() == crate::error::ErrorKind::NoMetadataSpace => {}

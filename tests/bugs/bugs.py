@@ -302,6 +302,7 @@ BUGS = {
                     details: crate::metadata::VolumeDetails { mapped_blocks: 0, transaction_id, creation_time: time, snapshotted_time: time },
                     highest_mapped: None,
                     openers: 0,
+                    lacks_origin: false,
                     when_full: None,
                     queue_expired: false,
                     waiting_for_space: 0,
@@ -428,8 +429,8 @@ BUGS = {
         "a partial block holds no reference to its base",
         [(PARTIAL_METADATA, "            partial.record().retain(&mut self.space.references, root)?;",
           "            if !BUG { partial.record().retain(&mut self.space.references, root)?; }"),
-         (PARTIAL_METADATA, "        self.base().map_or(Ok(()), |base| references.data.decrement(base, leaf))",
-          "        self.base().filter(|_| !BUG).map_or(Ok(()), |base| references.data.decrement(base, leaf))")],
+         (PARTIAL_METADATA, "        self.base().block().map_or(Ok(()), |base| references.data.decrement(base, leaf))",
+          "        self.base().block().filter(|_| !BUG).map_or(Ok(()), |base| references.data.decrement(base, leaf))")],
     ),
     "partial-base": (
         "a partial block becomes the base of another",
@@ -482,7 +483,47 @@ BUGS = {
     ),
     "feature-outlives-its-tree": (
         "the superblock keeps the feature of partial blocks when there are none any more",
-        [(COMMIT, "            superblock.set_partial_tree(self.partials.root);", "            if !BUG || self.partials.root.is_some() { superblock.set_partial_tree(self.partials.root); }")],
+        [(COMMIT, "            superblock.set_partial_tree(self.partials.tree());", "            if !BUG || self.partials.root.is_some() { superblock.set_partial_tree(self.partials.tree()); }")],
+    ),
+    "sum-falls-behind": (
+        "units come to a partial block, and the sum of all of them stays as it was",
+        [(PARTIAL_METADATA, "                this.partials.count_in(block.0, new);", "                this.partials.count_in(block.0, if BUG { old } else { new });")],
+    ),
+    "freed-block-stays-in-the-sum": (
+        "an entry of a partial block goes, and the sum of all of them stays as it was",
+        [(PARTIAL_METADATA, "        self.partials.count_out(block.0, record);", "        if !BUG { self.partials.count_out(block.0, record); }")],
+    ),
+    "older-partial-blocks-are-believed": (
+        "partial blocks that are not those of the last commit are opened, because a node of their tree was not written",
+        [(PARTIAL_METADATA, "        if partials.sum != sum {", "        if !BUG && partials.sum != sum {")],
+        "metadata::partial::tests::an_older_leaf_is_known_to_be_none_of_the_last_commit",
+    ),
+    "deletions-are-not-settled-for": (
+        "partial blocks count as stuck while a deletion frees them",
+        [(PARTIAL_KEEPER, "is_filling || self.gets_on_deleting() {", "is_filling || !BUG && self.gets_on_deleting() {")],
+        "engine::keeper::tests::who_waits_for_all_to_be_settled_waits_for_deletions",
+    ),
+    "parts-past-the-origin-s-end": (
+        "a read of a partial block across the end of its external origin leaves the rest of its buffer as it was",
+        [(PARTIAL_LANE, "                    if origin_bytes < length_bytes {\n", "                    if origin_bytes < length_bytes && !BUG {\n")],
+    ),
+    "settled-as-if-zeros": (
+        "a partial block on an external origin is settled with zeros",
+        [(PARTIAL_LANE, "                    source: source_of(seen.partial.base),\n                    above: None,\n                    written_bytes: begin,\n                    end_bytes,\n                    ending: Ending::Put(units),\n                };\n                self.fill(op, place,",
+          "                    source: match source_of(seen.partial.base) { FillSource::Origin if BUG => FillSource::Zeros, source => source },\n                    above: None,\n                    written_bytes: begin,\n                    end_bytes,\n                    ending: Ending::Put(units),\n                };\n                self.fill(op, place,")],
+    ),
+    "settled-from-another-place": (
+        "a partial block is settled from the beginning of its external origin, wherever the block is",
+        [(PARTIAL_LANE, "        Base::Origin(block) => block,", "        Base::Origin(block) => if BUG { VirtualBlock(0) } else { block },")],
+    ),
+    "settled-from-another-s-origin": (
+        "a partial block is settled from the external origin of a volume that does not map it",
+        [(PARTIAL_KEEPER, "                Ok(Some(mapping)) if mapping.block == block => {", "                Ok(found) if BUG || found.is_some_and(|mapping| mapping.block == block) => {")],
+    ),
+    "replayed-as-zeros": (
+        "a replay takes an external origin as a base for zeros",
+        [(REPLAY, "            let partial = partial.map(|(base, units)| Partial { base, units });",
+          "            let partial = partial.map(|(base, units)| Partial { base: if BUG && base.block().is_none() { crate::metadata::Base::Zeros } else { base }, units });")],
     ),
     "mapping-not-recorded": (
         "a fill is published without a record in the journal",

@@ -60,14 +60,18 @@ pub(super) struct Arguments {
     /// is then as it was before, flushed or not.
     #[arg(long)]
     forget_journal: bool,
+    /// When the partial blocks are not those of the last commit, and nothing else is damaged, go on with those that are there: what was
+    /// written to them since may be lost, and blocks that are not among them may show what somebody else has written.
+    #[arg(long)]
+    accept_partial_blocks: bool,
     /// The volumes of the metadata snapshot instead of the live ones.
-    #[arg(short, long, conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal"])]
+    #[arg(short, long, conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal", "accept_partial_blocks"])]
     metadata_snap: bool,
     /// The tree of volumes is in this block.
-    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal", "metadata_snap"])]
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal", "accept_partial_blocks", "metadata_snap"])]
     override_mapping_root: Option<u64>,
     /// The details are in this block.
-    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal", "metadata_snap"])]
+    #[arg(long, value_name = "BLOCK", conflicts_with_all = ["auto_repair", "clear_needs_check_flag", "forget_journal", "accept_partial_blocks", "metadata_snap"])]
     override_details_root: Option<u64>,
 }
 
@@ -92,6 +96,7 @@ impl Arguments {
             space_maps: self.auto_repair,
             needs_check: self.clear_needs_check_flag,
             journal: self.forget_journal,
+            partial_blocks: self.accept_partial_blocks,
         };
         if mend == MendOptions::default() {
             let state = if self.metadata_snap { State::Snapshot } else { State::Live };
@@ -118,6 +123,9 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
         terminal.say(mended_text(mended));
         if mended.journal {
             terminal.say("mended: the journal is forgotten, and what it held is lost\n");
+        }
+        if mended.partial_blocks {
+            terminal.say("mended: the partial blocks are those that were found; what was written to them since may be lost\n");
         }
         if terminal.is_compatible {
             terminal.say(&tool_text(&report));

@@ -33,6 +33,10 @@ pub(super) struct Arguments {
     /// The blocks in which the tree of volumes and the details begin, whatever the superblock says.
     #[arg(long, value_name = "BLOCK[,BLOCK]")]
     root: Option<RootArgument>,
+    /// Take partial blocks for whole ones: where nothing was written to them they show what was in their place on the data device
+    /// before, which may have been another volume's. For a pool that cannot be opened any more to settle it.
+    #[arg(long)]
+    partial_as_whole: bool,
     /// What is done as one JSON object.
     #[arg(long)]
     json: bool,
@@ -82,7 +86,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &mut Terminal<'_>) -> u8 {
 
 fn repair(arguments: &Arguments) -> Result<(Salvage, Option<Built>)> {
     let input = Watched::new(Box::new(open_metadata(&arguments.input)?), "repairing", arguments.quiet);
-    let source = Source::new(&input);
+    let source = Source::new(&input).taking_partial_blocks(arguments.partial_as_whole);
     let overrides = arguments.overrides.overrides();
     let root = arguments.root.map(|RootArgument(root)| root);
     let output = match (&arguments.output, arguments.dry_run) {

@@ -16,7 +16,7 @@ use super::build::Overrides;
 use super::dump::{Plan, VolumePlan, pool_record};
 use super::forest::LeafPlace;
 use super::open;
-use super::source::{Source, of_whole_blocks, without_journal};
+use super::source::{Source, without_journal};
 use super::stream::{PoolRecord, VolumeRecord};
 use super::tools::explain::words_for;
 use crate::error::{Error, ErrorKind, Result};
@@ -112,6 +112,10 @@ pub(super) fn salvage(
         )
     })?;
     let mut assumptions = Vec::new();
+    if superblock.as_ref().is_ok_and(|superblock| superblock.partial_tree().is_some()) {
+        let words = "partial blocks are whole ones: where nothing was written to them, they show what was in their place before";
+        assumptions.push(words.to_owned());
+    }
     if superblock.is_ok() && by_superblock.is_none() {
         let words = "the tree of volumes is an older one: what was written since is lost, and data blocks freed since may \
                      be another volume's by now";
@@ -145,7 +149,7 @@ fn superblock_to_believe(source: Source<'_>) -> (Result<Superblock>, Option<Stri
     match carried {
         Ok(carried) => {
             let fault = error.message().to_owned();
-            (of_whole_blocks(carried).and_then(without_journal), Some(fault))
+            (source.of_whole_blocks(carried).and_then(without_journal), Some(fault))
         }
         Err(_) => (superblock, None),
     }

@@ -155,7 +155,7 @@ fn each_pointer(from: MetaBlock, block: &Block, found: &mut Told<'_>) {
                 (superblock.mapping_root.0, TREE_OF_VOLUMES),
                 (superblock.details_root.0, "details"),
                 (superblock.held_root, "metadata snapshot"),
-                (superblock.partial_tree().map_or(0, |root| root.0), "partial blocks"),
+                (superblock.partial_tree().map_or(0, |tree| tree.root.0), "partial blocks"),
                 (superblock.data_space_map.bitmap_root.get(), "index of the data space map"),
                 (superblock.data_space_map.large_counts_root.get(), "large counts of the data space map"),
                 (superblock.metadata_space_map.bitmap_root.get(), "index of the metadata space map"),

@@ -409,6 +409,20 @@ impl UringLane {
         }
     }
 
+    /// Whether external origins are kept open.
+    pub(in crate::driver) fn keeps_origins(&self) -> bool {
+        !self.origins.is_empty()
+    }
+
+    /// Lets external origins go, while no request is running: a lane that is there for all volumes would meet ever more of them. The
+    /// ring is the lane's alone.
+    pub(in crate::driver) fn forget_origins(&mut self, ring: &mut Ring) {
+        assert_eq!(self.running, 0, "nothing is read any more");
+        self.origins.clear();
+        self.data_file = None;
+        ring.forget_files();
+    }
+
     /// The side that an origin is on, for this lane.
     fn side_of(&mut self, origin: &Origin) -> Side {
         let file = origin.disk().clone().into_file().expect("a pool that rings serve has files for origins");

@@ -107,6 +107,19 @@ impl Ring {
         put.expect("there is room for it");
     }
 
+    /// Lets all files go, while nothing is under way with one. Names of them mean nothing any more.
+    pub fn forget_files(&mut self) {
+        let registered = self.files.len().min(REGISTERED_FILES as usize);
+        self.files.clear();
+        let nothing = vec![-1; registered];
+        if self.registers_files
+            && registered > 0
+            && self.ring.submitter().register_files_update(0, &nothing).is_err()
+        {
+            self.registers_files = false;
+        }
+    }
+
     /// Submits what was pushed and waits until `want` completions are there, or a signal came. One system call.
     pub fn submit_and_wait(&mut self, want: usize) -> Result<()> {
         loop {
@@ -308,6 +321,11 @@ mod tests {
             unsafe { ring.push(read) };
             ring.submit_and_wait(1).unwrap();
             assert_eq!(ring.next_completion().unwrap().result(), 4096);
+            if index == REGISTERED_FILES + 1 {
+                ring.forget_files();
+                assert_eq!(Arc::strong_count(&disk), 1, "who forgets a file lets it be closed");
+                assert_eq!(ring.data_file(&disk), DataFile::Registered(0));
+            }
         }
     }
 }

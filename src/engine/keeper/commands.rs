@@ -38,8 +38,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Command::HoldMetadata => self.hold_metadata(out),
             Command::ReleaseMetadata => self.change(out, Metadata::release_snapshot).map(|()| Answer::Done),
             Command::Settle(all) => {
-                self.partial.settles_all = all;
-                return out.answers.push((number, Ok(Answer::Done)));
+                return out.answers.push((number, Ok(Answer::Settling(self.settle_all(all)))));
             }
             Command::Resize { volume, size_bytes } => self.resize(volume, size_bytes),
             Command::SetOrigin { volume, origin } => self.set_origin(volume, origin),
@@ -303,6 +302,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         // First: then nobody takes a new mapping for his own.
         self.volumes[&volume].set_snapshotted(time);
         self.volumes[&to].set_snapshotted(time);
+        // What only the one with an origin that cannot be had did map, the other maps, too.
+        self.partial.table.try_again();
         self.reload_table(volume)
     }
 
@@ -423,12 +424,17 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     fn set_origin(&mut self, id: VolumeId, origin: Origin) -> Result<Answer> {
         let volume = self.open_volume(id)?.clone();
         refuse_frozen(&volume)?;
+        if matches!(volume.behind(), Behind::Zeros) && !self.shows_origin(id)? {
+            let what = format!("nothing says that volume {id} stands on an external origin");
+            return Err(Error::new(ErrorKind::WrongState, what));
+        }
         if !volume.close_if_unused() {
             return Err(in_use(&volume));
         }
         let behind = Behind::Origin(origin);
         let anew = self.new_volume(id, volume.size_bytes(), volume.snapshotted(), behind);
         self.volumes.insert(id, anew);
+        self.partial.table.try_again();
         Ok(Answer::Done)
     }
 
@@ -533,6 +539,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 details,
                 highest_mapped: self.metadata.highest_mapped(*id)?,
                 openers: volume.openers(),
+                lacks_origin: matches!(volume.behind(), Behind::Unavailable(_)),
                 when_full: self.volumes_when_full.get(id).copied(),
                 queue_expired: self.queue_has_expired(*id),
                 waiting_for_space: self.space_waiters.of_volume(*id),

@@ -281,7 +281,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             .hint("give it back its size (truncate -s, or the right device) before opening the pool"));
         }
         let map_memory = MapMemory::new(Arc::default(), options.map_bytes);
-        let partial = PartialWork::new(&mut metadata, options.small_writes)?;
+        let partial = PartialWork::new(&mut metadata, options.small_writes, !options.behind.is_empty())?;
         let mut volumes = BTreeMap::new();
         for (id, details) in metadata.volumes()? {
             let size_bytes = match options.volume_sizes.get(&id) {
@@ -480,7 +480,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             None if self.zero_new_blocks => FillSource::Zeros,
             None => FillSource::Nothing,
         };
-        let base = self.partial.base_for(source);
+        let base = self.partial.base_for(source, block);
         let reserved = match base {
             Some(_) => self.metadata.reserve_partial_block(),
             None => self.metadata.reserve_block().map(|target| (target, false)),
@@ -654,10 +654,7 @@ fn published(
     target: DataBlock,
     partial: Option<Partial>,
 ) -> JournalRecord {
-    let partial = partial.map(|Partial { base, units }| match base {
-        Base::Zeros => (None, units),
-        Base::Block(base) => (Some(base), units),
-    });
+    let partial = partial.map(|Partial { base, units }| (base, units));
     JournalRecord::Map { volume, block, target, partial }
 }
 

@@ -5,7 +5,8 @@
 //! a lane ([`Kind::Settle`](crate::engine::Kind::Settle)), which asks here for one when it has nothing else to do.
 
 use super::*;
-use crate::engine::command::SmallWrites;
+use crate::engine::command::{Settling, SmallWrites};
+use crate::engine::origin::Origin;
 use crate::engine::partials::Partials;
 use crate::units::SnapTime;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,6 +17,10 @@ const BUDGET_BLOCKS: u64 = 1 << 20;
 const IDLE_TICKS: u32 = 2;
 /// Entries that one search for a block to settle looks at.
 const SEARCH_ENTRIES: u32 = 4096;
+/// Volumes that one search looks into for a block whose rest is in an external origin, but for the last block.
+const SEARCH_VOLUMES: usize = 1024;
+/// Ticks after which it is tried once more to settle what could not be: an origin may be back.
+const ROUND_TICKS: u32 = 64;
 
 /// What the keeper knows of them besides the table.
 pub(super) struct PartialWork {
@@ -34,15 +39,32 @@ pub(super) struct PartialWork {
     next_entry: u32,
     /// Ticks since a fill was last asked for.
     idle_ticks: u32,
+    /// Ticks, in all.
+    ticks: u32,
+    /// The volume with an origin that mapped the last such block: most likely the next one's, too.
+    last_shown: Option<VolumeId>,
 }
 
 impl PartialWork {
     /// With those that the metadata has.
-    pub fn new<M: Disk>(metadata: &mut Metadata<M>, small_writes: SmallWrites) -> Result<Self> {
+    pub fn new<M: Disk>(
+        metadata: &mut Metadata<M>,
+        small_writes: SmallWrites,
+        has_origins: bool,
+    ) -> Result<Self> {
         let all_units = metadata.geometry().block_size.all_units();
         let table = Arc::new(Partials::new(all_units));
+        let mut on_origins = 0_u64;
         for (block, partial) in metadata.partials()? {
+            on_origins += u64::from(matches!(partial.base, Base::Origin(_)));
             table.add(block, partial);
+        }
+        if on_origins > 0 && !has_origins {
+            // As after the loss of the catalog.
+            tracing::error!(
+                "{on_origins} partial blocks show an external origin, and no volume has one: what they do not hold cannot be read \
+                 until `uthin volume set --origin` says which it was"
+            );
         }
         let settler =
             Volume::new(VolumeId::MAX, 0, SnapTime(0), Behind::Zeros, Arc::default(), table.clone());
@@ -56,20 +78,23 @@ impl PartialWork {
             all_units,
             next_entry: 0,
             idle_ticks: 0,
+            ticks: 0,
+            last_shown: None,
         })
     }
 
     /// What the rest of a fresh block can be left to, if it can.
-    pub fn base_for(&mut self, source: FillSource) -> Option<Base> {
+    pub fn base_for(&mut self, source: FillSource, block: VirtualBlock) -> Option<Base> {
         self.idle_ticks = 0;
         if self.small_writes == SmallWrites::Copy || self.settles_all {
             return None;
         }
         match source {
             FillSource::Zeros => Some(Base::Zeros),
+            FillSource::Origin => Some(Base::Origin(block)),
             // A base is never partial, not even one that has just become whole: that may not be durable.
             FillSource::Block(block) if !self.table.knows(block) => Some(Base::Block(block)),
-            FillSource::Block(_) | FillSource::Origin | FillSource::Nothing => None,
+            FillSource::Block(_) | FillSource::Nothing => None,
         }
     }
 
@@ -79,6 +104,10 @@ impl PartialWork {
 
     pub fn tick(&mut self) {
         self.idle_ticks = self.idle_ticks.saturating_add(1);
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(ROUND_TICKS) {
+            self.table.try_again();
+        }
     }
 
     /// Everybody who waits for units.
@@ -110,9 +139,48 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.partial.settler.clone()
     }
 
-    /// Whether a partial block has units that are missing and that nobody is writing.
+    /// Whether a partial block has units that are missing and that nobody is writing, if they can be had.
     pub fn has_unsettled(&self) -> bool {
         self.partial.table.unsettled(0, u32::MAX).0.is_some()
+    }
+
+    /// See [`Command::Settle`].
+    pub(super) fn settle_all(&mut self, all: bool) -> Settling {
+        let begins = !std::mem::replace(&mut self.partial.settles_all, all);
+        if all && begins {
+            self.partial.table.try_again();
+        }
+        // A fill that was told so before makes one more partial block.
+        let is_filling = self.filling.values().any(|filling| filling.base.is_some());
+        match self.partial.table.has_unsettled() || is_filling || self.gets_on_deleting() {
+            true => Settling::GetsOn,
+            false => Settling::Stuck(self.volume_that_is_stuck()),
+        }
+    }
+
+    /// A volume that maps a stuck block, if there is one. That block's origin is the volume's, whether the volume knows it or not.
+    fn volume_that_is_stuck(&mut self) -> Option<VolumeId> {
+        let block = self.partial.table.stuck()?;
+        let Some(Base::Origin(shown)) = self.partial.table.get(block).map(|partial| partial.base) else {
+            return None;
+        };
+        let mut maps = |id: &VolumeId| {
+            let mapping = self.metadata.lookup(*id, shown).ok().flatten();
+            mapping.is_some_and(|mapping| mapping.block == block)
+        };
+        self.volumes.keys().copied().find(|id| maps(id))
+    }
+
+    /// Whether a partial block that the volume maps shows an external origin, which is then the volume's.
+    pub(super) fn shows_origin(&mut self, id: VolumeId) -> Result<bool> {
+        for (block, partial) in self.metadata.partials()? {
+            if let Base::Origin(shown) = partial.base
+                && self.metadata.lookup(id, shown)?.is_some_and(|mapping| mapping.block == block)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether there is anything to commit.
@@ -152,9 +220,48 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if !is_urgent && !is_at_leisure {
             return out.reply(from, Reply::Done);
         }
-        let (found, next) = work.table.unsettled(work.next_entry, SEARCH_ENTRIES);
-        work.next_entry = next;
-        out.reply(from, found.map_or(Reply::Done, Reply::Settle));
+        let mut looks = 0;
+        while looks < SEARCH_VOLUMES {
+            let work = &mut self.partial;
+            let (found, next) = work.table.unsettled(work.next_entry, SEARCH_ENTRIES);
+            work.next_entry = next;
+            let Some(block) = found else { break };
+            let origin = match work.table.get(block).map(|partial| partial.base) {
+                Some(Base::Origin(shown)) => match self.origin_of(block, shown, &mut looks) {
+                    Some(origin) => Some(origin),
+                    None => {
+                        self.partial.table.set_stuck(block);
+                        continue;
+                    }
+                },
+                Some(Base::Zeros | Base::Block(_)) | None => None,
+            };
+            return out.reply(from, Reply::Settle { block, origin });
+        }
+        out.reply(from, Reply::Done);
+    }
+
+    /// The origin that shows where a partial block does not hold its units: that of a volume which maps it, at `shown`, and whose
+    /// origin can be had. `None` if there is none: what shows there nobody can tell.
+    fn origin_of(&mut self, block: DataBlock, shown: VirtualBlock, looks: &mut usize) -> Option<Origin> {
+        *looks += 1;
+        let last = self.partial.last_shown.and_then(|id| self.volumes.get(&id));
+        for volume in last.into_iter().chain(self.volumes.values()) {
+            let Some(origin) = volume.origin() else { continue };
+            *looks += 1;
+            match self.metadata.lookup(volume.id(), shown) {
+                Ok(Some(mapping)) if mapping.block == block => {
+                    self.partial.last_shown = Some(volume.id());
+                    return Some(origin.clone());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(volume = %volume.id(), "cannot look for data block {}: {error}", block.0);
+                }
+            }
+        }
+        tracing::debug!("data block {} cannot be settled: the origin that shows in it is not there", block.0);
+        None
     }
 
     /// See [`Ask::PublishPart`].

@@ -48,8 +48,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.pass_limbo();
         self.keep_to_map_budget();
         // What a deletion frees is scattered until it is through. Who waits for space gets what there is.
-        let is_deleting = !self.deletions.is_empty() && !self.deletions_stalled;
-        if !is_deleting || !self.space_waiters.is_empty() {
+        if !self.gets_on_deleting() || !self.space_waiters.is_empty() {
             self.discard_step();
         }
         self.settle_space(out);
@@ -77,7 +76,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     pub(super) fn what_is_left(&self) -> Settled {
         let commits = !self.space_waiters.is_empty() && self.is_dirty();
-        let deletes = !self.deletions.is_empty() && !self.deletions_stalled;
+        let deletes = self.gets_on_deleting();
         if self.is_stopped() {
             Settled::Idle
         } else if commits
@@ -186,6 +185,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let lost_holders = self.metadata.has_lost_holders();
         self.commits += 1;
         Ok((self.metadata.commit(data_first)?, lost_holders))
+    }
+
+    /// Whether a deletion is under way and gets on.
+    pub(super) fn gets_on_deleting(&self) -> bool {
+        !self.deletions.is_empty() && !self.deletions_stalled
     }
 
     pub(super) fn deletion_step(&mut self, out: &mut Outbox) {

@@ -88,7 +88,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             || !self.limbo.is_empty()
             || !self.discards.is_empty()
             || !self.unmaps.is_empty()
-            || (!self.deletions.is_empty() && !self.deletions_stalled)
+            || self.gets_on_deleting()
             || !self.filling.is_empty();
         match self.starved {
             None => {

@@ -108,7 +108,7 @@ fn write(keeper: &mut Tested, block: u64) {
 }
 
 fn load(keeper: &mut Tested, block: u64) -> Reply {
-    ask(keeper, 2, Ask::Load(id(0), VirtualBlock(block)))[0].1
+    ask(keeper, 2, Ask::Load(id(0), VirtualBlock(block)))[0].1.clone()
 }
 
 fn flush(keeper: &mut Tested) -> Vec<(Asker, Reply)> {

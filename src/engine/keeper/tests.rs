@@ -1,10 +1,10 @@
 //! The keeper alone, with a test in place of the lanes.
 
-use super::super::command::Behaviour;
+use super::super::command::{Behaviour, Settling};
 use super::super::epochs::Presence;
 use super::*;
 use crate::disk::MemoryDisk;
-use crate::engine::{LaneId, OpId};
+use crate::engine::{LaneId, OpId, Origin};
 use crate::metadata::Geometry;
 use crate::units::{BlockSize, TransactionId};
 
@@ -316,7 +316,7 @@ fn a_full_pool_queues_for_as_long_as_it_is_told() {
         out.replies.extend(settle(keeper));
         // What a commit has wakened finds nothing.
         let again = |(_, reply): &(Asker, Reply)| *reply == Reply::Again;
-        out.replies.iter().copied().filter(|reply| !again(reply)).collect::<Vec<_>>()
+        out.replies.iter().filter(|reply| !again(reply)).cloned().collect::<Vec<_>>()
     };
     run(&mut keeper, Command::Commit).unwrap();
     assert_eq!(waits(&mut keeper, 2), [(asker(2), Reply::Failed(IoError::NoSpace))]);
@@ -652,4 +652,100 @@ fn a_number_that_is_used_again_has_nothing_of_the_volume_before() {
         settle(&mut keeper);
         assert_eq!(shared(&mut keeper, 3), None);
     }
+}
+
+/// A block of volume 0 becomes partial over its origin; volume 1 has another one, and nothing mapped.
+#[test]
+fn what_shows_an_origin_is_settled_from_it_and_from_no_other() {
+    let disk = MemoryDisk::zeroed(8 << 20);
+    let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 8 };
+    let mut metadata = Metadata::format(disk.clone(), geometry).unwrap();
+    (0..2).for_each(|volume| metadata.create_volume(id(volume)).unwrap());
+    let [own, other] = [0, 1].map(|_| Origin::new(Arc::new(MemoryDisk::zeroed(1 << 20))));
+    let open = |metadata, of_own: Option<Behind>| {
+        let mut behind = HashMap::from([(id(1), Behind::Origin(other.clone()))]);
+        behind.extend(of_own.map(|behind| (id(0), behind)));
+        let (small_writes, volume_sizes) = (SmallWrites::Partial, HashMap::from([(id(0), 1 << 20)]));
+        let options = KeeperOptions { small_writes, volume_sizes, behind, ..KeeperOptions::default() };
+        Keeper::new(metadata, MemoryDisk::zeroed(8 << 16), options).unwrap()
+    };
+    let mut keeper = open(metadata, Some(Behind::Origin(own.clone())));
+    let block = VirtualBlock(3);
+    let told = ask(&mut keeper, 1, Ask::Fill(id(0), block));
+    let [(_, Reply::FillPart { target, source: FillSource::Origin })] = told[..] else { panic!("{told:?}") };
+    ask(&mut keeper, 1, Ask::PublishPart(id(0), block, target, 0b1));
+    run(&mut keeper, Command::Commit).unwrap();
+    let settle_all = |keeper: &mut Tested, all| run(keeper, Command::Settle(all)).unwrap();
+    let to_settle = |origin| vec![(asker(2), Reply::Settle { block: target, origin })];
+    settle_all(&mut keeper, true);
+    assert_eq!(ask(&mut keeper, 2, Ask::Settle), to_settle(Some(own.clone())));
+    drop(keeper);
+
+    let missing = Behind::Unavailable(Error::new(ErrorKind::Io, "it is not there"));
+    for behind in [Some(missing), None] {
+        let mut keeper =
+            open(Metadata::open(disk.clone(), crate::metadata::Access::ReadWrite).unwrap(), behind);
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(Settling::GetsOn), "nobody has looked");
+        assert_eq!(ask(&mut keeper, 2, Ask::Settle), [(asker(2), Reply::Done)]);
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(Settling::Stuck(Some(id(0)))));
+        assert!(!keeper.has_unsettled() && keeper.status().partial_blocks == 1);
+        run(&mut keeper, Command::SetOrigin { volume: id(0), origin: own.clone() }).unwrap();
+        assert_eq!(settle_all(&mut keeper, true), Answer::Settling(Settling::GetsOn));
+        assert_eq!(ask(&mut keeper, 2, Ask::Settle), to_settle(Some(own.clone())));
+    }
+}
+
+/// Of the volume that is deleted nobody has the origin; its blocks go with it, in many steps.
+#[test]
+fn who_waits_for_all_to_be_settled_waits_for_deletions() {
+    let mut metadata = formatted(2000);
+    metadata.create_volume(id(0)).unwrap();
+    for block in 0..1500 {
+        let reserved = metadata.reserve_block().unwrap();
+        metadata.map(id(0), VirtualBlock(block), reserved);
+    }
+    let (reserved, may_be_partial) = metadata.reserve_partial_block().unwrap();
+    assert!(may_be_partial);
+    let block = VirtualBlock(1600);
+    metadata.map_partial(id(0), block, reserved, Partial { base: Base::Origin(block), units: 1 });
+    let missing = Behind::Unavailable(Error::new(ErrorKind::Io, "it is not there"));
+    let behind = HashMap::from([(id(0), missing)]);
+    let options = KeeperOptions { behind, delete_step_nodes: 1, ..KeeperOptions::default() };
+    let mut keeper = Keeper::new(metadata, MemoryDisk::zeroed(2000 << 16), options).unwrap();
+    let settle_all = |keeper: &mut Tested| run(keeper, Command::Settle(true)).unwrap();
+    settle_all(&mut keeper);
+    assert_eq!(ask(&mut keeper, 1, Ask::Settle), [(asker(1), Reply::Done)]);
+    assert_eq!(settle_all(&mut keeper), Answer::Settling(Settling::Stuck(Some(id(0)))));
+
+    let deleted = run(&mut keeper, Command::Delete { volume: id(0), step: None }).unwrap();
+    assert_eq!(deleted, Answer::Deleting { finished: false });
+    let mut steps = 0;
+    while !keeper.status().deleting.is_empty() {
+        assert_eq!(settle_all(&mut keeper), Answer::Settling(Settling::GetsOn), "step {steps}");
+        keeper.settle(&mut Outbox::default());
+        steps += 1;
+    }
+    assert!(steps > 2, "{steps}");
+    run(&mut keeper, Command::Commit).unwrap();
+    assert_eq!(keeper.status().partial_blocks, 0);
+    assert_eq!(settle_all(&mut keeper), Answer::Settling(Settling::Stuck(None)));
+}
+
+/// As with the catalog lost: what a volume maps tells that it stood on an origin.
+#[test]
+fn an_origin_is_put_behind_a_volume_without_one_only_where_it_shows_already() {
+    let mut metadata = formatted(8);
+    (0..2).for_each(|volume| metadata.create_volume(id(volume)).unwrap());
+    let (reserved, _) = metadata.reserve_partial_block().unwrap();
+    let block = VirtualBlock(3);
+    metadata.map_partial(id(0), block, reserved, Partial { base: Base::Origin(block), units: 1 });
+    let mut keeper = keeper(8, metadata);
+    let origin = Origin::new(Arc::new(MemoryDisk::zeroed(1 << 20)));
+    let mut set =
+        |volume| run(&mut keeper, Command::SetOrigin { volume: id(volume), origin: origin.clone() });
+    assert_eq!(set(0).unwrap(), Answer::Done);
+    assert_eq!(set(1).unwrap_err().kind(), ErrorKind::WrongState);
+    assert!(
+        keeper.volume(id(0)).unwrap().origin().is_some() && keeper.volume(id(1)).unwrap().origin().is_none()
+    );
 }

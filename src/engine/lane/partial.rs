@@ -5,14 +5,21 @@
 //! are there are written like any block's bytes: exactly what the request covers.
 
 use super::{Ending, Fill, Lane, Piece, Step, Work, op_id};
+use crate::engine::origin::Origin;
 use crate::engine::partials::Claim;
-use crate::engine::request::{Action, Ask, CHUNK_BYTES, FillSource, IoError, Place};
+use crate::engine::request::{Action, Ask, CHUNK_BYTES, FillSource, IoError, Kind, Place};
 use crate::metadata::{Base, Partial};
 use crate::units::{BlockSize, DataBlock, VirtualBlock};
 use std::sync::atomic::Ordering;
 
-/// The bytes of settling: none of them are a client's.
-const NO_PIECE: Piece = Piece { block: VirtualBlock(0), at_bytes: 0, length_bytes: 0, request_bytes: 0 };
+/// The bytes of settling: none of them are a client's. The block is where the base, if it is an origin, is read.
+fn no_piece(base: Base) -> Piece {
+    let block = match base {
+        Base::Origin(block) => block,
+        Base::Zeros | Base::Block(_) => VirtualBlock(0),
+    };
+    Piece { block, at_bytes: 0, length_bytes: 0, request_bytes: 0 }
+}
 
 /// A partial block, as it was when the lane looked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,8 +37,7 @@ impl Seen {
         let end_bytes = (unit + u64::from(from_here.trailing_zeros())).saturating_mul(size.unit_bytes());
         let source = match (is_there, self.partial.base) {
             (true, _) => FillSource::Block(self.block),
-            (false, Base::Block(base)) => FillSource::Block(base),
-            (false, Base::Zeros) => FillSource::Zeros,
+            (false, base) => source_of(base),
         };
         (source, end_bytes.min(size.bytes()))
     }
@@ -58,9 +64,9 @@ impl Lane {
             let (source, end_bytes) = seen.source_at(self.block_size, at_bytes);
             let length_bytes = end_bytes.min(piece.end_bytes()) - at_bytes;
             let offset_bytes = piece.request_bytes + done_bytes;
-            done_bytes += length_bytes;
             match source {
                 FillSource::Block(block) => {
+                    done_bytes += length_bytes;
                     self.ops.get_mut(op).step = Step::ReadingParts { seen, done_bytes };
                     return out.push(Action::ReadData {
                         op: op_id(op),
@@ -69,7 +75,27 @@ impl Lane {
                         into: Place::Request(tag, offset_bytes),
                     });
                 }
-                FillSource::Zeros | FillSource::Origin | FillSource::Nothing => {
+                FillSource::Origin => {
+                    let begin = self.volume_byte(piece) + done_bytes;
+                    let Some(origin_bytes) = self.bytes_of_origin(op, begin, length_bytes) else {
+                        return self.finish(op, Err(IoError::Io), out);
+                    };
+                    if origin_bytes < length_bytes {
+                        out.push(Action::ZeroRequest {
+                            tag,
+                            offset_bytes: offset_bytes + origin_bytes,
+                            length_bytes: length_bytes - origin_bytes,
+                        });
+                    }
+                    done_bytes += length_bytes;
+                    if origin_bytes > 0 {
+                        self.ops.get_mut(op).step = Step::ReadingParts { seen, done_bytes };
+                        let into = Place::Request(tag, offset_bytes);
+                        return self.read_origin(op, begin, origin_bytes, into, out);
+                    }
+                }
+                FillSource::Zeros | FillSource::Nothing => {
+                    done_bytes += length_bytes;
                     out.push(Action::ZeroRequest { tag, offset_bytes, length_bytes });
                 }
             }
@@ -134,22 +160,40 @@ impl Lane {
         self.finish(op, Ok(()), out);
     }
 
-    /// The claimed units of a partial block could not be written: it is as it was.
+    /// The claimed units of a partial block could not be written: it is as it was. The op ends with `result`.
     pub(super) fn give_units_back(
         &mut self,
         op: usize,
         fill: Fill,
         units: u64,
-        error: IoError,
+        result: Result<(), IoError>,
         out: &mut Vec<Action>,
     ) {
         self.volume_of(op).partials().give_back(fill.target, units);
         out.push(Action::DropScratch { op: op_id(op) });
-        self.finish(op, Err(error), out);
+        self.finish(op, result, out);
+    }
+
+    /// Whether it is the settler's.
+    pub(super) fn settles(&self, op: usize) -> bool {
+        matches!(self.requests.get(self.ops.get(op).request).request.kind, Kind::Settle)
+    }
+
+    /// The external origin that a block is settled from cannot be read, which says nothing of the pool: the block stays as it is, and
+    /// others are settled.
+    pub(super) fn leave_unsettled(&mut self, op: usize, fill: Fill, units: u64, out: &mut Vec<Action>) {
+        self.volume_of(op).partials().set_stuck(fill.target);
+        self.give_units_back(op, fill, units, Ok(()), out);
     }
 
     /// Fills a stretch of a partial block's missing units from its base, as long as one buffer holds, or one unit.
-    pub(super) fn settle(&mut self, op: usize, block: DataBlock, out: &mut Vec<Action>) {
+    pub(super) fn settle(
+        &mut self,
+        op: usize,
+        block: DataBlock,
+        origin: Option<Origin>,
+        out: &mut Vec<Action>,
+    ) {
         let Some(seen) = self.look_closer(op, block) else { return self.finish(op, Ok(()), out) };
         let unit_bytes = self.block_size.unit_bytes();
         let missing = self.volume_of(op).partials().unclaimed(block);
@@ -163,7 +207,10 @@ impl Lane {
         let units = self.block_size.units_touched(begin..end_bytes);
         match self.volume_of(op).partials().claim(block, units) {
             Claim::Won(won) if won == units => {
-                self.ops.get_mut(op).work = Work::Move(NO_PIECE);
+                let place = no_piece(seen.partial.base);
+                self.ops.get_mut(op).work = Work::Move(place);
+                let request = self.ops.get(op).request;
+                self.requests.get_mut(request).origin = origin;
                 self.volume_of(op).partials().settled.fetch_add(1, Ordering::Relaxed);
                 let fill = Fill {
                     target: block,
@@ -173,7 +220,7 @@ impl Lane {
                     end_bytes,
                     ending: Ending::Put(units),
                 };
-                self.fill(op, NO_PIECE, fill, out);
+                self.fill(op, place, fill, out);
             }
             // Somebody has come between; there will be another time.
             Claim::Won(won) => {
@@ -189,5 +236,6 @@ fn source_of(base: Base) -> FillSource {
     match base {
         Base::Zeros => FillSource::Zeros,
         Base::Block(block) => FillSource::Block(block),
+        Base::Origin(_) => FillSource::Origin,
     }
 }

@@ -8,15 +8,12 @@
 #[path = "../../../src/units.rs"]
 mod units;
 
+#[path = "../../../src/format/base.rs"]
+mod base;
+
 /// As in production.
 mod metadata {
-    use crate::units::DataBlock;
-
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub enum Base {
-        Zeros,
-        Block(DataBlock),
-    }
+    pub use crate::base::Base;
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Partial {

@@ -40,7 +40,7 @@ def story(folder, _):
             raise Failed(f"only {count} blocks are partial: this shows nothing")
         pool.kill()
         run(BIN / "uthin-fsck", "check", metadata)
-        refused_by_kernel(metadata, data, BLOCK, "80000000")
+        refused_by_kernel(metadata, data, BLOCK, "20000000")
         say(f"killed with {count} partial blocks: the kernel refuses it")
         pool.serve()
         compare_all(pool, held, "after the kill")
