@@ -224,6 +224,7 @@ BUGS = {
     "overwritten-under-a-reader": (
         "a block that was shared is overwritten while a read that began for another volume is under way",
         [(KEEPER, "            && self.holders_lost.is_none()\n", "            && (BUG || self.holders_lost.is_none())\n")],
+        "engine::keeper::tests::a_block_is_not_overwritten_under_who_began",
     ),
     "copied-while-overwritten": (
         "a fill asks the trees alone, which do not know that a block has become its volume's own",
