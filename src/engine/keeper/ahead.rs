@@ -101,11 +101,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// Gives back what was had ahead, and holds no block.
     pub(super) fn give_back_ahead(&mut self) {
         self.ahead.wanted.clear();
-        let Some(edge) = self.ahead.edge.take() else { return };
-        for stretch in [edge, edge + 1] {
-            if !self.passes_down() {
-                return;
-            }
+        let edge = self.ahead.edge.take().filter(|_| self.passes_down());
+        for stretch in edge.into_iter().flat_map(|edge| [edge, edge + 1]) {
             let blocks = self.ahead.blocks_of(stretch);
             match self.metadata.free_blocks_in(blocks) {
                 Ok(free) => free.into_iter().for_each(|range| self.pass_down(&range)),

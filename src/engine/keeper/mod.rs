@@ -445,17 +445,17 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let Some(volume) = self.volumes.get(&id) else {
             return out.reply(from, Reply::Failed(IoError::Gone));
         };
-        // The map in memory knows all that the metadata does, and more, see below: somebody may be writing in place.
-        let current = match volume.table.get_kept(block) {
-            Lookup::Mapped(mapping) => Some(mapping),
-            Lookup::Hole => None,
-            Lookup::NotLoaded => match self.metadata.lookup(id, block) {
-                Ok(current) => current,
-                Err(error) => return self.map_is_unreadable(from, id, block, &error, out),
-            },
+        // Also where the map in memory says it: a leaf that cannot be read is found now, when nothing has been changed, and not by the commit.
+        let current = match self.metadata.lookup(id, block) {
+            Ok(current) => current,
+            Err(error) => return self.map_is_unreadable(from, id, block, &error, out),
         };
         // Somebody else may have done the work between the lane's look at the map and now.
         if current.is_some_and(|mapping| !volume.is_shared(mapping)) {
+            return out.reply(from, Reply::Again);
+        }
+        // The map in memory may know better than the metadata, see below; and then somebody may be writing in place.
+        if matches!(volume.table.get_kept(block), Lookup::Mapped(mapping) if !volume.is_shared(mapping)) {
             return out.reply(from, Reply::Again);
         }
         self.holders_lost = self.holders_lost.filter(|epoch| !self.epochs.all_past(*epoch));
