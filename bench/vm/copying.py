@@ -1,4 +1,4 @@
-"""A device with zero copy beside one without, of equal pools on RAM disks, by size of request; run by `tests/vm/lab --bench --kernel newest copying`.
+"""A device with zero copy beside one without and beside the kernel's dm-thin, of equal pools on RAM disks, by size of request; run by `tests/vm/lab --bench --kernel newest copying`.
 
 All is in place: blocks are mapped and nothing shares them. As in peers.py, only figures of one run compare, and only as ratios; and copying is
 dearer in software emulation than on a CPU.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from devices import ram_disks
-from peers import MIB, VOLUME_BYTES, Ours, fio
+from peers import MIB, VOLUME_BYTES, Kernel, Ours, fio
 from thin import main, say
 from ublk import excuse_false_alarm, load_module, no_devices
 
@@ -30,9 +30,11 @@ class Copying(Ours):
 
 
 def story(folder, _):
-    disks = ram_disks(4, 640 * MIB)
+    disks = ram_disks(6, 640 * MIB)
     load_module()
-    peers = [Copying("copying", folder, disks[0], disks[1]), Copying("zero copy", folder, disks[2], disks[3], "--zero-copy")]
+    copying = Copying("copying", folder, disks[0], disks[1])
+    lending = Copying("zero copy", folder, disks[2], disks[3], "--zero-copy")
+    peers = [Kernel("dm-thin", disks[4], disks[5]), copying, lending]
     figures = {}
     for _ in range(ROUNDS):
         for size in SIZES:
@@ -41,11 +43,11 @@ def story(folder, _):
                     options = [f"--filename={peer.device}", "--time_based", f"--runtime={SECONDS}", "--norandommap", f"--size={VOLUME_BYTES}"]
                     rate = fio(peer.device, size, *options, f"--rw={work}", "--iodepth=8", f"--bs={size}")
                     figures.setdefault((work, size), {}).setdefault(peer.name, []).append(rate)
-    lines = ["| requests a second, depth 8 | copying | zero copy | zero copy : copying |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| requests a second, depth 8 | dm-thin | copying | zero copy | zero copy : copying | zero copy : dm-thin |", "| --- |" + " ---: |" * 5]
     for (work, size), found in figures.items():
-        one, other = (statistics.median(found[peer.name]) for peer in peers)
-        lines.append(f"| {work}, {size} | {one:.0f} | {other:.0f} | {other / one:.2f} |")
-    say(json.dumps(peers[1].pool.exports()["v"]["zero_copy"]))
+        kernel, one, other = (statistics.median(found[peer.name]) for peer in peers)
+        lines.append(f"| {work}, {size} | {kernel:.0f} | {one:.0f} | {other:.0f} | {other / one:.2f} | {other / kernel:.2f} |")
+    say(json.dumps(lending.pool.exports()["v"]["zero_copy"]))
     for peer in peers:
         peer.close()
     no_devices("at the end")

@@ -4,7 +4,8 @@ by bench/vm/run.
 The machine's CPU is emulated in software: only figures of one run compare, and only as ratios. Cases are interleaved (each
 round takes every peer once), and medians of the rounds are told. 4 KiB requests; a first write to a shared block is one 4 KiB
 write into a 64 KiB block of a filled volume from which a snapshot was just taken, each block once, in random order; a first write to a fresh block
-likewise, in an empty volume, fresh blocks being zeroed; a synchronous one is followed by a flush.
+likewise, in an empty volume, fresh blocks being zeroed (but for dm-thin with `skip_block_zeroing`); a synchronous one is followed by a flush. In a storm
+a snapshot is made every fifth of a second, and deleted before the next.
 
 libublk's `null` answers at once and moves nothing, its `loop` hands each request on to a disk: the ublk driver and one ring, and nothing that
 is mapped. They have the queues, depth and buffers that uthin's devices have; no snapshots, so the rows of first writes are not theirs.
@@ -22,7 +23,9 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from devices import Device, ram_disks
@@ -32,8 +35,8 @@ from ublk import UblkPool, load_module, no_devices
 
 MIB = 1 << 20
 BLOCK = 64 << 10
-VOLUME_BYTES = 128 * MIB
-ROUNDS = 4
+VOLUME_BYTES = 256 * MIB
+ROUNDS = 3
 SECONDS = 3
 TRACE = Path("/sys/kernel/tracing")
 
@@ -50,6 +53,7 @@ FIRST = {
     "shared-1": ("first write to a shared block, depth 1", 1, 2),
     "fresh-16": ("first write to a fresh block, depth 16", 16, 1),
 }
+STORM = ("overwrite, depth 16, a snapshot every 0.2 s", 0.2)
 SYNC = ("first writes to shared blocks, each flushed, depth 1", 200)
 COPIED = "first write to a shared block: written to the data disk, bytes"
 
@@ -129,14 +133,14 @@ def copied(peer, folder):
 
 
 class Kernel:
-    name = "dm-thin"
     is_thin = True
 
-    def __init__(self, metadata, data):
+    def __init__(self, name, metadata, data, features=()):
+        self.name = name
         self.data = data
-        self.pool = KernelPool(metadata, data, BLOCK).__enter__()
+        self.pool = KernelPool(metadata, data, BLOCK, features, name.replace(" ", "-")).__enter__()
         self.pool.create_thin(0, VOLUME_BYTES)
-        self.device = Path("/dev/mapper/thin0")
+        self.device = self.pool.thins[0].path
         fill(self.device)
 
     def snapshot(self):
@@ -146,8 +150,7 @@ class Kernel:
         self.pool.message("delete 1")
 
     def fresh(self):
-        self.pool.create_thin(2, VOLUME_BYTES)
-        return Path("/dev/mapper/thin2")
+        return self.pool.create_thin(2, VOLUME_BYTES).path
 
     def drop_fresh(self):
         self.pool.delete(2)
@@ -253,6 +256,31 @@ def beside_a_snapshot(peer, work):
     fill(peer.device)  # what dm-thin still takes for shared is copied here, and not in the next round's overwrites
 
 
+@contextmanager
+def storm(peer):
+    over, failures = threading.Event(), []
+
+    def make_snapshots():
+        try:
+            while not over.is_set():
+                peer.snapshot()
+                over.wait(STORM[1])
+                peer.drop_snapshot()
+        except Exception as wrong:
+            failures.append(wrong)
+
+    maker = threading.Thread(target=make_snapshots)
+    maker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        maker.join()
+    if failures:
+        raise failures[0]
+    fill(peer.device)
+
+
 def measure(folder, peers):
     figures = {}
     thin = [peer for peer in peers if peer.is_thin]
@@ -271,6 +299,9 @@ def measure(folder, peers):
         for peer in thin:
             beside_a_snapshot(peer, lambda: note("sync", peer, touch_and_flush(peer.device)))
         for peer in thin:
+            with storm(peer):
+                note("storm", peer, steady(peer.device, "overwrite-16"))
+        for peer in thin:
             note("open", peer, peer.open_seconds() * 1000)
         say(f"round {number + 1} of {ROUNDS}")
     for peer in thin:
@@ -281,7 +312,7 @@ def measure(folder, peers):
 def table(figures, peers, heading):
     """Medians, and how we compare with the kernel: more is better, except for the time to open and what is copied."""
     titles = {case: entry[0] for case, entry in (STEADY | FIRST).items()}
-    titles |= {"sync": SYNC[0], "open": "open to first read, ms", "copied": COPIED}
+    titles |= {"sync": SYNC[0], "storm": STORM[0], "open": "open to first read, ms", "copied": COPIED}
     ours = [peer.name for peer in peers if peer.name.startswith("uthin")]
     columns = [peer.name for peer in peers] + [f"{name} : dm-thin" for name in ours]
     lines = [heading, "", "| 4 KiB, requests a second | " + " | ".join(columns) + " |"]
@@ -295,7 +326,7 @@ def table(figures, peers, heading):
 
 
 def story(folder, _):
-    disks = ram_disks(10, 640 * MIB)
+    disks = ram_disks(12, 4 * VOLUME_BYTES)
     load_module()
     random.seed(1)
     copying = Ours("uthin", folder, disks[2], disks[3])
@@ -303,13 +334,14 @@ def story(folder, _):
     journal = Ours("uthin journal", folder, disks[6], disks[7], "--small-writes", "partial", "--journal", "file")
     fill(disks[9])
     loop, null = Libublk("loop", 40, "-f", disks[9]), Libublk("null", 41)
-    peers = [Kernel(disks[0], disks[1]), copying, partial, journal, loop, null, Raw(disks[8])]
+    kernel, sloppy = Kernel("dm-thin", disks[0], disks[1]), Kernel("dm-thin unzeroed", disks[10], disks[11], ["skip_block_zeroing"])
+    peers = [kernel, sloppy, copying, partial, journal, loop, null, Raw(disks[8])]
     say("filled")
     figures = measure(folder, peers)
     for peer in peers:
         peer.close()
     no_devices("at the end")
-    for metadata in (disks[0], disks[2], disks[4], disks[6]):
+    for metadata in (disks[0], disks[2], disks[4], disks[6], disks[10]):
         check(metadata)
     release = os.uname().release
     heading = f"Linux {release}, {os.cpu_count()} emulated CPUs (QEMU without KVM), {ROUNDS} rounds of {SECONDS} s, medians"

@@ -52,15 +52,18 @@ def dump(metadata, *options):
 class KernelPool:
     """A thin-pool target and its thins, which are `Device`s."""
 
-    def __init__(self, metadata, data, block_bytes, features=()):
+    def __init__(self, metadata, data, block_bytes, features=(), name=None):
+        """The targets are `pool` and `thin0` ..., or `NAME-pool` and `NAME-thin0` ..."""
         run("modprobe", "dm-thin-pool")
+        self.prefix = f"{name}-" if name else ""
+        self.name = f"{self.prefix}pool"
         with Device(data) as device:
             self.sectors = device.size_bytes // block_bytes * block_bytes // SECTOR
         self.line = f"{metadata} {data} {block_bytes // SECTOR} 0 {len(features)} {' '.join(features)}".strip()
         self.thins = {}
 
     def __enter__(self):
-        self.dm("create", "pool", "--table", f"0 {self.sectors} thin-pool {self.line}")
+        self.dm("create", self.name, "--table", f"0 {self.sectors} thin-pool {self.line}")
         return self
 
     def __exit__(self, kind, *_):
@@ -74,12 +77,16 @@ class KernelPool:
             raise Failed(f"{wrong}\nthe kernel says:\n{kernel_log_tail()}") from None
 
     def message(self, words):
-        self.dm("message", "pool", "0", words)
+        self.dm("message", self.name, "0", words)
+
+    def thin_name(self, number):
+        return f"{self.prefix}thin{number}"
 
     def thin(self, number, size_bytes):
         """Activates a thin device and opens it."""
-        self.dm("create", f"thin{number}", "--table", f"0 {size_bytes // SECTOR} thin /dev/mapper/pool {number}")
-        self.thins[number] = Device(f"/dev/mapper/thin{number}")
+        name = self.thin_name(number)
+        self.dm("create", name, "--table", f"0 {size_bytes // SECTOR} thin /dev/mapper/{self.name} {number}")
+        self.thins[number] = Device(f"/dev/mapper/{name}")
         return self.thins[number]
 
     def create_thin(self, number, size_bytes):
@@ -89,10 +96,10 @@ class KernelPool:
     def snapshot(self, number, origin):
         """As the kernel wants it: the origin is suspended meanwhile."""
         if origin in self.thins:
-            self.dm("suspend", f"thin{origin}")
+            self.dm("suspend", self.thin_name(origin))
         self.message(f"create_snap {number} {origin}")
         if origin in self.thins:
-            self.dm("resume", f"thin{origin}")
+            self.dm("resume", self.thin_name(origin))
 
     def create_snap(self, number, origin, size_bytes):
         self.snapshot(number, origin)
@@ -100,7 +107,7 @@ class KernelPool:
 
     def deactivate(self, number):
         self.thins.pop(number).close()
-        self.dm("remove", "--retry", f"thin{number}")
+        self.dm("remove", "--retry", self.thin_name(number))
 
     def delete(self, number):
         if number in self.thins:
@@ -109,7 +116,7 @@ class KernelPool:
 
     def status(self):
         """The status line's words, by what they are."""
-        words = self.dm("status", "pool").split()[3:]
+        words = self.dm("status", self.name).split()[3:]
         if len(words) < 9:
             raise Failed(f"the kernel's pool is in no good state: {' '.join(words)}\n{kernel_log_tail()}")
         names = ("transaction", "metadata", "data", "held", "mode", "discard", "full", "needs_check", "mark")
@@ -126,7 +133,7 @@ class KernelPool:
         """Takes the targets away, whatever state the pool is in."""
         for number in list(self.thins):
             self.deactivate(number)
-        self.dm("remove", "--retry", "pool")
+        self.dm("remove", "--retry", self.name)
 
     def remove(self):
         state = self.status()
