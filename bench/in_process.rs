@@ -175,7 +175,7 @@ fn insertions(mappings: u64) -> Result<()> {
     while made < mappings {
         let count = BATCH.min(mappings - made);
         for _ in 0..count {
-            let block = metadata.reserve_block()?;
+            let block = metadata.reserve_block(None)?;
             metadata.map(volume, VirtualBlock(random.below(1 << 34)), block);
         }
         made += count;

@@ -40,7 +40,7 @@ fn prepared() -> Vec<u8> {
 
 fn map<D: uthin::disk::Disk>(metadata: &mut Metadata<D>, volume: u64, blocks: impl Iterator<Item = u64>) {
     for block in blocks {
-        let reserved = metadata.reserve_block().unwrap();
+        let reserved = metadata.reserve_block(None).unwrap();
         metadata.map(id(volume), VirtualBlock(block), reserved);
     }
 }
@@ -143,7 +143,7 @@ fn after_a_failed_write_abort_goes_back_and_work_goes_on() {
     // Fail stop: nothing works, not even reading.
     assert_eq!(metadata.details(id(1)).unwrap_err().kind(), ErrorKind::Failed);
     assert_eq!(metadata.create_volume(id(7)).unwrap_err().kind(), ErrorKind::Failed);
-    assert_eq!(metadata.reserve_block().unwrap_err().kind(), ErrorKind::Failed);
+    assert_eq!(metadata.reserve_block(None).unwrap_err().kind(), ErrorKind::Failed);
     let again = metadata.commit(flush_data(&MemoryDisk::zeroed(0)).unwrap()).unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Failed);
     disk.heal();
@@ -190,24 +190,24 @@ fn what_a_commit_freed_stays_withheld_until_it_is_made_reusable_even_over_an_abo
     let mut metadata = Metadata::format(disk.clone(), geometry).unwrap();
     metadata.create_volume(id(1)).unwrap();
     map(&mut metadata, 1, 0..1000);
-    assert_eq!(metadata.reserve_block().unwrap_err().kind(), ErrorKind::NoDataSpace);
+    assert_eq!(metadata.reserve_block(None).unwrap_err().kind(), ErrorKind::NoDataSpace);
     metadata.commit(flush_data(&disk).unwrap()).unwrap();
     metadata.unmap_range(id(1), 100..400, u64::MAX).unwrap();
     // Freed now is not free then: a crash would lead back to the state that uses it.
-    assert_eq!(metadata.reserve_block().unwrap_err().kind(), ErrorKind::NoDataSpace);
+    assert_eq!(metadata.reserve_block(None).unwrap_err().kind(), ErrorKind::NoDataSpace);
     let freed = metadata.commit(flush_data(&disk).unwrap()).unwrap();
     assert!(matches!(&freed[..], [range] if *range == (100..400)), "coalesced: {freed:?}");
     assert_eq!(metadata.usage().data_allocated, 700);
     for _ in 0..2 {
-        assert_eq!(metadata.reserve_block().unwrap_err().kind(), ErrorKind::NoDataSpace);
+        assert_eq!(metadata.reserve_block(None).unwrap_err().kind(), ErrorKind::NoDataSpace);
         metadata.create_volume(id(2)).unwrap();
         metadata.abort().unwrap();
     }
     metadata.make_reusable(200..202);
-    let mut again = [metadata.reserve_block().unwrap(), metadata.reserve_block().unwrap()];
+    let mut again = [metadata.reserve_block(None).unwrap(), metadata.reserve_block(None).unwrap()];
     again.sort();
     assert_eq!(again, [DataBlock(200), DataBlock(201)]);
-    assert_eq!(metadata.reserve_block().unwrap_err().kind(), ErrorKind::NoDataSpace);
+    assert_eq!(metadata.reserve_block(None).unwrap_err().kind(), ErrorKind::NoDataSpace);
     // A block that came and went within a transaction is freed by its commit like any other.
     metadata.map(id(1), VirtualBlock(100), again[0]);
     metadata.map(id(1), VirtualBlock(100), again[1]);
@@ -221,7 +221,7 @@ fn what_a_commit_freed_stays_withheld_until_it_is_made_reusable_even_over_an_abo
 /// The only block left once `freed` is made reusable.
 fn metadata_after<D: uthin::disk::Disk>(metadata: &mut Metadata<D>, freed: u64) -> DataBlock {
     metadata.make_reusable(freed..freed + 1);
-    let block = metadata.reserve_block().unwrap();
+    let block = metadata.reserve_block(None).unwrap();
     assert_eq!(block, DataBlock(freed));
     block
 }

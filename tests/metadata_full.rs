@@ -37,7 +37,7 @@ fn fill(
 ) -> Error {
     let (mut refusals, mut refused) = (0, false);
     for step in 1.. {
-        match metadata.reserve_block() {
+        match metadata.reserve_block(None) {
             Ok(block) => {
                 metadata.map(id(volume), VirtualBlock(keys()), block);
                 refused = false;
@@ -62,7 +62,7 @@ fn a_small_metadata_device_is_usable_to_near_its_reserve() {
         metadata.create_volume(id(0)).unwrap();
         let mut random = Random::new(5);
         for _ in 0..2000 {
-            let block = metadata.reserve_block().unwrap();
+            let block = metadata.reserve_block(None).unwrap();
             metadata.map(id(0), VirtualBlock(random.below(1 << 24)), block);
         }
         for snapshot in (1..4).filter(|_| sharing) {
@@ -89,7 +89,7 @@ fn a_full_pool_can_be_emptied() {
         while metadata.create_volume(id(volumes)).is_ok() && volumes < 6 {
             volumes += 1;
             for _ in 0..400 {
-                let Ok(block) = metadata.reserve_block() else { break };
+                let Ok(block) = metadata.reserve_block(None) else { break };
                 metadata.map(id(volumes - 1), VirtualBlock(random.below(100_000)), block);
             }
             commit(&mut metadata);
@@ -134,7 +134,7 @@ fn too_small_a_device_is_refused_with_the_size_that_it_takes() {
         assert!(format(needed / 4096 - 1, data_blocks).is_err());
         let mut metadata = format(needed / 4096, data_blocks).unwrap();
         metadata.create_volume(id(0)).unwrap();
-        let block = metadata.reserve_block().unwrap();
+        let block = metadata.reserve_block(None).unwrap();
         metadata.map(id(0), VirtualBlock(7), block);
         commit(&mut metadata);
         assert_eq!(metadata.delete_volume(id(0), 100).unwrap(), Progress::Done);
@@ -196,7 +196,7 @@ fn a_device_that_is_no_pool_is_refused_with_what_was_found() {
         let mut metadata = Metadata::open(MemoryDisk::from_bytes(bytes), Access::ReadOnly).unwrap();
         assert_eq!(metadata.volumes().unwrap().len(), 2);
         assert_eq!(metadata.create_volume(id(9)).unwrap_err().kind(), ErrorKind::WrongState);
-        assert_eq!(metadata.reserve_block().unwrap_err().kind(), ErrorKind::WrongState);
+        assert_eq!(metadata.reserve_block(None).unwrap_err().kind(), ErrorKind::WrongState);
     }
 }
 
@@ -326,7 +326,7 @@ fn work_on<D: Disk>(metadata: &mut Metadata<D>, random: &mut Random) -> bool {
             5 => failed(metadata.highest_mapped(volume).err()) | failed(metadata.details(volume).err()),
             _ => {
                 metadata.lookup(volume, VirtualBlock(begin)).is_ok() && {
-                    (0..50).any(|i| match metadata.reserve_block() {
+                    (0..50).any(|i| match metadata.reserve_block(None) {
                         Ok(block) => {
                             metadata.map(volume, VirtualBlock(begin + i * 3), block);
                             false

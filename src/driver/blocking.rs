@@ -7,7 +7,7 @@
 use crate::disk::Disk;
 use crate::engine::{
     Action, Answer, Ask, Asker, CHUNK_BYTES, Command, Extent, IoError, Keeper, Kind, Lane, LaneId, OpId,
-    Origin, Outbox, Place, Reply, Request, Settled, Tag, Volume,
+    Origin, Outbox, Pace, Place, Reply, Request, Settled, Tag, Volume,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::VolumeId;
@@ -245,10 +245,13 @@ impl<M: Disk, D: Disk> Blocking<M, D> {
         self.take_on(number, actions);
     }
 
-    /// What the driver does when the inbox is empty: `Keeper::settle`.
+    /// What the driver does when the inbox is empty: `Keeper::settle`, and all that was freed goes back.
     pub fn settle(&mut self) -> Settled {
         let mut out = Outbox::default();
         let settled = self.keeper.settle(&mut out);
+        while self.keeper.gives_back() {
+            self.keeper.give_back_step(Pace::Alone);
+        }
         self.deliver(out);
         settled
     }

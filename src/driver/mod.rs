@@ -7,6 +7,7 @@
 pub mod blocking;
 mod buffers;
 mod desk;
+mod give_back;
 mod hash;
 mod inbox;
 mod pool;

@@ -8,6 +8,7 @@
 
 use super::buffers::BufferBudget;
 use super::desk::{AskAtOnce, Desk};
+use super::give_back::GivingBack;
 use super::inbox::{Control, Ended, KeeperInbox, LaneInbox};
 use super::settler::Settler;
 use super::uring::UringLane;
@@ -307,6 +308,7 @@ impl<M: Disk> KeeperThread<M> {
         let mut patience = None;
         let mut lanes_wait = LANES_WAIT_LEAST;
         let mut batches = 0;
+        let mut giving_back = GivingBack::default();
         loop {
             let stop = self.shared.keeper.take(&mut self.asks, &mut self.controls, patience);
             let got_something = !(self.asks.is_empty() && self.controls.is_empty());
@@ -334,13 +336,15 @@ impl<M: Disk> KeeperThread<M> {
             batches = 0;
             let settled = self.desk.settle(work);
             work.deliver(&self.shared);
+            let until_more_is_given_back = giving_back.step(&mut work.keeper);
             let until_tick = next_tick.saturating_duration_since(Instant::now());
+            let rest = until_more_is_given_back.map_or(until_tick, |until| until.min(until_tick));
             patience = match settled {
-                Settled::Idle => Some(until_tick),
+                Settled::Idle => Some(rest),
                 Settled::WaitsForLanes => {
                     let wait = lanes_wait;
                     lanes_wait = (lanes_wait * 2).min(LANES_WAIT_MOST);
-                    Some(wait.min(until_tick))
+                    Some(wait.min(rest))
                 }
                 Settled::HasWork => None,
             };

@@ -42,6 +42,11 @@ impl Epochs {
         Epoch(self.now.fetch_add(1, SeqCst))
     }
 
+    /// Keeper: whether any lane has work under way.
+    pub fn is_anybody_there(&self) -> bool {
+        self.oldest.iter().any(|oldest| oldest.load(SeqCst) != IDLE)
+    }
+
     /// Keeper: whether all work that began in `epoch` or earlier has finished.
     pub fn all_past(&self, epoch: Epoch) -> bool {
         fence(SeqCst);
@@ -116,8 +121,9 @@ mod tests {
         assert!(!epochs.all_past(retired), "one of two is still running");
         lane.leave(second);
         assert!(epochs.all_past(retired), "only later work is left");
+        assert!(epochs.is_anybody_there());
         lane.leave(later);
-        assert!(epochs.all_past(epochs.retire()));
+        assert!(epochs.all_past(epochs.retire()) && !epochs.is_anybody_there());
     }
 
     #[test]

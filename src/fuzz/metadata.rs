@@ -75,7 +75,7 @@ fn pool() -> MemoryDisk {
     metadata.create_volume(number(7)).expect("it is new");
     let fill = |metadata: &mut Metadata<MemoryDisk>, volume, step: u64| {
         for block in 0..600 {
-            let reserved = metadata.reserve_block().expect("there is space");
+            let reserved = metadata.reserve_block(None).expect("there is space");
             metadata.map(number(volume), VirtualBlock(block * step), reserved);
         }
         metadata.commit(flush_data(&MemoryDisk::zeroed(0)).expect("memory")).expect("memory");
@@ -146,7 +146,7 @@ pub fn open_and_walk(input: &[u8]) {
             let _ = metadata.lookup(volume, VirtualBlock(block));
             let _ = metadata.is_exclusive(volume, VirtualBlock(block));
         }
-        if let Ok(reserved) = metadata.reserve_block() {
+        if let Ok(reserved) = metadata.reserve_block(None) {
             metadata.map(volume, VirtualBlock(5), reserved);
         }
         let _ = metadata.unmap_range(volume, 100..900, 1000);

@@ -124,7 +124,7 @@ fn another_file_is_refused_and_so_is_none() {
     let refusal = |disk: Option<&dyn Disk>| {
         let mut metadata = pool.open();
         let error = recover(&mut metadata, &pool.data, disk, BOOT).expect_err("refused");
-        assert_eq!(metadata.reserve_block().expect_err("not before").kind(), ErrorKind::WrongState);
+        assert_eq!(metadata.reserve_block(None).expect_err("not before").kind(), ErrorKind::WrongState);
         error.kind()
     };
     assert_eq!(refusal(None), ErrorKind::NotFound);
@@ -379,7 +379,7 @@ fn what_was_recorded_is_brought_in_where_nothing_new_would_be_taken() {
     let mut next = (0..).map(|index: u64| VirtualBlock(index * 40_503 % (1 << 16))); // far from each other
     let mut has_just_committed = false;
     loop {
-        match metadata.reserve_block() {
+        match metadata.reserve_block(None) {
             Ok(target) => {
                 metadata.map(volume(), next.next().expect("endless"), target);
                 has_just_committed = false;
@@ -401,5 +401,5 @@ fn what_was_recorded_is_brought_in_where_nothing_new_would_be_taken() {
     journal.append(JournalRecord::Map { volume: volume(), block, target, partial: None }).expect("memory");
     let (mut metadata, _) = pool.recover(BOOT).expect("brought in");
     assert_eq!(metadata.lookup(volume(), block).expect("sound").map(|mapping| mapping.block), Some(target));
-    assert!(metadata.reserve_block().is_err(), "nothing new, as before");
+    assert!(metadata.reserve_block(None).is_err(), "nothing new, as before");
 }

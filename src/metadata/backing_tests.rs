@@ -137,7 +137,7 @@ fn a_bare_disk_takes_deletions_only_until_it_has_space() {
     let refused = [
         metadata.create_volume(id(20)).unwrap_err(),
         metadata.snapshot(id(0), id(20)).map(|_| ()).unwrap_err(),
-        metadata.reserve_block().map(|_| ()).unwrap_err(),
+        metadata.reserve_block(None).map(|_| ()).unwrap_err(),
     ];
     assert!(refused.iter().all(|error| error.kind() == ErrorKind::NoMetadataSpace), "{refused:?}");
     assert_eq!(metadata.delete_volume(id(3), usize::MAX).unwrap(), Progress::Done);

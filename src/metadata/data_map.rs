@@ -184,8 +184,17 @@ impl DataMap {
         }
     }
 
-    /// Hands out a block; `None` if there is none.
-    pub fn reserve<D: Disk>(&mut self, space: &mut Space<D>) -> Result<Option<DataBlock>> {
+    /// Hands out a block, the one that is wanted if it may be; `None` if there is none.
+    pub fn reserve<D: Disk>(
+        &mut self,
+        space: &mut Space<D>,
+        wanted: Option<DataBlock>,
+    ) -> Result<Option<DataBlock>> {
+        if let Some(block) = wanted
+            && self.reserve_exactly(space, block)?
+        {
+            return Ok(wanted);
+        }
         let unavailable = self.reserved.len() + self.taken.len() + self.withheld.len();
         if self.committed_free <= unavailable {
             return Ok(None);
@@ -223,7 +232,10 @@ impl DataMap {
             return Ok(false);
         }
         self.reserved.insert(block.0);
-        self.window = None;
+        if let Some(window) = self.window.as_mut().filter(|_| self.cursor.0 == bitmap_of(block.0)) {
+            let entry = (block.0 % BITMAP_ENTRIES as u64) as usize;
+            window[entry / 64] &= !(1 << (entry % 64));
+        }
         Ok(true)
     }
 

@@ -382,16 +382,16 @@ impl<D: Disk> Metadata<D> {
         Ok(in_tree.max(self.pending.last(volume)).map(VirtualBlock))
     }
 
-    /// Takes a free data block, in memory only: a crash leaks nothing. Give it to [`Metadata::map`] or
+    /// Takes a free data block, the one that is wanted if it is free, in memory only: a crash leaks nothing. Give it to [`Metadata::map`] or
     /// [`Metadata::release_block`]. `NoDataSpace`, and `NoMetadataSpace` when mapping it could not be afforded
     /// without touching the reserve.
-    pub fn reserve_block(&mut self) -> Result<DataBlock> {
+    pub fn reserve_block(&mut self, wanted: Option<DataBlock>) -> Result<DataBlock> {
         self.require_changeable()?;
         if self.checked_reservations == 0 {
             self.check_reservations()?;
         }
         let is_refused = self.space.scarcity.refuses(Scarce::DataBlock);
-        match if is_refused { None } else { self.data.reserve(&mut self.space)? } {
+        match if is_refused { None } else { self.data.reserve(&mut self.space, wanted)? } {
             Some(block) => {
                 self.checked_reservations -= 1;
                 Ok(block)

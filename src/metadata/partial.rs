@@ -344,7 +344,7 @@ impl<D: Disk> Metadata<D> {
 
     /// As [`Metadata::reserve_block`]; whether the block may be mapped with [`Metadata::map_partial`], too. That costs more
     /// metadata; where there is not enough for it, there may be for a whole one.
-    pub fn reserve_partial_block(&mut self) -> Result<(DataBlock, bool)> {
+    pub fn reserve_partial_block(&mut self, wanted: Option<DataBlock>) -> Result<(DataBlock, bool)> {
         self.require_changeable()?;
         if self.checked_reservations == 0 || self.checked_partials == 0 {
             const BATCH: u64 = 64;
@@ -352,11 +352,11 @@ impl<D: Disk> Metadata<D> {
             let checked = checked.or_else(|| self.afford(&Ask::partials(1)).is_ok().then_some(1));
             let Some(checked) = checked else {
                 self.checked_reservations = 0;
-                return Ok((self.reserve_block()?, false));
+                return Ok((self.reserve_block(wanted)?, false));
             };
             (self.checked_reservations, self.checked_partials) = (checked, checked);
         }
-        let block = self.reserve_block()?;
+        let block = self.reserve_block(wanted)?;
         self.checked_partials -= 1;
         self.partials.allow(block);
         Ok((block, true))

@@ -41,7 +41,7 @@ fn checked(disk: &MemoryDisk) -> (u64, [u8; 12]) {
 
 /// A partial block on `base`.
 fn fill(metadata: &mut Metadata<MemoryDisk>, volume: u64, block: u64, base: Base, units: u64) -> DataBlock {
-    let (reserved, may_be_partial) = metadata.reserve_partial_block().unwrap();
+    let (reserved, may_be_partial) = metadata.reserve_partial_block(None).unwrap();
     assert!(may_be_partial);
     metadata.map_partial(id(volume), VirtualBlock(block), reserved, Partial { base, units });
     reserved
@@ -56,7 +56,7 @@ fn replace_first(metadata: &mut Metadata<MemoryDisk>, block: DataBlock, old: Par
 }
 
 fn whole(metadata: &mut Metadata<MemoryDisk>, volume: u64, block: u64) -> DataBlock {
-    let reserved = metadata.reserve_block().unwrap();
+    let reserved = metadata.reserve_block(None).unwrap();
     metadata.map(id(volume), VirtualBlock(block), reserved);
     reserved
 }
@@ -154,7 +154,7 @@ fn what_is_thrown_away_leaves_no_trace() {
     metadata.put_units(&[(first, ALL)]).unwrap();
     metadata.abort().unwrap();
     assert_eq!(metadata.partials().unwrap(), [(first, Partial { base: Base::Block(old), units: 0b100 })]);
-    let (reserved, _) = metadata.reserve_partial_block().unwrap();
+    let (reserved, _) = metadata.reserve_partial_block(None).unwrap();
     metadata.release_block(reserved);
     metadata.put_units(&[(first, 0b101)]).unwrap();
     commit(&mut metadata);
@@ -360,14 +360,14 @@ fn random_fill(
         None => Some(Base::Zeros),
     };
     match (base.filter(|_| random.below(5) > 0), metadata) {
-        (None, metadata) => match metadata.reserve_block() {
+        (None, metadata) => match metadata.reserve_block(None) {
             Ok(reserved) => {
                 metadata.map(volume, VirtualBlock(block), reserved);
                 true
             }
             Err(_) => false,
         },
-        (Some(base), metadata) => match metadata.reserve_partial_block() {
+        (Some(base), metadata) => match metadata.reserve_partial_block(None) {
             Ok((reserved, true)) => {
                 let units = 1 + random.below(ALL - 1);
                 metadata.map_partial(volume, VirtualBlock(block), reserved, Partial { base, units });

@@ -21,7 +21,7 @@ pub(super) fn add_large_volume(
     metadata.create_volume(id)?;
     let block_bytes = BLOCK_SECTORS * SECTOR;
     for (block, stamp) in stamps.clone().enumerate() {
-        let target = metadata.reserve_block()?;
+        let target = metadata.reserve_block(None)?;
         let bytes = stamp.to_le_bytes().repeat(block_bytes as usize / 8);
         data.write_at(target.0 * block_bytes, &bytes).map_err(io)?;
         metadata.map(id, VirtualBlock(block as u64), target);

@@ -14,7 +14,7 @@ use super::story::{Story, Whose};
 use crate::disk::Disk;
 use crate::engine::{
     Action, Answer, Ask, Asker, Behind, Command, IoError, Keeper, KeeperOptions, Kind, Lane, LaneId, Mode,
-    OpId, Origin, Outbox, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
+    OpId, Origin, Outbox, Pace, Place, PoolStatus, Reply, Request, Settled, SmallWrites, Tag,
 };
 use crate::error::Result;
 use crate::format::JOURNAL_PAGE_BYTES;
@@ -688,6 +688,12 @@ impl World {
     pub(super) fn settle(&mut self) -> Result<Settled, String> {
         let mut out = Outbox::default();
         let settled = self.keeper.settle(&mut out);
+        // Seldom: much of what was freed is handed out again before its space goes back.
+        match self.chance.below(8) {
+            0 => self.keeper.give_back_step(Pace::Beside),
+            1 => self.keeper.give_back_step(Pace::Alone),
+            _ => {}
+        }
         self.deliver(out)?;
         Ok(settled)
     }

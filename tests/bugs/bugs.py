@@ -24,6 +24,7 @@ PARTIAL_METADATA = "metadata/partial.rs"
 JOURNAL = "journal/mod.rs"
 REPLAY = "journal/replay.rs"
 AHEAD = "engine/keeper/ahead.rs"
+FREED = "engine/keeper/freed.rs"
 BUDGET = "metadata/budget.rs"
 JOURNAL_KEEPER = "engine/keeper/journal.rs"
 
@@ -154,7 +155,11 @@ BUGS = {
     ),
     "space-never-comes-back": (
         "freed blocks do not get back to the allocator",
-        [(SETTLE, "            self.metadata.make_reusable(range);", "            if !BUG { self.metadata.make_reusable(range); }")],
+        [(FREED, "        self.metadata.make_reusable(blocks.clone());", "        if !BUG { self.metadata.make_reusable(blocks.clone()); }")],
+    ),
+    "handed-out-and-given-back": (
+        "a freed block that has been handed out again still gives its space back",
+        [(KEEPER, "self.freed.remove(target.0);", "!BUG && self.freed.remove(target.0);")],
     ),
     "abandoned-block-lost": (
         "the block of a failed fill is not given back",

@@ -391,7 +391,7 @@ impl Play {
         let stride = if self.random.one_in(3) { 1 + self.random.below(400) } else { 1 };
         let down = self.random.one_in(4);
         for i in 0..length {
-            let reserved = self.metadata.reserve_block()?;
+            let reserved = self.metadata.reserve_block(None)?;
             // What is mapped now was mapped at the commit, or has been taken since.
             let in_use = [&self.committed_blocks, &self.taken, &self.withheld, &self.leaked];
             let held = self.committed_held.iter();

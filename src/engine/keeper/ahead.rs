@@ -54,11 +54,11 @@ impl Ahead {
         self.total_blocks = total_blocks;
     }
 
-    /// A block was handed out: its stretch and the next are to have their space.
-    pub fn handed_out(&mut self, block: DataBlock) {
+    /// A block was handed out: unless it has its space, its stretch and the next are to have theirs.
+    pub fn handed_out(&mut self, block: DataBlock, has_space: bool) {
         self.idle_ticks = 0;
         let stretch = block.0 / self.stretch_blocks;
-        if self.current == Some(stretch) || self.is_pointless {
+        if has_space || self.current == Some(stretch) || self.is_pointless {
             return;
         }
         (self.current, self.edge) = (Some(stretch), Some(stretch));
@@ -159,7 +159,7 @@ mod tests {
         let mut ahead = ahead();
         let mut had = Vec::new();
         for block in 0..200 {
-            ahead.handed_out(DataBlock(block));
+            ahead.handed_out(DataBlock(block), false);
             had.push(have_all(&mut ahead));
         }
         assert_eq!((&had[0], &had[64], &had[128], &had[192]), (&vec![0, 1], &vec![2], &vec![3], &vec![4]));
@@ -169,31 +169,33 @@ mod tests {
     #[test]
     fn what_was_given_back_is_had_again_when_its_turn_comes() {
         let mut ahead = ahead();
-        ahead.handed_out(DataBlock(0));
+        ahead.handed_out(DataBlock(0), false);
         have_all(&mut ahead);
         ahead.gave_back(&(60..65));
         assert_eq!(have_all(&mut ahead), [0; 0], "not before");
-        ahead.handed_out(DataBlock(2));
+        ahead.handed_out(DataBlock(2), false);
         assert_eq!(have_all(&mut ahead), [0, 1]);
         ahead.gave_back(&(1000..2000));
-        ahead.handed_out(DataBlock(3));
+        ahead.handed_out(DataBlock(3), false);
         assert_eq!(have_all(&mut ahead), [0; 0], "that was elsewhere");
+        ahead.handed_out(DataBlock(1000), true);
+        assert_eq!(have_all(&mut ahead), [0; 0], "it has its space");
     }
 
     #[test]
     fn nothing_is_had_behind_the_end_until_the_pool_has_grown() {
         let mut ahead = ahead();
-        ahead.handed_out(DataBlock(BLOCKS - 1));
+        ahead.handed_out(DataBlock(BLOCKS - 1), false);
         assert_eq!(have_all(&mut ahead), [255]);
         ahead.grow(2 * BLOCKS);
-        ahead.handed_out(DataBlock(BLOCKS));
+        ahead.handed_out(DataBlock(BLOCKS), false);
         assert_eq!(have_all(&mut ahead), [256, 257]);
     }
 
     #[test]
     fn a_disk_of_its_own_is_left_alone() {
         let mut ahead = Ahead::new(&MemoryDisk::zeroed(4096), BLOCKS, BlockSize::MIN);
-        ahead.handed_out(DataBlock(0));
+        ahead.handed_out(DataBlock(0), false);
         assert!(!ahead.has_work());
     }
 }

@@ -478,10 +478,10 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.end_journal();
         self.commit(out)?;
         // Nobody reads any more. What the data disk is not told now, it is told never: holes of a sparse file.
-        let freed = self.limbo.drain(..).flat_map(|(_, freed)| freed);
-        freed.for_each(|range| self.discards.add(range));
-        while !self.discards.is_empty() {
-            self.discard_step();
+        let freed: Vec<_> = self.limbo.drain(..).flat_map(|(_, freed)| freed).collect();
+        freed.into_iter().for_each(|range| self.reusable(range));
+        while !self.freed.is_empty() {
+            self.give_back(Pace::Alone);
         }
         self.give_back_ahead();
         self.end();

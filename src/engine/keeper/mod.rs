@@ -43,6 +43,7 @@ use crate::metadata::{Base, Metadata, Partial, Progress};
 use crate::units::{BlockSize, DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
 use ahead::Ahead;
 use freed::FreedRanges;
+pub use freed::Pace;
 use journal::JournalWork;
 use map_memory::MapMemory;
 use partial::PartialWork;
@@ -52,10 +53,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use stop::{Failure, Stop, Uncommitted};
 
-/// Ranges that one step may give back to the data disk.
-const DISCARD_STEP_RANGES: usize = 32;
-/// Bytes that one of these may cover: a disk takes its time with them.
-const DISCARD_STEP_BYTES: u64 = 1 << 30;
 /// Mappings that wait in memory before they are brought into the trees without a commit.
 const PENDING_MAPPINGS_LIMIT: usize = 64 * 1024;
 
@@ -245,8 +242,8 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// The last commit by which blocks lost holders: until all lanes have passed this epoch, one may still be reading a
     /// block for a volume that has it no more.
     holders_lost: Option<Epoch>,
-    /// Out of everybody's reach; the data disk has not been told yet.
-    discards: FreedRanges,
+    /// Free to be handed out; the data disk has not been told.
+    freed: FreedRanges,
     ahead: Ahead,
 
     /// Commits so far that changed something.
@@ -332,7 +329,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             times_full: TimesFull::default(),
             limbo: VecDeque::new(),
             holders_lost: None,
-            discards: FreedRanges::default(),
+            freed: FreedRanges::default(),
             commits: 0,
             sharing: sharing::Sharing::default(),
             unreadable: 0,
@@ -481,9 +478,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             None => FillSource::Nothing,
         };
         let base = self.partial.base_for(source, block);
+        // What has been freed has its space, and need not give it back.
+        let wanted = self.freed.first().map(DataBlock);
         let reserved = match base {
-            Some(_) => self.metadata.reserve_partial_block(),
-            None => self.metadata.reserve_block().map(|target| (target, false)),
+            Some(_) => self.metadata.reserve_partial_block(wanted),
+            None => self.metadata.reserve_block(wanted).map(|target| (target, false)),
         };
         let (target, base) = match reserved {
             Ok((target, may_be_partial)) => (target, base.filter(|_| may_be_partial)),
@@ -502,7 +501,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             self.stop(Failure::Metadata, Error::new(ErrorKind::Corrupt, what), out);
             return out.reply(from, Reply::Failed(IoError::Io));
         }
-        self.ahead.handed_out(target);
+        let has_space = self.freed.remove(target.0);
+        self.ahead.handed_out(target, has_space);
         self.out_of_data_space = false;
         self.lacking_metadata = None;
         self.space_waiters.begin_anew();

@@ -47,10 +47,6 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.deletion_step(out);
         self.pass_limbo();
         self.keep_to_map_budget();
-        // What a deletion frees is scattered until it is through. Who waits for space gets what there is.
-        if !self.gets_on_deleting() || !self.space_waiters.is_empty() {
-            self.discard_step();
-        }
         self.settle_space(out);
         self.sharing_step(out);
         self.what_is_left()
@@ -79,12 +75,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let deletes = self.gets_on_deleting();
         if self.is_stopped() {
             Settled::Idle
-        } else if commits
-            || deletes
-            || self.ahead.has_work()
-            || self.counts()
-            || !(self.unmaps.is_empty() && self.discards.is_empty())
-        {
+        } else if commits || deletes || self.ahead.has_work() || self.counts() || !self.unmaps.is_empty() {
             Settled::HasWork
         } else if !self.freezes.is_empty()
             || !self.limbo.is_empty()
@@ -215,43 +206,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         while self.limbo.front().is_some_and(|(epoch, _)| self.epochs.all_past(*epoch)) {
             let (_, freed) = self.limbo.pop_front().expect("there is a front");
             for range in freed {
-                self.partial.table.remove_range(range.clone());
-                self.discards.add(range);
+                self.reusable(range);
             }
-        }
-    }
-
-    /// Gives some free ranges back to the data disk, and then to the allocator.
-    pub(super) fn discard_step(&mut self) {
-        let block_bytes = self.block_size().bytes();
-        let step_blocks = (DISCARD_STEP_BYTES / block_bytes).max(1);
-        for _ in 0..DISCARD_STEP_RANGES {
-            let Some(range) = self.discards.take(step_blocks) else { return };
-            if self.passes_down() {
-                self.pass_down(&range);
-            }
-            self.metadata.make_reusable(range);
-            self.starved = None;
-            self.out_of_data_space = false;
-        }
-    }
-
-    pub(super) fn passes_down(&self) -> bool {
-        self.discard.passes_down() && !self.cannot_discard
-    }
-
-    /// Tells the data disk of blocks that hold nothing.
-    pub(super) fn pass_down(&mut self, blocks: &Range<u64>) {
-        let block_bytes = self.block_size().bytes();
-        let length_bytes = (blocks.end - blocks.start) * block_bytes;
-        match self.data.discard(blocks.start * block_bytes, length_bytes) {
-            Ok(()) => self.ahead.gave_back(blocks),
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-                tracing::warn!("{}: cannot discard; freed blocks keep their space", self.data.name());
-                self.cannot_discard = true;
-            }
-            // Only space is at stake, not data.
-            Err(error) => tracing::warn!("{}: discard failed: {error}", self.data.name()),
         }
     }
 }

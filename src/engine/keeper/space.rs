@@ -86,7 +86,6 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
         let on_its_way = self.is_dirty()
             || !self.limbo.is_empty()
-            || !self.discards.is_empty()
             || !self.unmaps.is_empty()
             || self.gets_on_deleting()
             || !self.filling.is_empty();

@@ -83,6 +83,30 @@ fn an_abandoned_block_goes_to_who_waits_for_space() {
 }
 
 #[test]
+fn a_freed_block_is_handed_out_before_others_and_what_nobody_wants_gives_its_space_back() {
+    let mut keeper = pool(16);
+    let holds = |keeper: &Tested, block: DataBlock| {
+        let mut bytes = [0];
+        keeper.data.read_at(block.0 * BlockSize::MIN.bytes(), &mut bytes).unwrap();
+        bytes[0]
+    };
+    for block in 0..4 {
+        let target = fill(&mut keeper, block, block);
+        keeper.data.write_at(target.0 * BlockSize::MIN.bytes(), &[7]).unwrap();
+        ask(&mut keeper, block, Ask::Publish(id(0), VirtualBlock(block), target));
+    }
+    ask(&mut keeper, 9, Ask::Unmap(id(0), 1..4, u64::MAX));
+    run(&mut keeper, Command::Commit).unwrap();
+    settle(&mut keeper);
+    let again = fill(&mut keeper, 10, 8);
+    assert_eq!((again, holds(&keeper, again)), (DataBlock(1), 7), "it keeps its space");
+    assert!(keeper.gives_back());
+    keeper.give_back_step(Pace::Beside);
+    assert!(!keeper.gives_back(), "what is left is one range");
+    assert_eq!([0, 1, 2, 3].map(|block| holds(&keeper, DataBlock(block))), [7, 7, 0, 0]);
+}
+
+#[test]
 fn a_discard_does_what_it_can_before_it_waits_for_a_fill() {
     let mut keeper = pool(16);
     for block in [0, 2] {
@@ -129,7 +153,7 @@ fn pool_with_damaged_map() -> Tested {
     let geometry = Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
     let mut metadata = Metadata::format(disk.clone(), geometry).unwrap();
     metadata.create_volume(id(0)).unwrap();
-    let target = metadata.reserve_block().unwrap();
+    let target = metadata.reserve_block(None).unwrap();
     metadata.map(id(0), VirtualBlock(3), target);
     metadata.commit(flush_data(&MemoryDisk::default()).unwrap()).unwrap();
     let damaged = (1..64_u64).find_map(|block| {
@@ -222,7 +246,7 @@ fn a_failed_pool_says_by_which_command_to_look_at_it() {
 fn a_volume_of_unknown_size_may_have_any_block_mapped() {
     let mut metadata = formatted(4);
     metadata.create_volume(id(0)).unwrap();
-    let target = metadata.reserve_block().unwrap();
+    let target = metadata.reserve_block(None).unwrap();
     metadata.map(id(0), VirtualBlock(u64::MAX - 1), target);
     let keeper = keeper(4, metadata);
     assert_eq!(keeper.volume(id(0)).unwrap().size_bytes(), SHOWN_BYTES_LIMIT);
@@ -529,7 +553,7 @@ fn a_block_is_not_overwritten_under_who_began_to_read_it_for_another_volume() {
 fn a_volume_with_the_last_block_of_all_mapped_is_not_made_smaller() {
     let mut metadata = formatted(4);
     metadata.create_volume(id(0)).unwrap();
-    let target = metadata.reserve_block().unwrap();
+    let target = metadata.reserve_block(None).unwrap();
     metadata.map(id(0), VirtualBlock(u64::MAX), target);
     let mut keeper = keeper(4, metadata);
     let refused = run(&mut keeper, Command::Resize { volume: id(0), size_bytes: 1 << 20 });
@@ -543,7 +567,7 @@ fn a_snapshot_that_cannot_be_read_is_not_rolled_back_to_and_harms_nobody() {
     let mut metadata = Metadata::format(disk.clone(), geometry).unwrap();
     for volume in [0, 1] {
         metadata.create_volume(id(volume)).unwrap();
-        let target = metadata.reserve_block().unwrap();
+        let target = metadata.reserve_block(None).unwrap();
         metadata.map(id(volume), VirtualBlock(3), target);
     }
     metadata.commit(flush_data(&MemoryDisk::default()).unwrap()).unwrap();
@@ -573,7 +597,7 @@ fn pool_with_many_volumes() -> Tested {
     let mut metadata = formatted(300);
     for volume in 0..200 {
         metadata.create_volume(id(volume)).unwrap();
-        let target = metadata.reserve_block().unwrap();
+        let target = metadata.reserve_block(None).unwrap();
         metadata.map(id(volume), VirtualBlock(3), target);
     }
     metadata.commit(flush_data(&MemoryDisk::default()).unwrap()).unwrap();
@@ -701,10 +725,10 @@ fn who_waits_for_all_to_be_settled_waits_for_deletions() {
     let mut metadata = formatted(2000);
     metadata.create_volume(id(0)).unwrap();
     for block in 0..1500 {
-        let reserved = metadata.reserve_block().unwrap();
+        let reserved = metadata.reserve_block(None).unwrap();
         metadata.map(id(0), VirtualBlock(block), reserved);
     }
-    let (reserved, may_be_partial) = metadata.reserve_partial_block().unwrap();
+    let (reserved, may_be_partial) = metadata.reserve_partial_block(None).unwrap();
     assert!(may_be_partial);
     let block = VirtualBlock(1600);
     metadata.map_partial(id(0), block, reserved, Partial { base: Base::Origin(block), units: 1 });
@@ -736,7 +760,7 @@ fn who_waits_for_all_to_be_settled_waits_for_deletions() {
 fn an_origin_is_put_behind_a_volume_without_one_only_where_it_shows_already() {
     let mut metadata = formatted(8);
     (0..2).for_each(|volume| metadata.create_volume(id(volume)).unwrap());
-    let (reserved, _) = metadata.reserve_partial_block().unwrap();
+    let (reserved, _) = metadata.reserve_partial_block(None).unwrap();
     let block = VirtualBlock(3);
     metadata.map_partial(id(0), block, reserved, Partial { base: Base::Origin(block), units: 1 });
     let mut keeper = keeper(8, metadata);
