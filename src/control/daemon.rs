@@ -6,13 +6,13 @@
 //! the pool's lock, so nobody listens there.
 
 use super::api::{Discard, ExportKind, ExportVolume, PoolApi, ServedBy};
+use super::block_devices::{BlockDevices, End};
 use super::catalog_file::LoggedCatalog;
 use super::client::Client;
-use super::devices::Devices;
-use super::exports::{End, Exports as BlockDevices};
 use super::hook;
 use super::http::{self, CloseRequest};
 use super::journal;
+use super::lasting_devices::LastingDevices;
 use super::listen;
 use super::name::{PoolRef, VolumeName};
 use super::open::{OpenPool, open_to_serve};
@@ -103,16 +103,17 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         let limits = limits.clone();
         blocking("taking the pool over", move || take_over(&dir, &options, &limits)).await?;
     }
-    let Started { service, driver, block_size, devices, journal } = start_pool(&dir, options)?;
+    let Started { service, driver, block_size, lasting_devices, journal } = start_pool(&dir, options)?;
     let (close, mut close_requests) = mpsc::channel(1);
     let control = match bind_control(&dir) {
         Ok(control) => control,
         Err(error) => return give_up(&service, error),
     };
-    service.remember_devices(devices.clone());
+    service.remember_devices(lasting_devices.clone());
     let exports = Arc::new(PoolExports { service: service.clone(), pool: driver.clone(), block_size });
     let folder = dir.absolute().unwrap_or_else(|_| dir.path().to_owned()).join("dev");
-    let block_devices = BlockDevices::new(driver.clone(), block_size, folder, devices.clone(), journal);
+    let block_devices =
+        BlockDevices::new(driver.clone(), block_size, folder, lasting_devices.clone(), journal);
     service.export_with(Arc::new(block_devices));
     service.take_devices_up();
     let started = export_first(&service, &options.block_devices)
@@ -123,7 +124,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
             remove_socket(&dir.control_socket());
             let has_let_go = service.end_devices(End::AsFound);
             let closed = service.close();
-            note_devices(&devices, journal.filter(|_| has_let_go && closed.is_ok()));
+            note_devices(&lasting_devices, journal.filter(|_| has_let_go && closed.is_ok()));
             log_second(closed);
             return Err(error);
         }
@@ -158,7 +159,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
             let _ = closing.let_nobody_wait();
             server.stop();
             let closed = closing.close();
-            note_devices(&devices, journal.filter(|_| has_let_go && closed.is_ok()));
+            note_devices(&lasting_devices, journal.filter(|_| has_let_go && closed.is_ok()));
             return closed;
         }
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
@@ -228,9 +229,9 @@ fn take_over(dir: &PoolDir, options: &ServeOptions, limits: &Limits) -> Result<(
 }
 
 /// The devices that we leave behind can go on if all has come to its end, their journal too. If that cannot be written, they are taken away.
-fn note_devices(devices: &Devices, closed_journal: Option<u64>) {
+fn note_devices(lasting_devices: &LastingDevices, closed_journal: Option<u64>) {
     if let Some(journal) = closed_journal
-        && let Err(error) = devices.journal_is_closed(journal)
+        && let Err(error) = lasting_devices.journal_is_closed(journal)
     {
         tracing::error!("{error}; the block devices will be taken away");
     }
@@ -260,7 +261,7 @@ struct Started {
     driver: Pool,
     block_size: BlockSize,
     /// Block devices that an earlier daemon left.
-    devices: Arc<Devices>,
+    lasting_devices: Arc<LastingDevices>,
     /// The number of its journal, if it has one.
     journal: Option<u64>,
 }
@@ -293,7 +294,7 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<Started> {
         (JournalMode::File, Access::ReadOnly) | (JournalMode::None, _) => None,
     };
     let (journal, journal_id) = journal.unzip();
-    let OpenPool { path, metadata, data, catalog, notes, devices } = opened;
+    let OpenPool { path, metadata, data, catalog, notes, lasting_devices } = opened;
     let block_size = metadata.geometry().block_size;
     let data = Arc::new(data);
     let mut keeper = Keeper::new(metadata, data.clone(), keeper_options)?;
@@ -306,8 +307,8 @@ fn start_pool(dir: &PoolDir, options: &ServeOptions) -> Result<Started> {
     let store = Box::new(LoggedCatalog::new(dir.catalog()));
     let service = Service::new(Parts { path, executor, store, catalog, notes });
     service.resume_deletions()?;
-    let (service, devices) = (Arc::new(service), Arc::new(devices));
-    Ok(Started { service, driver, block_size, devices, journal: journal_id })
+    let (service, lasting_devices) = (Arc::new(service), Arc::new(lasting_devices));
+    Ok(Started { service, driver, block_size, lasting_devices, journal: journal_id })
 }
 
 fn limits(options: &ServeOptions) -> Result<Limits> {

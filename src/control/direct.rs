@@ -20,11 +20,11 @@ use std::sync::{Arc, Mutex};
 /// Opens the pool to look at it. Nothing is written, and changes are refused.
 pub fn open_to_look(pool: &PoolRef) -> Result<Service> {
     let dir = PoolDir::of(pool);
-    let OpenPool { path, metadata, data: _, catalog, notes, devices } = open(&dir, Access::ReadOnly)?;
+    let OpenPool { path, metadata, data: _, catalog, notes, lasting_devices } = open(&dir, Access::ReadOnly)?;
     let (deleting, options) = (catalog.deleting.clone(), catalog.options);
     let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting, options });
     let service = Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes });
-    service.remember_devices(Arc::new(devices));
+    service.remember_devices(Arc::new(lasting_devices));
     Ok(service)
 }
 
@@ -41,12 +41,12 @@ pub fn open_to_change(pool: &PoolRef) -> Result<Service> {
         behind: opened.behind_unopened(),
         ..KeeperOptions::default()
     };
-    let OpenPool { path, metadata, data, catalog, notes, devices } = opened;
+    let OpenPool { path, metadata, data, catalog, notes, lasting_devices } = opened;
     let data = Arc::new(data);
     let keeper = Keeper::new(metadata, data.clone(), options)?;
     let executor = Box::new(InlineKeeper(Mutex::new(Blocking::new(keeper, data))));
     let service = Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes });
-    service.remember_devices(Arc::new(devices));
+    service.remember_devices(Arc::new(lasting_devices));
     service.resume_deletions()?;
     Ok(service)
 }

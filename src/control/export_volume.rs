@@ -1,9 +1,9 @@
 //! Volumes as block devices, for users: by name, in step with what else becomes of the volume.
 
 use super::api::{ExportInfo, ExportList, ExportVolume, SCHEMA, UnexportVolume, Unexported};
+use super::block_devices::{BlockDevices, End};
 use super::catalog::{Catalog, VolumeEntry};
-use super::devices::{self, Devices, Kept, Record};
-use super::exports::{End, Exports};
+use super::lasting_devices::{self, Kept, LastingDevices, Record};
 use super::name::VolumeName;
 use super::service::{NO_PANIC, Service};
 use crate::engine::{JournalStatus, Mode};
@@ -14,28 +14,31 @@ use std::sync::Arc;
 
 impl Service {
     /// Says who makes block devices of volumes; once.
-    pub fn export_with(&self, exports: Arc<Exports>) {
+    pub fn export_with(&self, exports: Arc<BlockDevices>) {
         let set = self.block_devices.set(exports);
         assert!(set.is_ok(), "a daemon begins to serve once");
     }
 
     /// Says which block devices outlive their daemon; once.
-    pub(super) fn remember_devices(&self, devices: Arc<Devices>) {
-        let set = self.devices.set(devices);
+    pub(super) fn remember_devices(&self, lasting_devices: Arc<LastingDevices>) {
+        let set = self.lasting_devices.set(lasting_devices);
         assert!(set.is_ok(), "a pool is opened once");
     }
 
     /// What there is to say about block devices that wait for a daemon.
     pub(super) fn device_notes(&self, catalog: &Catalog) -> Vec<String> {
-        let notes = self.devices.get().map(|devices| devices::notes(devices, catalog, self.is_served()));
+        let notes = self
+            .lasting_devices
+            .get()
+            .map(|lasting| lasting_devices::notes(lasting, catalog, self.is_served()));
         notes.into_iter().flatten().map(|note| note.text).collect()
     }
 
     /// The block device, if the volume is one that waits for a daemon.
-    fn waiting_device(&self, id: VolumeId) -> Option<(&Devices, Record)> {
-        let devices = self.devices.get()?;
+    fn waiting_device(&self, id: VolumeId) -> Option<(&LastingDevices, Record)> {
+        let lasting = self.lasting_devices.get()?;
         let is_it = |record: &Record| record.volume == id.get() && record.kept == Kept::Metadata;
-        Some((devices, devices.all().into_iter().find(is_it)?))
+        Some((lasting, lasting.all().into_iter().find(is_it)?))
     }
 
     /// `Busy` when the volume is a block device that waits for a daemon: whoever uses it goes on with what was there.
@@ -117,12 +120,12 @@ impl Service {
     pub(super) fn unexport_volume(&self, name: &VolumeName, request: &UnexportVolume) -> Result<Unexported> {
         let entry = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
         let id = entry.id;
-        if let (Some((devices, record)), true) = (self.waiting_device(id), self.is_served()) {
+        if let (Some((lasting, record)), true) = (self.waiting_device(id), self.is_served()) {
             if !request.force {
                 self.require_no_device_waits(&entry)?;
             }
             ublk::remove(record.number, record.mark)?;
-            devices.forget(record.number, record.mark);
+            lasting.forget(record.number, record.mark);
             let device = record.path().to_string_lossy().into_owned();
             return Ok(Unexported { schema: SCHEMA.to_owned(), volume: name.clone(), device });
         }

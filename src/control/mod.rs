@@ -6,6 +6,7 @@
 
 pub mod adopt;
 pub mod api;
+pub mod block_devices;
 pub mod catalog;
 pub mod catalog_file;
 pub mod catalog_log;
@@ -13,16 +14,15 @@ pub mod change;
 pub mod client;
 pub mod create;
 pub mod daemon;
-pub mod devices;
 pub mod direct;
 pub mod doctor;
 pub mod events;
 mod export_volume;
-pub mod exports;
 pub mod hook;
 pub mod http;
 pub mod journal;
 pub mod label;
+pub mod lasting_devices;
 pub(crate) mod listen;
 mod message;
 mod min_free;

@@ -2,8 +2,8 @@
 
 use super::catalog::Catalog;
 use super::catalog_file::Loaded;
-use super::devices::Devices;
 use super::journal;
+use super::lasting_devices::LastingDevices;
 use super::origin;
 use super::pool_dir::{PoolDir, PoolDisks};
 use super::reconcile::{FoundVolume, Note, Reconciled, reconcile};
@@ -28,7 +28,7 @@ pub struct OpenPool {
     /// What had to be put right.
     pub notes: Vec<Note>,
     /// Block devices that wait for the pool to be served.
-    pub devices: Devices,
+    pub lasting_devices: LastingDevices,
 }
 
 impl OpenPool {
@@ -84,11 +84,11 @@ fn open_by(
     let mut metadata = open(metadata).map_err(|error| as_found(error, &metadata_name))?;
     check_data_size(&metadata, &data)?;
     let store = dir.catalog();
-    let devices = Devices::of(dir);
+    let lasting_devices = LastingDevices::of(dir);
     let journal_note = match mode {
         OpenMode::ReadWrite => {
             let brought_in = journal::recover(dir, &mut metadata, &data)?;
-            devices.judge(brought_in.whole);
+            lasting_devices.judge(brought_in.whole);
             brought_in.note
         }
         OpenMode::ReadOnly | OpenMode::ReadBeside => metadata.journal().map(|_| journal::not_brought_in()),
@@ -112,7 +112,7 @@ fn open_by(
             }
         }
     }
-    Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, devices })
+    Ok(OpenPool { path: dir.absolute()?, metadata, data, catalog, notes, lasting_devices })
 }
 
 /// The catalog as it is kept, and what it has to say to the metadata. Writes nothing.

@@ -11,14 +11,14 @@ use super::api::{
     RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing, SnapshotGroup, SnapshotPair, UnexportVolume,
     Unexported, VolumeInfo, VolumeList, VolumeSettings,
 };
+use super::block_devices::BlockDevices;
 use super::catalog::{Catalog, Operation, Pending, VolumeEntry};
 use super::catalog_file::CatalogStore;
 use super::catalog_log::Durability;
 use super::change::Change;
-use super::devices::Devices;
 use super::events::Events;
-use super::exports::Exports;
 use super::label;
+use super::lasting_devices::LastingDevices;
 use super::name::VolumeName;
 use super::origin::ExternalOrigin;
 use super::reconcile::{Note, volume_bytes_limit};
@@ -71,9 +71,9 @@ pub struct Service {
     serving: OnceLock<(ServedBy, Vec<Address>)>,
     events: Arc<Events>,
     /// Block devices; a pool that nobody serves has none.
-    pub(super) block_devices: OnceLock<Arc<Exports>>,
+    pub(super) block_devices: OnceLock<Arc<BlockDevices>>,
     /// Block devices that outlive their daemon.
-    pub(super) devices: OnceLock<Arc<Devices>>,
+    pub(super) lasting_devices: OnceLock<Arc<LastingDevices>>,
 }
 
 /// Whether changes are possible; locked for the length of one.
@@ -91,9 +91,20 @@ impl Service {
         let Parts { path, executor, store, catalog, notes } = parts;
         let change = Mutex::new(Changes::Allowed);
         let catalog = RwLock::new(catalog);
-        let (serving, block_devices, devices) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let (serving, block_devices, lasting_devices) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         let events = Arc::new(Events::default());
-        Service { path, executor, store, catalog, change, notes, serving, events, block_devices, devices }
+        Service {
+            path,
+            executor,
+            store,
+            catalog,
+            change,
+            notes,
+            serving,
+            events,
+            block_devices,
+            lasting_devices,
+        }
     }
 
     /// What happens to the pool.

@@ -105,16 +105,16 @@ struct Content {
 }
 
 /// The file of a pool. Whoever changes it has the pool's lock.
-pub struct Devices {
+pub struct LastingDevices {
     path: PathBuf,
     /// Of the pool's metadata.
     identity: (u64, u64),
     records: Mutex<Vec<Record>>,
 }
 
-impl Devices {
+impl LastingDevices {
     /// What the file says of this pool in this run of the operating system: nothing, if it is of another one, or cannot be read (that is logged).
-    pub fn of(dir: &PoolDir) -> Devices {
+    pub fn of(dir: &PoolDir) -> LastingDevices {
         let path = dir.devices();
         let identity = fs::metadata(dir.metadata()).map_or((0, 0), |found| identity(&found));
         let records = load(&path, identity).unwrap_or_else(|what| {
@@ -124,7 +124,7 @@ impl Devices {
             );
             Vec::new()
         });
-        Devices { path, identity, records: Mutex::new(records) }
+        LastingDevices { path, identity, records: Mutex::new(records) }
     }
 
     /// The pool is open, and what the journal `brought_in` held is in its metadata, all of it. `None`: there was none, or not all
@@ -243,7 +243,7 @@ fn save(path: &Path, identity: (u64, u64), records: &[Record]) -> io::Result<()>
 }
 
 /// What a user has to know who looks at a pool with volumes whose devices wait.
-pub(super) fn notes(devices: &Devices, catalog: &Catalog, is_served: bool) -> Vec<Note> {
+pub(super) fn notes(devices: &LastingDevices, catalog: &Catalog, is_served: bool) -> Vec<Note> {
     let note = |record: &Record| {
         let id = VolumeId::new(record.volume);
         let name = id.and_then(|id| catalog.by_id(id)).map(|entry| format!("volume `{}`", entry.name));
@@ -280,19 +280,19 @@ mod tests {
         Record::new(number, 513, volume, Options::default(), journal)
     }
 
-    fn kept(devices: &Devices) -> Vec<(u32, Kept)> {
+    fn kept(devices: &LastingDevices) -> Vec<(u32, Kept)> {
         devices.all().iter().map(|record| (record.number, record.kept)).collect()
     }
 
     #[test]
     fn what_is_noted_is_found_by_the_next() {
         let (_folder, dir) = place();
-        let devices = Devices::of(&dir);
+        let devices = LastingDevices::of(&dir);
         devices.put(record(3, u64::MAX)).expect("written");
         devices.put(record(4, 11)).expect("written");
         devices.put(record(3, 12)).expect("written");
-        assert_eq!(kept(&Devices::of(&dir)), [(4, Kept::Journal(11)), (3, Kept::Journal(12))]);
-        assert_eq!(Devices::of(&dir).all()[0].options(), Options::default());
+        assert_eq!(kept(&LastingDevices::of(&dir)), [(4, Kept::Journal(11)), (3, Kept::Journal(12))]);
+        assert_eq!(LastingDevices::of(&dir).all()[0].options(), Options::default());
         devices.forget(4, 514);
         assert_eq!(kept(&devices).len(), 2, "another one has the number");
         devices.forget(4, 513);
@@ -304,42 +304,42 @@ mod tests {
     fn a_device_goes_on_only_with_the_journal_that_it_names() {
         let (_folder, dir) = place();
         let judged = |brought_in| {
-            Devices::of(&dir).put(record(3, 5)).expect("written");
-            Devices::of(&dir).judge(brought_in);
-            kept(&Devices::of(&dir))
+            LastingDevices::of(&dir).put(record(3, 5)).expect("written");
+            LastingDevices::of(&dir).judge(brought_in);
+            kept(&LastingDevices::of(&dir))
         };
         assert_eq!(judged(Some(5)), [(3, Kept::Metadata)]);
         assert_eq!(judged(Some(6)), [(3, Kept::Unknown)]);
         assert_eq!(judged(None), [(3, Kept::Unknown)]);
-        Devices::of(&dir).judge(Some(5));
-        Devices::of(&dir).journal_is_closed(5).expect("written");
-        assert_eq!(kept(&Devices::of(&dir)), [(3, Kept::Unknown)], "what is lost is not found again");
+        LastingDevices::of(&dir).judge(Some(5));
+        LastingDevices::of(&dir).journal_is_closed(5).expect("written");
+        assert_eq!(kept(&LastingDevices::of(&dir)), [(3, Kept::Unknown)], "what is lost is not found again");
         judged(Some(5));
-        Devices::of(&dir).judge(None);
-        assert_eq!(kept(&Devices::of(&dir)), [(3, Kept::Metadata)], "nothing was acknowledged since");
+        LastingDevices::of(&dir).judge(None);
+        assert_eq!(kept(&LastingDevices::of(&dir)), [(3, Kept::Metadata)], "nothing was acknowledged since");
     }
 
     #[test]
     fn a_closed_journal_s_writes_are_in_the_metadata() {
         let (_folder, dir) = place();
-        let devices = Devices::of(&dir);
+        let devices = LastingDevices::of(&dir);
         devices.put(record(3, 5)).expect("written");
         devices.put(record(4, 6)).expect("written");
         devices.journal_is_closed(6).expect("written");
-        assert_eq!(kept(&Devices::of(&dir)), [(3, Kept::Journal(5)), (4, Kept::Metadata)]);
+        assert_eq!(kept(&LastingDevices::of(&dir)), [(3, Kept::Journal(5)), (4, Kept::Metadata)]);
     }
 
     #[test]
     fn a_copy_of_the_pool_has_no_devices() {
         let (_folder, dir) = place();
         fs::write(dir.metadata(), "").expect("written");
-        Devices::of(&dir).put(record(3, 5)).expect("written");
-        assert_eq!(Devices::of(&dir).all().len(), 1);
+        LastingDevices::of(&dir).put(record(3, 5)).expect("written");
+        assert_eq!(LastingDevices::of(&dir).all().len(), 1);
         let (_other_folder, other) = place();
         for of in [PoolDir::metadata, PoolDir::devices] {
             fs::copy(of(&dir), of(&other)).expect("copied");
         }
-        assert!(Devices::of(&other).all().is_empty());
+        assert!(LastingDevices::of(&other).all().is_empty());
     }
 
     #[test]
@@ -353,7 +353,7 @@ mod tests {
             "\u{0}\u{0}",
         ] {
             fs::write(dir.devices(), text).expect("written");
-            let devices = Devices::of(&dir);
+            let devices = LastingDevices::of(&dir);
             assert!(devices.all().is_empty(), "{text}");
             devices.judge(None);
             assert!(!dir.devices().exists(), "{text}");

@@ -2,10 +2,10 @@
 //!
 //! `POOL/dev/VOLUME` is a link to the volume's device, for as long as there is one. Links that a killed daemon left behind
 //! go when the next one starts, and so do its devices, but for those that outlive their daemon: where all that was acknowledged at one is in
-//! the pool ([`super::devices`]), it goes on. Links that lead elsewhere, and files, are left alone.
+//! the pool ([`super::lasting_devices`]), it goes on. Links that lead elsewhere, and files, are left alone.
 
 use super::api::{ExportInfo, ExportKind, ExportVolume, SCHEMA, Unexported};
-use super::devices::{Devices, Kept, Record};
+use super::lasting_devices::{Kept, LastingDevices, Record};
 use super::name::VolumeName;
 use crate::driver::Pool;
 use crate::engine::VolumeLease;
@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 const COMING_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The block devices of a pool that is served.
-pub struct Exports {
+pub struct BlockDevices {
     pool: Pool,
     block_size: BlockSize,
     /// `POOL/dev`.
     folder: PathBuf,
-    devices: Arc<Devices>,
+    lasting: Arc<LastingDevices>,
     /// The journal that the pool has now, or has had since it is served.
     journal: Option<u64>,
     state: Mutex<State>,
@@ -51,7 +51,7 @@ struct Exported {
     options: Options,
     link: Option<PathBuf>,
     /// Where it is noted that it outlives its daemon, and by which mark.
-    noted: Option<(Arc<Devices>, Mark)>,
+    noted: Option<(Arc<LastingDevices>, Mark)>,
     /// An earlier daemon made it.
     was_found: bool,
     /// It was taken away.
@@ -69,20 +69,20 @@ pub enum End {
     AsFound,
 }
 
-impl Exports {
-    /// None yet; what a killed daemon left behind is removed, but for `devices`. `journal`: the number of the pool's journal, if it has one.
+impl BlockDevices {
+    /// None yet; what a killed daemon left behind is removed, but for `lasting`. `journal`: the number of the pool's journal, if it has one.
     pub fn new(
         pool: Pool,
         block_size: BlockSize,
         folder: PathBuf,
-        devices: Arc<Devices>,
+        lasting: Arc<LastingDevices>,
         journal: Option<u64>,
     ) -> Self {
         ublk::remove_left_overs();
         let (state, locks_memory) = (Mutex::default(), Once::new());
-        let known: Vec<_> = devices.all().iter().map(Record::path).collect();
+        let known: Vec<_> = lasting.all().iter().map(Record::path).collect();
         remove_stale_links(&folder, |_, device| known.iter().any(|path| path == device));
-        Exports { pool, block_size, folder, devices, journal, state, locks_memory }
+        BlockDevices { pool, block_size, folder, lasting, journal, state, locks_memory }
     }
 
     /// Takes up the devices that an earlier daemon left. One that cannot go on is taken away; one that cannot be taken up now goes on waiting. The
@@ -94,12 +94,12 @@ impl Exports {
     ) {
         // All at once: each waits for the kernel.
         std::thread::scope(|scope| {
-            for record in self.devices.all() {
+            for record in self.lasting.all() {
                 let (open, name) = (&open, &name);
                 scope.spawn(move || self.take_up_one(record, open, name));
             }
         });
-        let waiting = self.devices.all().into_iter().filter(|record| record.kept == Kept::Metadata);
+        let waiting = self.lasting.all().into_iter().filter(|record| record.kept == Kept::Metadata);
         let named = |record: Record| Some(self.folder.join(name(VolumeId::new(record.volume)?)?.as_str()));
         let mut links: Vec<PathBuf> = waiting.filter_map(named).collect();
         links.extend(self.state().devices.values().filter_map(|exported| exported.link.clone()));
@@ -117,7 +117,7 @@ impl Exports {
             && error.kind() == ErrorKind::NotFound
         {
             tracing::warn!("{error}");
-            return self.devices.forget(record.number, record.mark);
+            return self.lasting.forget(record.number, record.mark);
         }
         let volume = VolumeId::new(record.volume).and_then(|id| Some((id, name(id)?)));
         let (id, name, journal) = match (record.kept, self.journal, volume) {
@@ -141,16 +141,16 @@ impl Exports {
             Ok(device) => {
                 let link = self.link(&name, &path);
                 let (device, options) = (Arc::new(device), record.options());
-                let noted = Some((self.devices.clone(), record.mark));
+                let noted = Some((self.lasting.clone(), record.mark));
                 let exported = Exported { device, options, link, noted, was_found: true, is_gone: false };
                 self.state().devices.insert(id, exported);
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 tracing::warn!("{error}");
-                self.devices.forget(record.number, record.mark);
+                self.lasting.forget(record.number, record.mark);
             }
             // Nothing was done to it.
-            Err(error) if self.devices.all().contains(&record) => goes_on_waiting(error),
+            Err(error) if self.lasting.all().contains(&record) => goes_on_waiting(error),
             Err(error) => self.remove_found(record, &error.to_string()),
         }
     }
@@ -158,8 +158,8 @@ impl Exports {
     fn start_found(&self, record: Record, lease: VolumeLease, journal: u64) -> Result<Device> {
         self.locks_memory.call_once(lock_memory);
         let note = |kept| {
-            let devices = self.devices.clone();
-            Box::new(move || devices.put(record.kept_in(kept))) as Box<dyn FnOnce() -> Result<()> + Send>
+            let lasting = self.lasting.clone();
+            Box::new(move || lasting.put(record.kept_in(kept))) as Box<dyn FnOnce() -> Result<()> + Send>
         };
         let birth = Birth::Found {
             number: record.number,
@@ -174,10 +174,10 @@ impl Exports {
     fn remove_found(&self, record: Record, why: &str) {
         tracing::error!("{} is taken away: {why}", record.path().display());
         match ublk::remove(record.number, record.mark) {
-            Ok(()) => self.devices.forget(record.number, record.mark),
+            Ok(()) => self.lasting.forget(record.number, record.mark),
             Err(error) => {
                 tracing::error!("{error}; it is tried again when the pool is served the next time");
-                if let Err(error) = self.devices.put(record.kept_in(Kept::Unknown)) {
+                if let Err(error) = self.lasting.put(record.kept_in(Kept::Unknown)) {
                     tracing::error!("{error}");
                 }
             }
@@ -214,7 +214,7 @@ impl Exports {
         };
         let device = Device::start(&self.pool, lease, self.block_size, options, birth);
         let device = Arc::new(device.inspect_err(|error| self.forget_unmade(mark, error))?);
-        let noted = device.outlives_daemon().then(|| (self.devices.clone(), mark));
+        let noted = device.outlives_daemon().then(|| (self.lasting.clone(), mark));
         let named = || name().unwrap_or_else(|| VolumeName::of_unknown(id));
         let linked_as = named();
         let path = device.path();
@@ -244,8 +244,8 @@ impl Exports {
 
     /// A device that is noted before its first request comes.
     fn outliving(&self, id: VolumeId, options: Options, mark: Mark, journal: u64) -> Birth {
-        let devices = self.devices.clone();
-        let remember = move |number| devices.put(Record::new(number, mark, id, options, journal));
+        let lasting = self.lasting.clone();
+        let remember = move |number| lasting.put(Record::new(number, mark, id, options, journal));
         Birth::Outliving { mark, remember: Box::new(remember) }
     }
 
@@ -254,8 +254,8 @@ impl Exports {
         if error.kind() == ErrorKind::Busy {
             return;
         }
-        for record in self.devices.all().iter().filter(|record| record.mark == mark) {
-            self.devices.forget(record.number, mark);
+        for record in self.lasting.all().iter().filter(|record| record.mark == mark) {
+            self.lasting.forget(record.number, mark);
         }
     }
 
@@ -445,7 +445,7 @@ impl Drop for Exported {
 
 /// A volume whose device is being made, until it is there or cannot be made.
 struct Coming<'a> {
-    exports: &'a Exports,
+    exports: &'a BlockDevices,
     id: VolumeId,
 }
 
