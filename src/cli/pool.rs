@@ -322,6 +322,7 @@ const COLUMNS: &[Column<PoolInfo>] = &[
     Column { name: "time", by_default: false, cell: |pool| Cell::Number(pool.time.into()) },
     Column { name: "held_root", by_default: false, cell: |pool| Cell::maybe(pool.held_root) },
     Column { name: "discard", by_default: true, cell: |pool| Cell::Text(discard(pool).to_owned()) },
+    Column { name: "to_give_back", by_default: false, cell: |pool| Cell::Bytes(pool.to_give_back_bytes) },
     Column { name: "zero_new_blocks", by_default: true, cell: |pool| yes_or_no(pool.zero_new_blocks) },
     Column {
         name: "small_writes",

@@ -116,6 +116,9 @@ pub struct PoolInfo {
     pub held_root: Option<u64>,
     /// What becomes of discarded blocks.
     pub discard: Discard,
+    /// What has been freed and still has its space below, until there is time to give it back.
+    #[serde(default)]
+    pub to_give_back_bytes: u64,
     /// Whether the unwritten rest of a fresh block is zeroed.
     pub zero_new_blocks: bool,
     /// What the first write to a shared or fresh block does with the rest of it.

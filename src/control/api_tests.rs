@@ -33,6 +33,7 @@ pub(in super::super) fn sample() -> PoolInfo {
         deleting: vec![],
         held_root: None,
         discard: Discard::Passdown,
+        to_give_back_bytes: 0,
         zero_new_blocks: true,
         small_writes: SmallWrites::Copy,
         partial_blocks: 0,

@@ -147,6 +147,7 @@ impl Onlooker {
             held_root: metadata.held_root().map(|MetaBlock(block)| block),
             // As a daemon does it unless told otherwise.
             discard: self.options.discard,
+            to_give_back: 0,
             zero_new_blocks: self.options.zero_new_blocks,
             small_writes: self.options.small_writes,
             partial_blocks: metadata.partial_blocks(),

@@ -512,6 +512,7 @@ impl PoolApi for Service {
             deleting: status.deleting.iter().map(|id| id.get()).collect(),
             held_root: status.held_root,
             discard: status.discard,
+            to_give_back_bytes: status.to_give_back * block_size,
             zero_new_blocks: status.zero_new_blocks,
             small_writes: status.small_writes,
             partial_blocks: status.partial_blocks,

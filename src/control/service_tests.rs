@@ -267,6 +267,7 @@ fn status_of(world: &World) -> PoolStatus {
         times_full: engine::TimesFull::default(),
         held_root: None,
         discard: engine::Discard::Passdown,
+        to_give_back: 0,
         zero_new_blocks: true,
         small_writes: engine::SmallWrites::Copy,
         partial_blocks: 0,

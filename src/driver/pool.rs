@@ -336,7 +336,7 @@ impl<M: Disk> KeeperThread<M> {
             batches = 0;
             let settled = self.desk.settle(work);
             work.deliver(&self.shared);
-            let until_more_is_given_back = giving_back.step(&mut work.keeper);
+            let until_more_is_given_back = giving_back.step(&mut work.keeper, Instant::now());
             let until_tick = next_tick.saturating_duration_since(Instant::now());
             let rest = until_more_is_given_back.map_or(until_tick, |until| until.min(until_tick));
             patience = match settled {

@@ -271,6 +271,8 @@ pub struct PoolStatus {
     pub held_root: Option<u64>,
     /// What becomes of discards and freed blocks.
     pub discard: Discard,
+    /// Free blocks whose space the data disk still has, until there is time to tell it.
+    pub to_give_back: u64,
     /// Whether fresh blocks are zeroed.
     pub zero_new_blocks: bool,
     /// What becomes of the rest of a block with the first write to it.

@@ -184,14 +184,15 @@ impl DataMap {
         }
     }
 
-    /// Hands out a block, the one that is wanted if it may be; `None` if there is none.
+    /// Hands out a block, `wanted` if that is free; `None` if there is none.
     pub fn reserve<D: Disk>(
         &mut self,
         space: &mut Space<D>,
         wanted: Option<DataBlock>,
     ) -> Result<Option<DataBlock>> {
+        // Where its bitmap cannot be read, another will do.
         if let Some(block) = wanted
-            && self.reserve_exactly(space, block)?
+            && let Ok(true) = self.reserve_exactly(space, block)
         {
             return Ok(wanted);
         }

@@ -382,7 +382,7 @@ impl<D: Disk> Metadata<D> {
         Ok(in_tree.max(self.pending.last(volume)).map(VirtualBlock))
     }
 
-    /// Takes a free data block, the one that is wanted if it is free, in memory only: a crash leaks nothing. Give it to [`Metadata::map`] or
+    /// Takes a free data block, `wanted` if that is free, in memory only: a crash leaks nothing. Give it to [`Metadata::map`] or
     /// [`Metadata::release_block`]. `NoDataSpace`, and `NoMetadataSpace` when mapping it could not be afforded
     /// without touching the reserve.
     pub fn reserve_block(&mut self, wanted: Option<DataBlock>) -> Result<DataBlock> {

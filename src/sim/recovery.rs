@@ -9,7 +9,7 @@ use crate::check::{CheckOptions, MendOptions, Verdict, check_and_mend};
 use crate::disk::{Disk, MemoryDisk};
 use crate::engine::{
     Action, Answer, Ask, Asker, Base, Behind, Command, IoError, JournalStatus, Kind, LaneId, Mode, OpId,
-    Outbox, Reply, Request, Settled, Settling, SmallWrites, Tag, VolumeInfo,
+    Outbox, Pace, Reply, Request, Settled, Settling, SmallWrites, Tag, VolumeInfo,
 };
 use crate::error::{Error, ErrorKind};
 use crate::journal::{self, Recovered};
@@ -435,6 +435,15 @@ impl World {
     /// Ends in order, and looks at the metadata once more.
     pub(super) fn close(&mut self) -> Result<(), String> {
         while self.settle()? == Settled::HasWork {}
+        if self.chance.one_in(2) {
+            while self.keeper.gives_back() {
+                self.keeper.give_back_step(Pace::Alone);
+            }
+            let status = self.status();
+            if status.mode == Mode::Write && status.to_give_back > 0 {
+                return Err(format!("the space of {} freed blocks does not go back", status.to_give_back));
+            }
+        }
         let is_settled = self.is_partial() && self.chance.one_in(2) && self.settle_all()?;
         let mut out = Outbox::default();
         self.keeper.command(0, Command::Close, &mut out);

@@ -2,8 +2,8 @@
 //!
 //! A write into a hole of a sparse file waits until the filesystem has found space for it, in a thread of its own because it may take long,
 //! and the file goes to pieces as small as the writes. So the file's space is had a stretch at a time, when the first block of the
-//! stretch before is handed out. It is a matter of speed alone: what cannot be had ahead is had by the writes. What is freed
-//! goes back as ever, and is had again when its turn comes; what was had in vain goes back once nobody has wanted a block for a while.
+//! stretch before is handed out. It is a matter of speed alone: what cannot be had ahead is had by the writes. What has been freed and has
+//! gone back is had again when its turn comes; what was had in vain goes back once nobody has wanted a block for a while.
 
 use super::*;
 use std::collections::BTreeSet;
@@ -101,11 +101,18 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// Gives back what was had ahead, and holds no block.
     pub(super) fn give_back_ahead(&mut self) {
         self.ahead.wanted.clear();
-        let edge = self.ahead.edge.take().filter(|_| self.passes_down());
+        let edge = self.ahead.edge.take();
         for stretch in edge.into_iter().flat_map(|edge| [edge, edge + 1]) {
             let blocks = self.ahead.blocks_of(stretch);
             match self.metadata.free_blocks_in(blocks) {
-                Ok(free) => free.into_iter().for_each(|range| self.pass_down(&range)),
+                Ok(free) => {
+                    for range in free {
+                        for block in range.clone() {
+                            self.freed.remove(block);
+                        }
+                        self.pass_down(&range);
+                    }
+                }
                 Err(error) => tracing::warn!("space had in vain stays with the pool: {error}"),
             }
         }

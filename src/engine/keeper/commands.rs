@@ -5,6 +5,9 @@ use super::*;
 use crate::engine::origin::Origin;
 use crate::units::{META_BLOCK_BYTES, SnapTime};
 
+/// Steps of giving freed space back at a close: a million ranges, which may take half a minute.
+const CLOSE_STEPS: usize = 1 << 15;
+
 impl<M: Disk, D: Disk> Keeper<M, D> {
     /// A command of the control plane; `number` comes back with its answer.
     pub fn command(&mut self, number: u64, command: Command, out: &mut Outbox) {
@@ -480,8 +483,16 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         // Nobody reads any more. What the data disk is not told now, it is told never: holes of a sparse file.
         let freed: Vec<_> = self.limbo.drain(..).flat_map(|(_, freed)| freed).collect();
         freed.into_iter().for_each(|range| self.reusable(range));
-        while !self.freed.is_empty() {
+        let mut steps = 0;
+        while self.to_give_back() > 0 && steps < CLOSE_STEPS {
             self.give_back(Pace::Alone);
+            steps += 1;
+        }
+        if self.to_give_back() > 0 {
+            tracing::warn!(
+                "{} freed blocks, too scattered to be given back now, keep their space: `uthin-fsck trim` gives it back",
+                self.to_give_back()
+            );
         }
         self.give_back_ahead();
         self.end();
@@ -515,6 +526,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                 Discard::Passdown if self.cannot_discard => Discard::NoPassdown,
                 discard => discard,
             },
+            to_give_back: self.to_give_back(),
             zero_new_blocks: self.zero_new_blocks,
             small_writes: self.partial.small_writes,
             partial_blocks: self.metadata.partial_blocks(),

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// Ranges that one step gives back when nobody is there.
 const STEP_RANGES: usize = 32;
-/// Bytes of one range, at the most, while nobody is there and while somebody is.
+/// Bytes of one range, at the most (or one block), while nobody is there and while somebody is.
 const STEP_BYTES_ALONE: u64 = 1 << 30;
 const STEP_BYTES_BESIDE: u64 = 16 << 20;
 
@@ -29,20 +29,23 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.metadata.make_reusable(blocks.clone());
         self.starved = None;
         self.out_of_data_space = false;
-        if self.passes_down() {
-            self.freed.add(blocks);
-        }
+        self.freed.add(blocks);
     }
 
-    /// Whether there is freed space to be given back with [`Keeper::give_back_step`]. What a deletion frees is scattered until it is through:
-    /// not before that.
+    /// Blocks whose space is to go back.
+    pub(super) fn to_give_back(&self) -> u64 {
+        if self.passes_down() { self.freed.blocks() } else { 0 }
+    }
+
+    /// Whether there is something to do for [`Keeper::give_back_step`]. What a deletion frees is scattered until it is through: not before
+    /// that.
     pub fn gives_back(&self) -> bool {
-        !self.freed.is_empty() && !self.gets_on_deleting() && !self.is_stopped()
+        self.to_give_back() > 0 && !self.gets_on_deleting() && !self.is_stopped()
     }
 
-    /// Whether lanes have work under way.
-    pub fn is_anybody_there(&self) -> bool {
-        self.epochs.is_anybody_there()
+    /// Whether lanes have work under way, or have asked for something since this was asked last.
+    pub fn was_anybody_there(&mut self) -> bool {
+        std::mem::take(&mut self.was_asked) || self.epochs.is_anybody_there()
     }
 
     /// Gives some of what was freed, and has not been handed out again, back to the data disk.
@@ -58,21 +61,25 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Pace::Beside => (1, STEP_BYTES_BESIDE),
         };
         let most = (bytes / self.block_size().bytes()).max(1);
-        for _ in 0..ranges {
-            if !self.passes_down() {
-                self.freed = FreedRanges::default(); // it is so since
+        for done in 0..ranges {
+            let is_held_up = done > 0 && self.epochs.is_anybody_there();
+            if is_held_up || !self.passes_down() {
+                return;
             }
             let Some(range) = self.freed.take(most) else { return };
             self.pass_down(&range);
         }
     }
 
-    pub(super) fn passes_down(&self) -> bool {
+    fn passes_down(&self) -> bool {
         self.discard.passes_down() && !self.cannot_discard
     }
 
-    /// Tells the data disk of blocks that hold nothing.
+    /// Tells the data disk of blocks that hold nothing, if it is to know.
     pub(super) fn pass_down(&mut self, blocks: &Range<u64>) {
+        if !self.passes_down() {
+            return;
+        }
         let block_bytes = self.block_size().bytes();
         let length_bytes = (blocks.end - blocks.start) * block_bytes;
         match self.data.discard(blocks.start * block_bytes, length_bytes) {
@@ -92,18 +99,19 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 pub(super) struct FreedRanges {
     /// Begin and end of each.
     ranges: BTreeMap<u64, u64>,
-    /// Where the next is looked for: what is below has time to grow together.
-    next: u64,
+    blocks: u64,
 }
 
 impl FreedRanges {
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
+    /// Number of blocks.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
     }
 
     /// Adds a range of which nothing is there yet.
     pub fn add(&mut self, range: Range<u64>) {
         let Range { mut start, mut end } = range;
+        self.blocks += end - start;
         if let Some((before, before_end)) = self.ranges.range(..start).next_back() {
             debug_assert!(*before_end <= start, "{start}..{end} is freed twice");
             if *before_end == start {
@@ -128,20 +136,19 @@ impl FreedRanges {
         self.ranges.remove(&start);
         let rest = [(start, block), (block + 1, end)];
         self.ranges.extend(rest.into_iter().filter(|(start, end)| start < end));
+        self.blocks -= 1;
         true
     }
 
-    /// Takes the next range away, or as many of its blocks as are asked for at the most.
+    /// Takes the highest range away, or as many of its blocks as are asked for at the most: the lowest are handed out next.
     pub fn take(&mut self, most: u64) -> Option<Range<u64>> {
-        let above = self.ranges.range(self.next..).next();
-        let (start, end) =
-            above.or_else(|| self.ranges.first_key_value()).map(|(start, end)| (*start, *end))?;
-        self.ranges.remove(&start);
-        self.next = end.min(start.saturating_add(most));
-        if self.next < end {
-            self.ranges.insert(self.next, end);
+        let (start, end) = self.ranges.pop_last()?;
+        let from = start.max(end.saturating_sub(most));
+        if start < from {
+            self.ranges.insert(start, from);
         }
-        Some(start..self.next)
+        self.blocks -= end - from;
+        Some(from..end)
     }
 }
 
@@ -159,19 +166,18 @@ mod tests {
         for range in [10..20, 30..40, 25..30, 20..25, 50..51, 5..9] {
             freed.add(range);
         }
-        assert_eq!(all(&mut freed, 100), [5..9, 10..40, 50..51]);
-        assert!(freed.is_empty());
+        assert_eq!(all(&mut freed, 100), [50..51, 10..40, 5..9]);
+        assert_eq!(freed.blocks(), 0);
     }
 
     #[test]
-    fn long_ranges_go_in_pieces_and_the_hand_goes_round() {
+    fn long_ranges_go_in_pieces_from_the_end() {
         let mut freed = FreedRanges::default();
         freed.add(0..10);
         freed.add(20..45);
-        assert_eq!((freed.take(10), freed.take(10)), (Some(0..10), Some(20..30)));
-        freed.add(0..2); // below the hand: later
+        assert_eq!((freed.take(10), freed.take(10)), (Some(35..45), Some(25..35)));
         freed.add(18..20);
-        assert_eq!(all(&mut freed, 10), [30..40, 40..45, 0..2, 18..20]);
+        assert_eq!(all(&mut freed, 10), [18..25, 0..10]);
     }
 
     #[test]
@@ -183,10 +189,10 @@ mod tests {
             [9, 10, 15, 19, 20, 15].map(|block| freed.remove(block)),
             [false, true, true, true, false, false]
         );
-        assert_eq!(freed.first(), Some(11));
+        assert_eq!((freed.first(), freed.blocks()), (Some(11), 7));
         freed.add(15..16);
-        assert_eq!(all(&mut freed, 100), [11..19]);
-        assert!(freed.first().is_none() && !freed.remove(11));
+        assert_eq!((freed.take(100), freed.take(100)), (Some(11..19), None));
+        assert!(freed.first().is_none() && freed.blocks() == 0 && !freed.remove(11));
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //!   until the fill is published or abandoned.
 //! - A fill is published only after its bytes are written, and a commit flushes the data disk before it makes published
 //!   mappings durable.
-//! - Blocks that a commit freed are given back in three steps: every lane has passed the epoch of that commit, the data
-//!   disk was told (discard), the allocator gets them.
+//! - Blocks that a commit freed may be handed out again when every lane has passed the epoch of that commit; the data disk is told of
+//!   those that are free still, and never of one that was handed out (`freed`).
 //! - A block that was shared is overwritten in place only when its other holders are gone durably, and every lane that may
 //!   be reading it for one of them has passed.
 //! - A block's units that were added to a partial one become durable after their bytes (`partial`).
@@ -242,9 +242,11 @@ pub struct Keeper<M: Disk, D: Disk> {
     /// The last commit by which blocks lost holders: until all lanes have passed this epoch, one may still be reading a
     /// block for a volume that has it no more.
     holders_lost: Option<Epoch>,
-    /// Free to be handed out; the data disk has not been told.
+    /// Freed by commits, out of everybody's reach, not handed out again, with their space on the data disk.
     freed: FreedRanges,
     ahead: Ahead,
+    /// Somebody has asked something since [`Keeper::was_anybody_there`].
+    was_asked: bool,
 
     /// Commits so far that changed something.
     commits: u64,
@@ -330,6 +332,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             limbo: VecDeque::new(),
             holders_lost: None,
             freed: FreedRanges::default(),
+            was_asked: false,
             commits: 0,
             sharing: sharing::Sharing::default(),
             unreadable: 0,
@@ -357,6 +360,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// A lane's question.
     pub fn handle(&mut self, from: Asker, ask: Ask, out: &mut Outbox) {
+        self.was_asked = true;
         if self.is_stopped() {
             return self.handle_stopped(from, ask, out);
         }

@@ -126,10 +126,24 @@ impl PartialWork {
 
     /// Forgets the blocks that have become whole and that no lane looks at as partial ones any more.
     pub fn forget_whole(&mut self, epochs: &Epochs) {
-        while self.whole.front().is_some_and(|(epoch, _)| epochs.all_past(*epoch)) {
+        self.forget_whole_while(|epoch| epochs.all_past(epoch));
+    }
+
+    /// The same of those that have become so in this epoch, which all lanes have passed, and before.
+    pub fn forget_whole_until(&mut self, past: Epoch) {
+        self.forget_whole_while(|epoch| epoch <= past);
+    }
+
+    fn forget_whole_while(&mut self, is_past: impl Fn(Epoch) -> bool) {
+        while self.whole.front().is_some_and(|(epoch, _)| is_past(*epoch)) {
             let (_, whole) = self.whole.pop_front().expect("there is a front");
             whole.into_iter().for_each(|block| self.table.remove(block));
         }
+    }
+
+    /// Whether it will be forgotten as one that has become whole: then it must not begin anew as a partial one.
+    fn is_to_be_forgotten(&self, block: DataBlock) -> bool {
+        self.whole.iter().any(|(_, whole)| whole.contains(&block))
     }
 }
 
@@ -275,6 +289,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let filling = self.filling.get(&(id, block)).expect("what is published is being filled");
         let base = filling.base.expect("only who was told so fills a part");
         let partial = Partial { base, units };
+        debug_assert!(!self.partial.is_to_be_forgotten(target));
         // First: whoever sees the mapping must see this.
         self.partial.table.add(target, partial);
         (self.metadata.map_partial(id, block, target, partial), partial)

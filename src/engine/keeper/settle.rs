@@ -204,7 +204,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn pass_limbo(&mut self) {
         self.partial.forget_whole(&self.epochs);
         while self.limbo.front().is_some_and(|(epoch, _)| self.epochs.all_past(*epoch)) {
-            let (_, freed) = self.limbo.pop_front().expect("there is a front");
+            let (epoch, freed) = self.limbo.pop_front().expect("there is a front");
+            // Before its block can be handed out again: lanes may have gone since the look above.
+            self.partial.forget_whole_until(epoch);
             for range in freed {
                 self.reusable(range);
             }
