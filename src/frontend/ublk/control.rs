@@ -9,6 +9,7 @@ use super::abi::{self, DeviceInfo, NO_DEVICE};
 use crate::disk::AlignedBuffer;
 use crate::error::{Error, ErrorKind};
 use io_uring::{IoUring, opcode, squeue, types};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -18,7 +19,9 @@ use std::time::{Duration, Instant};
 pub const CONTROL_PATH: &str = "/dev/ublk-control";
 /// How long a command may take that has nothing to wait for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Room for a device's path in front of a command's own bytes, when an ordinary user sends it.
+/// The same of one that only waits, and whose end nobody needs to know.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+/// Room for a device's path in front of a command's own bytes.
 const PATH_BYTES: usize = 32;
 
 /// A way to the driver. Used on one thread.
@@ -26,6 +29,8 @@ pub(super) struct Control {
     file: File,
     ring: IoUring<squeue::Entry128>,
     is_privileged: bool,
+    /// Devices that ordinary users have made, as far as has been seen.
+    ordinary: BTreeSet<u32>,
     /// A command is under way that nobody waits for any more.
     is_stuck: bool,
 }
@@ -43,7 +48,7 @@ impl Control {
         let file = OpenOptions::new().read(true).write(true).open(CONTROL_PATH)?;
         let ring = IoUring::<squeue::Entry128>::builder().build(4)?;
         let is_privileged = rustix::process::geteuid().is_root();
-        Ok(Control { file, ring, is_privileged, is_stuck: false })
+        Ok(Control { file, ring, is_privileged, ordinary: BTreeSet::new(), is_stuck: false })
     }
 
     /// What the driver can do: `UBLK_F_…` bits. Kernels before 6.5 do not know the question.
@@ -65,11 +70,11 @@ impl Control {
     /// What the driver knows of a device, whoever made it.
     pub(super) fn info(&mut self, number: u32) -> io::Result<DeviceInfo> {
         let mut info = DeviceInfo::default();
-        let command = match self.is_privileged {
-            true => abi::UBLK_U_CMD_GET_DEV_INFO,
-            false => abi::UBLK_U_CMD_GET_DEV_INFO2,
+        self.ask(abi::UBLK_U_CMD_GET_DEV_INFO2, number, 0, Payload::Bytes(bytes_of(&mut info)), PATIENCE)?;
+        match info.flags & u64::from(abi::UBLK_F_UNPRIVILEGED_DEV) {
+            0 => self.ordinary.remove(&number),
+            _ => self.ordinary.insert(number),
         };
-        self.ask(command, number, 0, Payload::Bytes(bytes_of(&mut info)), PATIENCE)?;
         Ok(info)
     }
 
@@ -107,8 +112,20 @@ impl Control {
 
     /// Removes a stopped device. It is gone when nobody has a file of it open; to be waited for or not.
     pub(super) fn delete(&mut self, number: u32, waits: bool) -> io::Result<()> {
-        let command = if waits { abi::UBLK_U_CMD_DEL_DEV } else { abi::UBLK_U_CMD_DEL_DEV_ASYNC };
-        self.ask(command, number, 0, Payload::Nothing, PATIENCE).map(drop)
+        // The driver knows but the waiting way for an ordinary user's device. It goes also when nobody waits any more.
+        let (command, patience) = match (waits, self.is_ordinary(number)) {
+            (true, _) => (abi::UBLK_U_CMD_DEL_DEV, PATIENCE),
+            (false, true) => (abi::UBLK_U_CMD_DEL_DEV, IMPATIENCE),
+            (false, false) => (abi::UBLK_U_CMD_DEL_DEV_ASYNC, PATIENCE),
+        };
+        match self.ask(command, number, 0, Payload::Nothing, patience) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && !waits => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    fn is_ordinary(&self, number: u32) -> bool {
+        !self.is_privileged || self.ordinary.contains(&number)
     }
 
     /// Gives a live device another size.
@@ -133,9 +150,13 @@ impl Control {
             Payload::Nothing => &mut [],
             Payload::Bytes(bytes) => bytes,
         };
-        // An ordinary user shows by the path that the device's file is his.
-        let needs_path = !matches!(command, abi::UBLK_U_CMD_ADD_DEV | abi::UBLK_U_CMD_GET_FEATURES)
-            && (!self.is_privileged || command == abi::UBLK_U_CMD_GET_DEV_INFO2);
+        // Of an ordinary user's device everybody shows by its path that its file is his to open, root too. Of another one the path is taken for what
+        // belongs behind it.
+        let needs_path = match command {
+            abi::UBLK_U_CMD_ADD_DEV | abi::UBLK_U_CMD_GET_FEATURES => false,
+            abi::UBLK_U_CMD_GET_DEV_INFO2 => true,
+            _ => self.is_ordinary(number),
+        };
         let path = if needs_path { format!("{}{number}", super::CHARACTER_DEVICE) } else { String::new() };
         let first = if needs_path { PATH_BYTES } else { 0 };
         let length = first + own.len();

@@ -71,8 +71,9 @@ pub fn remove(number: u32, mark: Mark) -> Result<()> {
 /// Removes devices that a daemon of ours left behind when it was killed: the kernel has stopped them, and keeps their
 /// numbers. What cannot be done is logged.
 pub fn remove_left_overs() {
-    let Ok(mut control) = Control::open() else { return };
     for number in requirements::devices() {
+        // One for each: it may be left waiting.
+        let Ok(mut control) = Control::open() else { return };
         let Ok(info) = control.info(number) else { continue };
         let is_dead = u32::from(info.state) == abi::UBLK_S_DEV_DEAD && mark_of(&info).is_some();
         if !is_dead || is_alive(info.ublksrv_pid) {
