@@ -12,6 +12,8 @@ const STEP_RANGES: usize = 32;
 /// Bytes of one range, at the most (or one block), while nobody is there and while somebody is.
 const STEP_BYTES_ALONE: u64 = 1 << 30;
 const STEP_BYTES_BESIDE: u64 = 16 << 20;
+/// Where nothing is passed down, so many ranges are remembered, only to be handed out before others: what is more is found in the space map.
+const REMEMBERED_RANGES: usize = 1 << 16;
 
 /// Whether others have I/O on the data disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +31,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.metadata.make_reusable(blocks.clone());
         self.starved = None;
         self.out_of_data_space = false;
-        self.freed.add(blocks);
+        if self.passes_down() || self.freed.ranges.len() < REMEMBERED_RANGES {
+            self.freed.add(blocks);
+        }
     }
 
     /// Blocks whose space is to go back.
