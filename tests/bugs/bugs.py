@@ -336,6 +336,7 @@ BUGS = {
     "left-and-waits-on": (
         "who has left keeps his place among those who wait for space or a snapshot",
         [(SPACE, "        let thaws = self.thaws.len();\n", "        if BUG { return; }\n        let thaws = self.thaws.len();\n")],
+        "engine::keeper::tests::who_gives_up_waits_no_longer",
     ),
     "deletion-not-gone-on-with": (
         "of a deletion that takes several steps only the first is done",

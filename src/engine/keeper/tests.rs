@@ -83,6 +83,19 @@ fn an_abandoned_block_goes_to_who_waits_for_space() {
 }
 
 #[test]
+fn who_gives_up_waits_no_longer() {
+    let mut keeper = pool(1);
+    let target = fill(&mut keeper, 1, 0);
+    let full = ask(&mut keeper, 2, Ask::Fill(id(0), VirtualBlock(1)));
+    assert_eq!(full, [(asker(2), Reply::NoSpaceNow)]);
+    assert_eq!(ask(&mut keeper, 2, Ask::AwaitSpace(id(0))), []);
+    assert_eq!(ask(&mut keeper, 2, Ask::GiveUp), [(asker(2), Reply::Failed(IoError::Gone))]);
+    assert_eq!(keeper.status().waiting_for_space, 0);
+    ask(&mut keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), target));
+    assert_eq!(settle(&mut keeper), [], "he has had his answer");
+}
+
+#[test]
 fn a_freed_block_is_handed_out_before_others_and_what_nobody_wants_gives_its_space_back() {
     let mut keeper = pool(16);
     let holds = |keeper: &Tested, block: DataBlock| {
