@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 /// How long a device may take to come up. It reads the partition table meanwhile.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// How long udev may take to make the character device ours.
-const FILE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long udev may take to make the character device ours; a busy machine gets to its events in seconds.
+const FILE_PATIENCE: Duration = Duration::from_secs(15);
 /// How long whoever asks for the end of a device waits for it.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a mounted filesystem may take to write what it holds back, before its device goes away.

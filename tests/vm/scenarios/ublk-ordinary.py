@@ -32,22 +32,31 @@ class Udev(threading.Thread):
             raise Failed(f"the rules run {installed}")
         os.chown("/dev/ublk-control", 0, GROUP)
         os.chmod("/dev/ublk-control", 0o660)
-        self.program, self.over, self.seen = program, threading.Event(), {}
+        self.program, self.over, self.failure = program, threading.Event(), None
 
     def run(self):
-        while not self.over.wait(0.02):
-            nodes = {path: path.stat().st_ino for path in Path("/dev").glob("ublk[bc][0-9]*") if path.name != "ublk-control"}
-            for path in nodes.keys() - self.seen.keys():
-                self.give(path)
-            self.seen = nodes
+        seen = set()
+        try:
+            while not self.over.wait(0.02):
+                # Number and all: a node may go and one of its name come between two looks.
+                nodes = {(entry.name, entry.inode()) for entry in os.scandir("/dev") if re.fullmatch("ublk[bc][0-9]+", entry.name)}
+                for name, _ in nodes - seen:
+                    self.give(name)
+                seen = nodes
+        except Exception as error:
+            self.failure = error
 
-    def give(self, path):
-        told = subprocess.run([self.program, "ublk-owner", path.name], capture_output=True, text=True, timeout=60)
+    def give(self, name):
+        told = subprocess.run([self.program, "ublk-owner", name], capture_output=True, text=True, timeout=60)
         if told.returncode == 0 and told.stdout.split():
             owner, group = told.stdout.split()
-            os.chown(path, int(owner), int(group))
-            os.chmod(path, 0o660)
-        say(f"{path} belongs to {told.stdout.strip() or told.stderr.strip() or 'root'}")
+            try:
+                os.chown(f"/dev/{name}", int(owner), int(group))
+                os.chmod(f"/dev/{name}", 0o660)
+            except FileNotFoundError:
+                say(f"{name} has gone again")
+                return
+        say(f"{name} belongs to {told.stdout.strip() or told.stderr.strip() or 'root'}")
 
 
 def by(user, *command):
@@ -136,6 +145,8 @@ def story(folder, _):
         finally:
             udev.over.set()
             udev.join()
+            if udev.failure:
+                raise Failed("udev's place is empty") from udev.failure
     print("an ordinary user's device was made, used, taken away, killed and found again; nobody else could look")
 
 
