@@ -2,7 +2,7 @@
 by bench/vm/run.
 
 The machine's CPU is emulated in software: only figures of one run compare, and only as ratios. Cases are interleaved (each
-round takes every peer once), and medians of the rounds are told. The emulator translates code when it is first run: what is seldom run, as first
+round takes every peer once), and medians of the rounds are told: of rates, and of the ratios within each round. The emulator translates code when it is first run: what is seldom run, as first
 writes are, is run once beforehand and not counted. 4 KiB requests; a first write to a shared block is one 4 KiB
 write into a 64 KiB block of a filled volume from which a snapshot was just taken, each block once, in random order; a first write to a fresh block
 likewise, in an empty volume, fresh blocks being zeroed (but for dm-thin with `skip_block_zeroing`); a synchronous one is followed by a flush,
@@ -327,7 +327,9 @@ def table(figures, peers, heading):
     for case, found in figures.items():
         medians = {name: statistics.median(values) for name, values in found.items()}
         cells = [f"{medians[peer.name]:.0f}" if peer.name in medians else "" for peer in peers]
-        cells += [f"{medians[name] / medians['dm-thin']:.2f}" for name in ours]
+        # Peers take turns: what slows the machine for a while is in both.
+        beside = lambda name: statistics.median(one / other for one, other in zip(found[name], found["dm-thin"]))
+        cells += [f"{beside(name):.2f}" for name in ours]
         lines.append(f"| {titles[case]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -19,16 +19,20 @@ pub(super) struct GivingBack {
     next: Option<Instant>,
     /// Until when somebody is taken to be there.
     beside_until: Option<Instant>,
+    /// There was something left at the last look.
+    has_begun: bool,
 }
 
 impl GivingBack {
     /// Has the keeper do a step if it is time for one. Answers how soon to come again; `None` if there is nothing left. To be called whenever
     /// the keeper has been at work.
     pub fn step<M: Disk, D: Disk>(&mut self, keeper: &mut Keeper<M, D>, now: Instant) -> Option<Duration> {
-        if keeper.was_anybody_there() {
+        let has_begun = std::mem::replace(&mut self.has_begun, keeper.gives_back());
+        // Nobody has looked before there was something to do.
+        if keeper.was_anybody_there() || !has_begun {
             self.beside_until = Some(now + QUIET);
         }
-        if !keeper.gives_back() {
+        if !self.has_begun {
             return None;
         }
         if let Some(next) = self.next.filter(|next| now < *next) {
@@ -43,10 +47,14 @@ impl GivingBack {
         while begun.elapsed() < STEP && keeper.gives_back() {
             keeper.give_back_step(Pace::Beside);
         }
-        let pause = (begun.elapsed() * PAUSES).max(LEAST_PAUSE);
-        self.next = Some(now + begun.elapsed() + pause);
-        Some(pause)
+        let took = begun.elapsed();
+        self.next = Some(now + took + pause_after(took));
+        Some(pause_after(took))
     }
+}
+
+fn pause_after(took: Duration) -> Duration {
+    (took * PAUSES).max(LEAST_PAUSE)
 }
 
 #[cfg(test)]
@@ -109,14 +117,24 @@ mod tests {
     }
 
     #[test]
-    fn alone_all_of_it_goes_at_once() {
+    fn once_nobody_has_been_there_for_a_while_all_of_it_goes_at_once() {
         let mut pool = Pool::new();
-        pool.free(100);
+        pool.free(300);
         let (mut giving_back, now) = (GivingBack::default(), Instant::now());
-        for _ in 0..4 {
-            assert_eq!(giving_back.step(&mut pool.keeper, now + QUIET), Some(Duration::ZERO));
+        let pause = giving_back.step(&mut pool.keeper, now).expect("it has begun");
+        assert!(pause >= LEAST_PAUSE, "nobody has looked before");
+        let (mut steps, later) = (0, now + QUIET + pause);
+        while let Some(pause) = giving_back.step(&mut pool.keeper, later) {
+            assert_eq!(pause, Duration::ZERO);
+            steps += 1;
         }
-        assert_eq!(giving_back.step(&mut pool.keeper, now + QUIET), None, "32 a step");
+        assert!(steps <= 300_u32.div_ceil(32), "32 a step, and not {steps} steps");
+    }
+
+    #[test]
+    fn beside_others_it_is_a_twentieth_of_the_time() {
+        assert_eq!(pause_after(Duration::from_millis(7)), Duration::from_millis(140));
+        assert_eq!(pause_after(Duration::from_micros(3)), LEAST_PAUSE);
     }
 
     #[test]
@@ -141,17 +159,13 @@ mod tests {
     fn who_was_there_is_not_forgotten_at_once() {
         let mut pool = Pool::new();
         let (mut giving_back, now) = (GivingBack::default(), Instant::now());
+        pool.free(500);
+        let mut step =
+            |pool: &mut Pool, after| giving_back.step(&mut pool.keeper, now + after).expect("much is left");
+        step(&mut pool, Duration::ZERO);
         pool.ask(Ask::Load(pool.volume, VirtualBlock(0)));
-        assert_eq!(giving_back.step(&mut pool.keeper, now), None);
-        pool.free(1);
-        let pause = giving_back.step(&mut pool.keeper, now + QUIET / 2).expect("it has begun");
-        assert!(pause >= LEAST_PAUSE);
-        pool.free(1);
-        let later = now + QUIET + pause;
-        assert_eq!(
-            giving_back.step(&mut pool.keeper, later),
-            Some(Duration::ZERO),
-            "nobody has been there for a while"
-        );
+        assert!(step(&mut pool, 2 * QUIET) >= LEAST_PAUSE);
+        assert!(step(&mut pool, 3 * QUIET - LEAST_PAUSE) > Duration::ZERO, "he may be there still");
+        assert_eq!(step(&mut pool, 100 * QUIET), Duration::ZERO, "nobody has been there for a while");
     }
 }

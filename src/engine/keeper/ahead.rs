@@ -101,7 +101,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     /// Gives back what was had ahead, and holds no block.
     pub(super) fn give_back_ahead(&mut self) {
         self.ahead.wanted.clear();
-        let edge = self.ahead.edge.take();
+        let edge = self.ahead.edge.take().filter(|_| self.passes_down());
         for stretch in edge.into_iter().flat_map(|edge| [edge, edge + 1]) {
             let blocks = self.ahead.blocks_of(stretch);
             match self.metadata.free_blocks_in(blocks) {
@@ -197,6 +197,19 @@ mod tests {
         ahead.grow(2 * BLOCKS);
         ahead.handed_out(DataBlock(BLOCKS), false);
         assert_eq!(have_all(&mut ahead), [256, 257]);
+    }
+
+    #[test]
+    fn where_nothing_is_passed_down_freed_blocks_go_first_after_a_pause_as_well() {
+        let mut keeper = super::super::tests::pool(16);
+        for (discard, first) in [(Discard::NoPassdown, Some(0)), (Discard::Passdown, None)] {
+            keeper.discard = discard;
+            keeper.freed = FreedRanges::default();
+            keeper.freed.add(0..1);
+            keeper.ahead.edge = Some(0);
+            keeper.give_back_ahead();
+            assert_eq!(keeper.freed.first(), first);
+        }
     }
 
     #[test]

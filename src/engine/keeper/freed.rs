@@ -29,6 +29,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn reusable(&mut self, blocks: Range<u64>) {
         self.partial.table.remove_range(blocks.clone());
         self.metadata.make_reusable(blocks.clone());
+        self.there_again(blocks);
+    }
+
+    /// These blocks are free: who waits for one may have it.
+    pub(super) fn there_again(&mut self, blocks: Range<u64>) {
         self.starved = None;
         self.out_of_data_space = false;
         if self.passes_down() || self.freed.ranges.len() < REMEMBERED_RANGES {
@@ -66,8 +71,11 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         };
         let most = (bytes / self.block_size().bytes()).max(1);
         for done in 0..ranges {
-            let is_held_up = done > 0 && self.epochs.is_anybody_there();
-            if is_held_up || !self.passes_down() {
+            if done > 0 && self.epochs.is_anybody_there() {
+                self.was_asked = true; // as good as: he is gone by the next look
+                return;
+            }
+            if !self.passes_down() {
                 return;
             }
             let Some(range) = self.freed.take(most) else { return };
@@ -75,7 +83,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         }
     }
 
-    fn passes_down(&self) -> bool {
+    pub(super) fn passes_down(&self) -> bool {
         self.discard.passes_down() && !self.cannot_discard
     }
 

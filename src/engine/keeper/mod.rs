@@ -376,9 +376,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ask::Settle => self.on_settle(from, out),
             Ask::Abandon(volume, block, target) => {
                 self.metadata.release_block(target);
-                // The block is there again for who waits for one.
-                self.starved = None;
-                self.out_of_data_space = false;
+                self.there_again(target.0..target.0 + 1);
                 self.end_filling(volume, block, target, out);
                 out.reply(from, Reply::Done);
             }
@@ -506,6 +504,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             return out.reply(from, Reply::Failed(IoError::Io));
         }
         let has_space = self.freed.remove(target.0);
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != target) {
+            self.freed.remove(wanted.0); // its bitmap cannot be read: the next may be had
+        }
         self.ahead.handed_out(target, has_space);
         self.out_of_data_space = false;
         self.lacking_metadata = None;

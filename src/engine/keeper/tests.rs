@@ -34,7 +34,7 @@ fn formatted(data_blocks: u64) -> Metadata<MemoryDisk> {
 }
 
 /// A pool with the volume 0, of 16 blocks.
-fn pool(data_blocks: u64) -> Tested {
+pub(super) fn pool(data_blocks: u64) -> Tested {
     let mut keeper = keeper(data_blocks, formatted(data_blocks));
     let step = IdStep { from: TransactionId(0), to: TransactionId(1) };
     let size_bytes = 16 * BlockSize::MIN.bytes();
@@ -68,13 +68,19 @@ pub(super) fn fill<M: Disk, D: Disk>(keeper: &mut Keeper<M, D>, op: u64, block: 
     }
 }
 
-#[test]
-fn an_abandoned_block_goes_to_who_waits_for_space() {
+/// A pool of one data block, which operation 1 is filling, and for which operation 2 waits.
+fn waited_for() -> (Tested, DataBlock) {
     let mut keeper = pool(1);
     let target = fill(&mut keeper, 1, 0);
     let full = ask(&mut keeper, 2, Ask::Fill(id(0), VirtualBlock(1)));
     assert_eq!(full, [(asker(2), Reply::NoSpaceNow)]);
     assert_eq!(ask(&mut keeper, 2, Ask::AwaitSpace(id(0))), []);
+    (keeper, target)
+}
+
+#[test]
+fn an_abandoned_block_goes_to_who_waits_for_space() {
+    let (mut keeper, target) = waited_for();
     assert_eq!(settle(&mut keeper), [], "the fill may fail");
     let abandoned = ask(&mut keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), target));
     assert_eq!(abandoned, [(asker(1), Reply::Done)]);
@@ -84,11 +90,7 @@ fn an_abandoned_block_goes_to_who_waits_for_space() {
 
 #[test]
 fn who_gives_up_waits_no_longer() {
-    let mut keeper = pool(1);
-    let target = fill(&mut keeper, 1, 0);
-    let full = ask(&mut keeper, 2, Ask::Fill(id(0), VirtualBlock(1)));
-    assert_eq!(full, [(asker(2), Reply::NoSpaceNow)]);
-    assert_eq!(ask(&mut keeper, 2, Ask::AwaitSpace(id(0))), []);
+    let (mut keeper, target) = waited_for();
     assert_eq!(ask(&mut keeper, 2, Ask::GiveUp), [(asker(2), Reply::Failed(IoError::Gone))]);
     assert_eq!(keeper.status().waiting_for_space, 0);
     ask(&mut keeper, 1, Ask::Abandon(id(0), VirtualBlock(0), target));
@@ -117,6 +119,39 @@ fn a_freed_block_is_handed_out_before_others_and_what_nobody_wants_gives_its_spa
     keeper.give_back_step(Pace::Beside);
     assert!(!keeper.gives_back(), "what is left is one range");
     assert_eq!([0, 1, 2, 3].map(|block| holds(&keeper, DataBlock(block))), [7, 7, 0, 0]);
+}
+
+#[test]
+fn beside_others_one_range_goes_back_at_a_time_and_no_more_than_16_mib_of_it() {
+    let mut keeper = pool(1024);
+    let all = 0..1024;
+    keeper.metadata.make_reusable(all); // free they are
+    for range in [10..12, 20..22, 100..100 + 512] {
+        keeper.there_again(range);
+    }
+    let left = |keeper: &mut Tested, pace| {
+        keeper.give_back_step(pace);
+        keeper.to_give_back()
+    };
+    assert_eq!(left(&mut keeper, Pace::Beside), 4 + 256);
+    assert_eq!(left(&mut keeper, Pace::Beside), 4);
+    assert_eq!(left(&mut keeper, Pace::Beside), 2);
+    keeper.there_again(20..22);
+    assert_eq!(left(&mut keeper, Pace::Alone), 0);
+}
+
+#[test]
+fn a_freed_block_that_was_handed_out_in_vain_gives_its_space_back_all_the_same() {
+    let mut keeper = pool(16);
+    let target = fill(&mut keeper, 0, 0);
+    ask(&mut keeper, 0, Ask::Publish(id(0), VirtualBlock(0), target));
+    ask(&mut keeper, 1, Ask::Unmap(id(0), 0..1, u64::MAX));
+    run(&mut keeper, Command::Commit).unwrap();
+    settle(&mut keeper);
+    assert_eq!((keeper.to_give_back(), fill(&mut keeper, 2, 1)), (1, target));
+    assert_eq!(keeper.to_give_back(), 0, "it is somebody's");
+    ask(&mut keeper, 2, Ask::Abandon(id(0), VirtualBlock(1), target));
+    assert_eq!(keeper.to_give_back(), 1);
 }
 
 #[test]

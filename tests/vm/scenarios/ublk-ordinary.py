@@ -130,12 +130,15 @@ def story(folder, _):
             pool.uthin("unexport", pool.path / "v1")
             no_devices("taken away")
 
-            device = pool.export()
+            flushed = os.urandom(MIB)
+            with Device(pool.export()) as opened:
+                opened.pwrite(flushed, 32 * MIB)
+                opened.flush()
             pool.kill()
             pool.serve()
             no_devices("left by the killed daemon")
             with Device(pool.export()) as opened:
-                if not any(opened.pread(MIB, 0)):
+                if opened.pread(MIB, 32 * MIB) != flushed:
                     raise Failed("what was flushed is gone")
             pool.uthin("pool", "close", pool.path)
             if pool.daemon.wait(60) != 0:
