@@ -2,8 +2,8 @@
 by bench/vm/run.
 
 The machine's CPU is emulated in software: only figures of one run compare, and only as ratios. Cases are interleaved (each
-round takes every peer once), and medians of the rounds are told: of rates, and of the ratios within each round. The emulator translates code when it is first run: what is seldom run, as first
-writes are, is run once beforehand and not counted. 4 KiB requests; a first write to a shared block is one 4 KiB
+round takes every peer once), and medians of the rounds are told: of rates, and of the ratios within each round. The emulator
+translates code when it is first run: what is seldom run, as first writes are, is run once beforehand and not counted. 4 KiB requests; a first write to a shared block is one 4 KiB
 write into a 64 KiB block of a filled volume from which a snapshot was just taken, each block once, in random order; a first write to a fresh block
 likewise, in an empty volume, fresh blocks being zeroed (but for dm-thin with `skip_block_zeroing`); a synchronous one is followed by a flush,
 both asked for by plain system calls (an fsync through io_uring changes threads in the client). In a storm
