@@ -337,6 +337,74 @@ impl Service {
         Ok(value)
     }
 
+    fn set_volume(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
+        let mut changes = self.begin_change()?;
+        let before = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        let moved = request.external_origin.as_deref();
+        let moved = moved.map(|path| self.plan_origin(&before, path)).transpose()?;
+        let closes = request.read_only == Some(true) && !before.read_only;
+        if closes {
+            self.refuse_writers(&before)?;
+        }
+        let amended = self.amend(&mut changes, |catalog| {
+            let mut entry = catalog.require(name)?.clone();
+            if let Some(read_only) = request.read_only {
+                entry.read_only = read_only;
+            }
+            if let Some(when_full) = request.when_full {
+                entry.when_full = when_full.policy();
+            }
+            label::apply(&mut entry.labels, &request.labels)
+                .map_err(|error| error.context(format!("volume `{name}`")))?;
+            let mut entries = vec![entry];
+            if let Some(moved) = &moved {
+                moved.amend(catalog, &mut entries);
+            }
+            let entry = entries[0].clone();
+            Ok((Change::Entries(entries), entry))
+        });
+        if closes && amended.is_err() {
+            self.show_read_only(before.id, false);
+        }
+        let entry = amended?;
+        if let Some(moved) = moved {
+            self.put_behind(moved);
+        }
+        if request.when_full.is_some() {
+            let command = Command::ConfigureVolume { volume: entry.id, when_full: entry.when_full };
+            self.executor.run(command)?;
+        }
+        Ok(VolumeSettings {
+            schema: SCHEMA.to_owned(),
+            name: entry.name,
+            id: entry.id.get(),
+            labels: entry.labels,
+            read_only: entry.read_only,
+            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
+            when_full: entry.when_full,
+        })
+    }
+
+    fn delete_volume(&self, name: &VolumeName) -> Result<Deleted> {
+        let mut changes = self.begin_change()?;
+        let entry = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
+        self.require_no_device_waits(&entry)?;
+        let volume = entry.id;
+        let answer = self
+            .carry_out(&mut changes, Operation::Delete(name.clone()), |step| Command::Delete {
+                volume,
+                step: Some(step),
+            })
+            .map_err(|error| {
+                if error.kind() == ErrorKind::Busy {
+                    return self.in_use(volume, name);
+                }
+                error.context(format!("deleting volume `{name}`"))
+            })?;
+        let finished = answer == Answer::Deleting { finished: true };
+        Ok(Deleted { schema: SCHEMA.to_owned(), name: name.clone(), finished })
+    }
+
     /// From here on clients get the volume for reading only. `Busy`, and all as before, when one has it open: it may be
     /// writing. The order matters: who opens it after we have counted sees what was set before.
     fn refuse_writers(&self, entry: &VolumeEntry) -> Result<()> {
@@ -652,51 +720,7 @@ impl PoolApi for Service {
     }
 
     fn set(&self, name: &VolumeName, request: &SetVolume) -> Result<VolumeSettings> {
-        let mut changes = self.begin_change()?;
-        let before = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
-        let moved = request.external_origin.as_deref();
-        let moved = moved.map(|path| self.plan_origin(&before, path)).transpose()?;
-        let closes = request.read_only == Some(true) && !before.read_only;
-        if closes {
-            self.refuse_writers(&before)?;
-        }
-        let amended = self.amend(&mut changes, |catalog| {
-            let mut entry = catalog.require(name)?.clone();
-            if let Some(read_only) = request.read_only {
-                entry.read_only = read_only;
-            }
-            if let Some(when_full) = request.when_full {
-                entry.when_full = when_full.policy();
-            }
-            label::apply(&mut entry.labels, &request.labels)
-                .map_err(|error| error.context(format!("volume `{name}`")))?;
-            let mut entries = vec![entry];
-            if let Some(moved) = &moved {
-                moved.amend(catalog, &mut entries);
-            }
-            let entry = entries[0].clone();
-            Ok((Change::Entries(entries), entry))
-        });
-        if closes && amended.is_err() {
-            self.show_read_only(before.id, false);
-        }
-        let entry = amended?;
-        if let Some(moved) = moved {
-            self.put_behind(moved);
-        }
-        if request.when_full.is_some() {
-            let command = Command::ConfigureVolume { volume: entry.id, when_full: entry.when_full };
-            self.executor.run(command)?;
-        }
-        Ok(VolumeSettings {
-            schema: SCHEMA.to_owned(),
-            name: entry.name,
-            id: entry.id.get(),
-            labels: entry.labels,
-            read_only: entry.read_only,
-            external_origin: entry.external_origin.as_ref().map(ExternalOrigin::info),
-            when_full: entry.when_full,
-        })
+        once_clients_have_gone(|| self.set_volume(name, request))
     }
 
     fn roll_back(&self, name: &VolumeName, request: &RollBackVolume) -> Result<RolledBack> {
@@ -704,7 +728,7 @@ impl PoolApi for Service {
     }
 
     fn resize(&self, name: &VolumeName, request: &ResizeVolume) -> Result<Resized> {
-        self.resize_volume(name, request)
+        once_clients_have_gone(|| self.resize_volume(name, request))
     }
 
     fn grow(&self, request: &GrowPool) -> Result<Grown> {
@@ -740,24 +764,24 @@ impl PoolApi for Service {
     }
 
     fn delete(&self, name: &VolumeName) -> Result<Deleted> {
-        let mut changes = self.begin_change()?;
-        let entry = self.catalog.read().expect(NO_PANIC).require(name)?.clone();
-        self.require_no_device_waits(&entry)?;
-        let volume = entry.id;
-        let answer = self
-            .carry_out(&mut changes, Operation::Delete(name.clone()), |step| Command::Delete {
-                volume,
-                step: Some(step),
-            })
-            .map_err(|error| {
-                if error.kind() == ErrorKind::Busy {
-                    return self.in_use(volume, name);
-                }
-                error.context(format!("deleting volume `{name}`"))
-            })?;
-        let finished = answer == Answer::Deleting { finished: true };
-        Ok(Deleted { schema: SCHEMA.to_owned(), name: name.clone(), finished })
+        once_clients_have_gone(|| self.delete_volume(name))
     }
+}
+/// A third of a second in all.
+const LEAVING_PAUSES_MS: [u64; 6] = [5, 10, 20, 40, 80, 160];
+
+/// Tries again for a little while what a client is in the way of: who has just said good-bye may not have been heard yet, as the `nbdcopy` of
+/// the line before in a script. No lock is held in between.
+fn once_clients_have_gone<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    for pause_ms in LEAVING_PAUSES_MS {
+        match attempt() {
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                std::thread::sleep(Duration::from_millis(pause_ms));
+            }
+            result => return result,
+        }
+    }
+    attempt()
 }
 
 /// What a change of a pool that is read-only because of `why` is answered.

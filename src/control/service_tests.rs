@@ -648,6 +648,28 @@ fn a_deletion_is_forgotten_only_when_it_is_durable() {
 }
 
 #[test]
+fn a_client_that_is_just_leaving_is_waited_for() {
+    let (world, service) = open(&Disks::default(), None);
+    let id = VolumeId::new(0).expect("a number");
+    service.create(&create("a")).expect("no fault");
+    let leaving = || {
+        world.lock().expect("whole").in_use.insert(id);
+        let world = world.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            world.lock().expect("whole").in_use.clear();
+        })
+    };
+    let gone = leaving();
+    let read_only = SetVolume { read_only: Some(true), ..SetVolume::default() };
+    assert!(service.set(&name("a"), &read_only).expect("he has gone").read_only);
+    gone.join().expect("no panic");
+    let gone = leaving();
+    service.delete(&name("a")).expect("he has gone");
+    gone.join().expect("no panic");
+}
+
+#[test]
 fn a_volume_becomes_read_only_when_nobody_can_be_writing() {
     let (world, service) = open(&Disks::default(), None);
     service.create(&create("a")).expect("no fault");
