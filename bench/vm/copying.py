@@ -23,7 +23,7 @@ SIZES = ("4k", "16k", "64k", "256k")
 class Copying(Ours):
     def __init__(self, name, folder, metadata, data, *options):
         self.options = options
-        super().__init__(name, folder, metadata, data)
+        super().__init__(name, folder, metadata, data, "--journal", "none")
 
     def export(self):
         return self.pool.export("v", "--queues", "2", *self.options)
@@ -41,7 +41,7 @@ def story(folder, _):
             for work in ("randread", "randwrite"):
                 for peer in peers:
                     options = [f"--filename={peer.device}", "--time_based", f"--runtime={SECONDS}", "--norandommap", f"--size={VOLUME_BYTES}"]
-                    rate = fio(peer.device, size, *options, f"--rw={work}", "--iodepth=8", f"--bs={size}")
+                    rate = fio(peer.device, size, *options, f"--rw={work}", f"--bs={size}", depth=8)
                     figures.setdefault((work, size), {}).setdefault(peer.name, []).append(rate)
     lines = ["| requests a second, depth 8 | dm-thin | copying | zero copy | zero copy : copying | zero copy : dm-thin |", "| --- |" + " ---: |" * 5]
     for (work, size), found in figures.items():

@@ -5,9 +5,9 @@ The machine's CPU is emulated in software: only figures of one run compare, and 
 round takes every peer once), and medians of the rounds are told: of rates, and of the ratios within each round. The emulator
 translates code when it is first run: what is seldom run, as first writes are, is run once beforehand and not counted. 4 KiB requests; a first write to a shared block is one 4 KiB
 write into a 64 KiB block of a filled volume from which a snapshot was just taken, each block once, in random order; a first write to a fresh block
-likewise, in an empty volume, fresh blocks being zeroed (but for dm-thin with `skip_block_zeroing`); a synchronous one is followed by a flush,
-both asked for by plain system calls (an fsync through io_uring changes threads in the client). In a storm
-a snapshot is made every fifth of a second, and deleted before the next.
+likewise, in an empty volume, fresh blocks being zeroed (but for dm-thin with `skip_block_zeroing`); a synchronous one is followed by a flush.
+In a storm a snapshot is made every fifth of a second, and deleted before the next. At depth 1 requests are asked for by plain system calls, which is
+how most programs do it: io_uring hands an fsync, and what is for a device that cannot say that it would have to wait (dm-thin's), to another thread.
 
 libublk's `null` answers at once and moves nothing, its `loop` hands each request on to a disk: the ublk driver and one ring, and nothing that
 is mapped. They have the queues, depth and buffers that uthin's devices have; no snapshots, so the rows of first writes are not theirs.
@@ -43,12 +43,12 @@ SECONDS = 3
 TRACE = Path("/sys/kernel/tracing")
 
 STEADY = {
-    "randread-16": ("random read, depth 16", ["--rw=randread", "--iodepth=16"]),
-    "overwrite-16": ("overwrite, depth 16", ["--rw=randwrite", "--iodepth=16"]),
-    "randread-1": ("random read, depth 1", ["--rw=randread", "--iodepth=1"]),
-    "overwrite-1": ("overwrite, depth 1", ["--rw=randwrite", "--iodepth=1"]),
-    "randread-2x16": ("random read, 2 jobs of depth 16", ["--rw=randread", "--iodepth=16", "--numjobs=2"]),
-    "overwrite-2x16": ("overwrite, 2 jobs of depth 16", ["--rw=randwrite", "--iodepth=16", "--numjobs=2"]),
+    "randread-16": ("random read, depth 16", 16, ["--rw=randread"]),
+    "overwrite-16": ("overwrite, depth 16", 16, ["--rw=randwrite"]),
+    "randread-1": ("random read, depth 1", 1, ["--rw=randread"]),
+    "overwrite-1": ("overwrite, depth 1", 1, ["--rw=randwrite"]),
+    "randread-2x16": ("random read, 2 jobs of depth 16", 16, ["--rw=randread", "--numjobs=2"]),
+    "overwrite-2x16": ("overwrite, 2 jobs of depth 16", 16, ["--rw=randwrite", "--numjobs=2"]),
 }
 FIRST = {
     "shared-16": ("first write to a shared block, depth 16", 16, 1),
@@ -60,8 +60,10 @@ SYNC = ("first writes to shared blocks, each flushed, depth 1", 500)
 COPIED = "first write to a shared block: written to the data disk, bytes"
 
 
-def fio(device, name, *options, engine="io_uring"):
-    words = ["fio", f"--name={name}", f"--ioengine={engine}", "--direct=1", "--bs=4k", "--group_reporting", "--output-format=json"]
+def fio(device, name, *options, depth):
+    """What a client makes of it: requests a second."""
+    engine = "psync" if depth == 1 else "io_uring"
+    words = ["fio", f"--name={name}", f"--ioengine={engine}", f"--iodepth={depth}", "--direct=1", "--bs=4k", "--group_reporting", "--output-format=json"]
     output = Path(os.environ["KEEP"]) / "fio.json"
     run(*words, *options, f"--output={output}", timeout=300)
     told = output.read_text()
@@ -74,7 +76,8 @@ def fio(device, name, *options, engine="io_uring"):
 
 def steady(device, case):
     options = [f"--filename={device}", "--time_based", f"--runtime={SECONDS}", "--norandommap", f"--size={VOLUME_BYTES}"]
-    return fio(device, case, *options, *STEADY[case][1])
+    _, depth, words = STEADY[case]
+    return fio(device, case, *options, *words, depth=depth)
 
 
 def touch(device, folder, case):
@@ -85,12 +88,12 @@ def touch(device, folder, case):
     lines = ["fio version 2 iolog", f"{device} add", f"{device} open"]
     lines += [f"{device} write {slot * BLOCK + 4096 * random.randrange(16)} 4096" for slot in slots]
     log.write_text("\n".join([*lines, f"{device} close", ""]))
-    return fio(device, case, f"--read_iolog={log}", "--replay_no_stall=1", f"--iodepth={depth}", "--rw=randwrite")
+    return fio(device, case, f"--read_iolog={log}", "--replay_no_stall=1", "--rw=randwrite", depth=depth)
 
 
 def touch_and_flush(device):
     options = ["--rw=randwrite", "--fsync=1", f"--size={VOLUME_BYTES}", f"--number_ios={SYNC[1]}"]
-    return fio(device, "sync", f"--filename={device}", *options, engine="psync")
+    return fio(device, "sync", f"--filename={device}", *options, depth=1)
 
 
 def fill(device):
@@ -338,9 +341,9 @@ def story(folder, _):
     disks = ram_disks(12, 3 * VOLUME_BYTES)
     load_module()
     random.seed(1)
-    copying = Ours("uthin", folder, disks[2], disks[3])
-    partial = Ours("uthin small writes", folder, disks[4], disks[5], "--small-writes", "partial")
-    journal = Ours("uthin journal", folder, disks[6], disks[7], "--small-writes", "partial", "--journal", "file")
+    copying = Ours("uthin", folder, disks[2], disks[3], "--journal", "none")
+    partial = Ours("uthin small writes", folder, disks[4], disks[5], "--journal", "none", "--small-writes", "partial")
+    journal = Ours("uthin journal", folder, disks[6], disks[7], "--journal", "file", "--small-writes", "partial")
     fill(disks[9])
     loop, null = Libublk("loop", 40, "-f", disks[9]), Libublk("null", 41)
     kernel, sloppy = Kernel("dm-thin", disks[0], disks[1]), Kernel("dm-thin unzeroed", disks[10], disks[11], ["skip_block_zeroing"])

@@ -1,7 +1,7 @@
-"""A pool with a journal (--journal file), killed under its clients: the kernel refuses it and changes nothing. Opened again, it has every
+"""A pool with a journal, killed under its clients: the kernel refuses it and changes nothing. Opened again, it has every
 write that was acknowledged, flushed or not; closed, it is plain dm-thin: the kernel opens it, reads what was written, and writes.
 
-With whole-block copies, then with small writes.
+With whole-block copies and the journal in a file, then with small writes and the journal on a device.
 """
 
 import random
@@ -15,7 +15,7 @@ BLOCK = 64 << 10
 SIZE = 8 << 20
 KILLS = 3
 # As the kernel prints them: a journal, and partial blocks.
-JOURNAL, PARTIAL = 0x4000_0000, 0x8000_0000
+JOURNAL, PARTIAL = 0x4000_0000, 0x2000_0000
 
 
 def unflushed(opened, contents, chance, count):
@@ -28,10 +28,10 @@ def unflushed(opened, contents, chance, count):
         contents.bytes[at : at + length] = data
 
 
-def journaled(folder, metadata, data, chance, small_writes):
+def journaled(folder, metadata, data, chance, journal, small_writes):
     held = {"v": Contents(SIZE)}
     features = JOURNAL
-    with UthinPool(folder, metadata, data, "--journal", "file", "--small-writes", small_writes) as pool:
+    with UthinPool(folder, metadata, data, "--journal", journal, "--small-writes", small_writes) as pool:
         pool.create("v", SIZE)
         for number in range(KILLS):
             pool.serve()
@@ -65,13 +65,13 @@ def journaled(folder, metadata, data, chance, small_writes):
 
 
 def story(folder, _):
-    disks = ram_disks(4, 512 << 20)
+    disks = ram_disks(5, 512 << 20)
     chance = random.Random(19)
-    for small_writes in ("copy", "partial"):
+    for journal, small_writes in (("file", "copy"), (disks.pop(), "partial")):
         own = Path(folder) / small_writes
         own.mkdir()
         data, metadata = disks.pop(), disks.pop()
-        journaled(own, metadata, data, chance, small_writes)
+        journaled(own, metadata, data, chance, journal, small_writes)
     print(f"{2 * KILLS} kills, nothing acknowledged was lost; refused by the kernel until closed, then equal in both")
 
 
