@@ -51,7 +51,7 @@ impl Control {
 
 /// A pool with a volume `v`, being served.
 fn served() -> (Place, Daemon) {
-    let place = Place::with_pool("1G");
+    let place = Place::with_faithful_pool("1G");
     place.ok(&["volume", "create", "./p/v", "--size", "64M"]);
     let daemon = place.serve(&[]);
     (place, daemon)

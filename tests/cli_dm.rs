@@ -27,7 +27,7 @@ fn id_and_root(place: &Place) -> (String, String) {
 #[test]
 fn messages_answer_as_the_kernel_does() {
     for served in [false, true] {
-        let place = Place::with_pool("64M");
+        let place = Place::with_faithful_pool("64M");
         let daemon = served.then(|| place.serve(&[]));
         assert!(
             message(&place, "create_thin 0").contains("volume 0 has no size yet: uthin volume resize ./p/0")
@@ -77,7 +77,7 @@ fn messages_answer_as_the_kernel_does() {
 
 #[test]
 fn a_volume_made_by_message_is_one_like_any_other() {
-    let place = Place::with_pool("64M");
+    let place = Place::with_faithful_pool("64M");
     let made = place.json(&["pool", "message", POOL, "--size", "1M", "create_thin 7"]);
     assert_eq!(
         (&made["volume"], &made["size_bytes"], &made["transaction_id"]),

@@ -1,9 +1,10 @@
-//! Pools with a journal (`--journal file`), through the real binaries: nothing acknowledged is lost with the daemon, and nothing of the
+//! Pools with a journal, through the real binaries: nothing acknowledged is lost with the daemon, and nothing of the
 //! journal is left once the pool is closed.
 
 mod cli_common;
 
 use cli_common::{Daemon, POOL, Place, eventually};
+use rustix::process::Signal;
 use std::fs;
 use std::process::Command;
 
@@ -52,7 +53,7 @@ impl Content {
 /// A served pool with a journal, a volume, and a snapshot of it.
 fn pool(options: &[&str]) -> (Place, Daemon, Content, Content) {
     let place = Place::empty();
-    place.ok(&[&["pool", "create", POOL, "--size", "64M", "--journal", "file"], options].concat());
+    place.ok(&[&["pool", "create", POOL, "--size", "64M"], options].concat());
     place.ok(&["volume", "create", "./p/v", "--size", &SIZE.to_string()]);
     let daemon = place.serve(&[]);
     let mut volume = Content(vec![0; SIZE]);
@@ -216,7 +217,11 @@ fn a_journal_that_is_missing_or_another_s_is_an_error_with_a_way_out() {
 
 #[test]
 fn a_pool_can_be_given_a_journal_and_rid_of_it() {
-    let place = Place::with_pool("64M");
+    let place = Place::with_faithful_pool("64M");
+    let daemon = place.serve(&[]);
+    assert_eq!(state(&place), "none");
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
     assert!(!place.path("p/journal").exists());
     let said = place.ok(&["pool", "set", POOL, "--journal", "file"]);
     assert!(said.contains("journal file"), "{said}");
@@ -230,4 +235,96 @@ fn a_pool_can_be_given_a_journal_and_rid_of_it() {
     assert_eq!(daemon.wait(), 0);
     let _daemon = place.serve(&[]);
     assert_eq!(state(&place), "none");
+}
+
+#[test]
+fn a_pool_that_is_made_has_a_journal_and_an_adopted_one_none() {
+    let place = Place::with_pool("64M");
+    place.serve(&[]).signal(Signal::TERM);
+    for (pool, options, expected) in [
+        ("./q", &[][..], "none"),
+        ("./r", &["--journal", "file"], "on"),
+        ("./s", &["--journal", "./j"], "on"),
+    ] {
+        fs::File::create(place.path("j")).and_then(|file| file.set_len(1 << 20)).expect("made");
+        let adopt = ["pool", "adopt", pool, "--metadata", "./p/metadata", "--data", "./p/data"];
+        place.ok(&[&adopt[..], options].concat());
+        let daemon = place.serve_by(&mut place.command(&["serve", pool]));
+        assert_eq!(place.json(&["pool", "status", pool])["journal"]["state"], expected, "{options:?}");
+        assert_eq!(daemon.signal(Signal::TERM), 0);
+    }
+    assert_eq!(fs::read_link(place.path("s/journal")).expect("a link"), place.path("j"));
+}
+
+#[test]
+fn a_journal_on_a_device_is_linked_and_looked_at_first() {
+    let place = Place::empty();
+    let sparse = |name: &str, size_bytes| {
+        fs::File::create(place.path(name)).and_then(|file| file.set_len(size_bytes)).expect("made");
+    };
+    let create = |journal, more: &[&str]| {
+        [&["pool", "create", POOL, "--size", "64M", "--journal", journal], more].concat().join(" ")
+    };
+    let refused = |journal, more: &[&str], code, says| {
+        let words = create(journal, more);
+        let refusal = place.fails(&words.split(' ').collect::<Vec<_>>(), code, says);
+        refusal.hint();
+        assert!(!place.path("p").exists(), "{refusal:?}");
+    };
+    sparse("j", 1 << 20);
+    sparse("m", 16 << 20);
+    sparse("short", 4096);
+    fs::write(place.path("full"), vec![7; 1 << 20]).expect("written");
+    refused("maybe", &[], 2, "`maybe` is no place for a journal");
+    refused("./none", &[], 5, "none");
+    refused("./short", &[], 2, "too few for a journal");
+    refused("./full", &[], 5, "holds something unknown");
+    refused("./m", &["--metadata", "./m"], 2, "both metadata and a journal");
+    assert_eq!(fs::read(place.path("full")).expect("there"), vec![7; 1 << 20], "it was not touched");
+
+    place.ok(&create("./j", &["--metadata", "./m"]).split(' ').collect::<Vec<_>>());
+    assert_eq!(fs::read_link(place.path("p/journal")).expect("a link"), place.path("j"));
+    place.ok(&["volume", "create", "./p/v", "--size", &SIZE.to_string()]);
+    let mut daemon = place.serve(&[]);
+    let status = place.json(&["pool", "status", POOL]);
+    assert_eq!(
+        (&status["journal"]["state"], status["journal"]["total_bytes"].as_u64() < Some(1 << 20)),
+        (&"on".into(), true)
+    );
+    let mut volume = Content(vec![0; SIZE]);
+    for round in 0..3 {
+        volume.write(&mut place.connect("v"), (round * 5 + 1) * BLOCK, &pattern(round, 2 * BLOCK));
+        daemon.kill();
+        daemon = place.serve(&[]);
+        volume.check(&place, "v");
+    }
+    for words in [
+        &["pool", "set", POOL, "--journal", "./full"][..],
+        &["serve", POOL, "--takeover", "--journal", "./full"],
+    ] {
+        let refusal = place.fails(words, 2, "only a pool that is being made");
+        assert!(refusal.hint().contains("put a link"), "{refusal:?}");
+    }
+    daemon.kill();
+
+    // Gone while it is needed, and gone when nobody needs it.
+    fs::rename(place.path("j"), place.path("away")).expect("renamed");
+    let refusal = place.fails(&["serve", POOL], 5, "which is not there");
+    assert!(refusal.hint().contains("--forget-journal"), "{refusal:?}");
+    fs::rename(place.path("away"), place.path("j")).expect("renamed");
+    place.serve(&[]).signal(Signal::TERM);
+    fs::rename(place.path("j"), place.path("away")).expect("renamed");
+    let refusal = place.fails(&["serve", POOL], 5, "which is not there");
+    assert!(refusal.hint().contains("remove the link"), "{refusal:?}");
+    fs::remove_file(place.path("p/journal")).expect("removed");
+    let daemon = place.serve(&[]);
+    volume.check(&place, "v");
+    assert!(place.path("p/journal").metadata().expect("there").is_file());
+    assert_eq!(daemon.signal(Signal::TERM), 0);
+
+    // Another pool's journal is not taken by accident.
+    let other = ["pool", "create", "./q", "--size", "64M", "--journal", "./away"];
+    place.fails(&other, 5, "holds the journal of a pool").hint();
+    place.ok(&[&other[..], &["--force"]].concat());
+    assert_eq!(place.serve_by(&mut place.command(&["serve", "./q"])).signal(Signal::TERM), 0);
 }

@@ -50,7 +50,7 @@ impl Content {
 /// A served pool whose volume has partial blocks on a snapshot's and on zeros.
 fn pool_with_partial_blocks() -> (Place, cli_common::Daemon, Content, Content) {
     let place = Place::empty();
-    place.ok(&["pool", "create", POOL, "--size", "64M", "--small-writes", "partial"]);
+    place.ok(&["pool", "create", POOL, "--size", "64M", "--small-writes", "partial", "--journal", "none"]);
     place.ok(&["volume", "create", "./p/v", "--size", &SIZE.to_string()]);
     let daemon = place.serve(&[]);
     let mut volume = Content(vec![0; SIZE]);

@@ -71,7 +71,7 @@ fn options_are_kept_with_the_pool() {
     let said = place.ok(&["pool", "set", POOL, "--zero"]);
     assert_eq!(
         said,
-        "pool ./p: discard nopassdown, zero new blocks yes, low water 10%, when full error, min free 0%, small writes copy, journal none\n"
+        "pool ./p: discard nopassdown, zero new blocks yes, low water 10%, when full error, min free 0%, small writes copy, journal file\n"
     );
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
     let daemon = place.serve(&[]);
@@ -104,7 +104,7 @@ fn options_are_kept_with_the_pool() {
 #[test]
 fn a_monitor_is_told_by_the_exit_code() {
     let place = Place::empty();
-    place.ok(&["pool", "create", POOL, "--size", "1M", "--low-water", "50%"]);
+    place.ok(&["pool", "create", POOL, "--size", "1M", "--low-water", "50%", "--journal", "none"]);
     place.ok(&["volume", "create", "./p/v", "--size", "4M"]);
     let ask = || place.run(&["pool", "status", POOL, "-H", "-o", "health,low_water", "--exit-code"]);
     let said = |code: i32, text: &str| (code, text.to_owned());

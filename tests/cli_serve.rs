@@ -18,6 +18,13 @@ fn place_with_volume(size: &str) -> Place {
     place
 }
 
+/// The same in a pool without a journal.
+fn faithful_place_with_volume() -> Place {
+    let place = Place::with_faithful_pool("1G");
+    place.ok(&["volume", "create", "./p/v", "--size", "64M"]);
+    place
+}
+
 #[test]
 fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
     let place = place_with_volume("1G");
@@ -49,7 +56,7 @@ fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
     assert_eq!(daemon.wait(), 0);
     assert_eq!(
         place.files("p"),
-        ["catalog.json", "catalog.json.new", "data", "metadata"],
+        ["catalog.json", "catalog.json.new", "data", "journal", "metadata"],
         "no socket is left"
     );
     assert_eq!(place.ok(&["pool", "close", POOL]), "pool ./p was not being served\n");
@@ -58,7 +65,7 @@ fn a_volume_is_written_snapshotted_and_read_back_and_all_is_there_later() {
     assert_eq!(place.connect("s").read(1 << 20, 512), Ok(vec![1; 512]));
     assert_eq!(place.connect("v").read(1 << 20, 512), Ok(vec![2; 512]));
     assert_eq!(daemon.signal(Signal::TERM), 0);
-    assert_eq!(place.files("p"), ["catalog.json", "catalog.json.new", "data", "metadata"]);
+    assert_eq!(place.files("p"), ["catalog.json", "catalog.json.new", "data", "journal", "metadata"]);
     assert_eq!(place.serve(&[]).signal(Signal::INT), 0);
 }
 
@@ -106,7 +113,7 @@ fn a_group_is_taken_at_one_moment_while_a_client_writes() {
 
 #[test]
 fn a_volume_is_renamed_under_its_clients() {
-    let place = place_with_volume("1G");
+    let place = faithful_place_with_volume();
     let daemon = place.serve(&[]);
     let mut client = place.connect("v");
     client.write(0, &[1; 512]).expect("there is space");
@@ -184,7 +191,7 @@ fn a_volume_in_use_is_not_deleted() {
 
 #[test]
 fn a_killed_daemon_leaves_a_pool_that_opens_and_what_was_flushed() {
-    let place = place_with_volume("1G");
+    let place = faithful_place_with_volume();
     for round in 1..=3_u8 {
         let daemon = place.serve(&[]);
         let mut client = place.connect("v");
@@ -512,7 +519,7 @@ fn the_control_socket_keeps_to_its_documentation() {
 
 #[test]
 fn many_clients_of_the_control_socket_at_once() {
-    let place = place_with_volume("1G");
+    let place = faithful_place_with_volume();
     let daemon = place.serve(&[]);
     std::thread::scope(|scope| {
         for worker in 0..8 {
@@ -563,7 +570,7 @@ fn a_pool_deep_down_has_a_control_socket_all_the_same() {
 /// A limit on the size of files stands in for a disk that fails: writes beyond it do.
 #[test]
 fn a_disk_that_fails_leaves_a_readable_pool_and_a_check_puts_it_right() {
-    let place = place_with_volume("1G");
+    let place = faithful_place_with_volume();
     let script = format!("trap '' XFSZ; ulimit -f 200; exec {} serve {POOL}", env!("CARGO_BIN_EXE_uthin"));
     let daemon = place.serve_by(std::process::Command::new("sh").args(["-c", &script]));
     let mut client = place.connect("v");

@@ -282,7 +282,7 @@ fn a_catalog_that_is_none_is_refused_with_its_place_and_kept() {
     for (bad, says) in [
         (String::new(), "line 1 column 0"),
         ("{".to_owned(), "line 1 column 1"),
-        (good.replacen("\"id\": 0", "\"id\": \"zero\"", 1), "line 8"),
+        (good.replacen("\"id\": 0", "\"id\": \"zero\"", 1), "expected u64 at line"),
         (good.replacen("\"schema\": 1", "\"schema\": 9", 1), "layout version 9"),
         ("\u{0}".repeat(100), "line 1"),
     ] {

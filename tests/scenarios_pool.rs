@@ -15,9 +15,9 @@ use std::time::Duration;
 
 const BLOCK: u64 = 65_536;
 
-/// A pool with a volume `v` of 64 MiB, served, and a client of it.
+/// A pool with a volume `v` of 64 MiB, served, and a client of it. Without a journal: every flush is a commit, as dm-thin's are.
 fn served(pool_size: &str) -> (Place, Daemon, Client) {
-    let place = Place::with_pool(pool_size);
+    let place = Place::with_faithful_pool(pool_size);
     place.ok(&["volume", "create", "./p/v", "--size", "64M"]);
     let daemon = place.serve(&[]);
     let client = place.connect("v");

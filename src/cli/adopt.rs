@@ -114,7 +114,8 @@ pub(super) fn run(args: Args, json: bool) -> Result<()> {
         lvm: args.lvm,
         lvm_pool: args.lvm_pool,
         docker: args.docker,
-        options: changes(args.options, args.attention),
+        journal: args.options.journal_device().map(Into::into),
+        options: changes(&args.options, args.attention),
     };
     let adopted = adopt(&args.pool, &wanted)?;
     if json {

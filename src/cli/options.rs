@@ -6,9 +6,10 @@ use crate::control::options::{FreeSpace, VolumeWhenFull};
 use crate::engine::{JournalMode, SmallWrites, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
+use std::path::{Path, PathBuf};
 
 /// How a pool is run. `pool create` and `pool set` keep it with the pool; `serve` does so once.
-#[derive(clap::Args, Clone, Copy, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub(super) struct OptionArgs {
     /// What becomes of discards, and of the space of freed blocks: `passdown` unless the pool was told otherwise
     #[arg(long, value_enum)]
@@ -23,9 +24,11 @@ pub(super) struct OptionArgs {
     /// told otherwise
     #[arg(long, value_enum)]
     small_writes: Option<SmallWritesArg>,
-    /// Whether a daemon records changes in a journal, so that a flush is no metadata transaction and the death of the daemon loses
-    /// nothing: `none` unless the pool was told otherwise. In force from the next time that the pool is served
-    #[arg(long, value_enum)]
+    /// Where a daemon records changes, so that a flush is no metadata transaction and the death of the daemon loses nothing: in the
+    /// `file` journal of the pool's directory, on a device or in a file that is there (when the pool is made), or nowhere (`none`:
+    /// every flush commits, as dm-thin does it). `file` for pools that are made here, `none` for adopted ones. In force from the
+    /// next time that the pool is served
+    #[arg(long, value_name = "none|file|DEVICE", value_parser = parse_journal)]
     journal: Option<JournalArg>,
 }
 
@@ -101,7 +104,7 @@ pub(super) fn free_space_shown(low_water: FreeSpace) -> String {
 }
 
 /// What of the pool's options is to be as it says, and nothing else.
-pub(super) fn changes(options: OptionArgs, attention: AttentionArgs) -> SetPool {
+pub(super) fn changes(options: &OptionArgs, attention: AttentionArgs) -> SetPool {
     SetPool {
         discard: options.discard(),
         zero_new_blocks: options.zero_new_blocks(),
@@ -114,25 +117,45 @@ pub(super) fn changes(options: OptionArgs, attention: AttentionArgs) -> SetPool 
 }
 
 impl OptionArgs {
-    pub(super) fn zero_new_blocks(self) -> Option<bool> {
+    pub(super) fn zero_new_blocks(&self) -> Option<bool> {
         (self.zero || self.no_zero).then_some(self.zero)
     }
 
-    pub(super) fn small_writes(self) -> Option<SmallWrites> {
+    pub(super) fn small_writes(&self) -> Option<SmallWrites> {
         self.small_writes.map(|small_writes| match small_writes {
             SmallWritesArg::Copy => SmallWrites::Copy,
             SmallWritesArg::Partial => SmallWrites::Partial,
         })
     }
 
-    pub(super) fn journal(self) -> Option<JournalMode> {
-        self.journal.map(|journal| match journal {
+    pub(super) fn journal(&self) -> Option<JournalMode> {
+        self.journal.as_ref().map(|journal| match journal {
             JournalArg::None => JournalMode::None,
-            JournalArg::File => JournalMode::File,
+            JournalArg::File | JournalArg::On(_) => JournalMode::File,
         })
     }
 
-    pub(super) fn discard(self) -> Option<Discard> {
+    /// The device or file that the journal is to be on, for who makes a pool's directory.
+    pub(super) fn journal_device(&self) -> Option<&Path> {
+        match &self.journal {
+            Some(JournalArg::On(device)) => Some(device),
+            Some(JournalArg::None | JournalArg::File) | None => None,
+        }
+    }
+
+    /// `Invalid` if a device is named for the journal of a pool that is there.
+    pub(super) fn refuse_journal_device(&self) -> Result<()> {
+        match self.journal_device() {
+            None => Ok(()),
+            Some(device) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{}: only a pool that is being made gets its journal on a device", device.display()),
+            )
+            .hint("write none or file. To move the journal of a closed pool, put a link to the device in place of its file `journal`")),
+        }
+    }
+
+    pub(super) fn discard(&self) -> Option<Discard> {
         self.discard.map(|discard| match discard {
             DiscardArg::Passdown => Discard::Passdown,
             DiscardArg::Nopassdown => Discard::NoPassdown,
@@ -159,12 +182,24 @@ pub(super) fn small_writes_word(small_writes: SmallWrites) -> &'static str {
 }
 
 /// Where changes are recorded.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum JournalArg {
-    /// Nowhere: every flush commits, as dm-thin does it
+    /// Nowhere.
     None,
-    /// In the file `journal` of the pool's directory. dm-thin knows the pool only once it is closed
+    /// In the file `journal` of the pool's directory.
     File,
+    /// On this device or in this file, to which `journal` is a link.
+    On(PathBuf),
+}
+
+fn parse_journal(text: &str) -> Result<JournalArg> {
+    match text {
+        "none" => Ok(JournalArg::None),
+        "file" => Ok(JournalArg::File),
+        path if path.contains('/') => Ok(JournalArg::On(path.into())),
+        _ => Err(Error::new(ErrorKind::Invalid, format!("`{text}` is no place for a journal"))
+            .hint("write none, file, or the path of a device or file, such as /dev/sdc1 or ./journal")),
+    }
 }
 
 pub(super) fn journal_word(journal: JournalMode) -> &'static str {

@@ -198,7 +198,7 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
         }
         Verb::Doctor(args) => return super::doctor::run(&args, json),
         Verb::Check(args) => return super::check::run(&args, json),
-        Verb::Set { pool, options, attention } => set(&pool, options, attention, json),
+        Verb::Set { pool, options, attention } => set(&pool, &options, attention, json),
         Verb::Grow { pool, size, metadata_size } => {
             grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)
         }
@@ -273,7 +273,8 @@ fn create(args: CreateArgs, json: bool) -> Result<()> {
             MetadataSize::Auto => None,
             MetadataSize::Bytes(bytes) => Some(bytes),
         },
-        options: PoolOptions::default().changed_by(&changes(args.options, args.attention)),
+        journal: args.options.journal_device().map(Into::into),
+        options: PoolOptions::of_a_new_pool().changed_by(&changes(&args.options, args.attention)),
         force: args.force,
     };
     let made = create::create(&args.pool, &wanted)?;
@@ -415,7 +416,8 @@ fn base_bytes(list: &VolumeList) -> u64 {
     list.volumes.iter().find(|volume| volume.name.as_str() == "base").map_or(0, |volume| volume.size_bytes)
 }
 
-fn set(pool: &PoolRef, args: OptionArgs, attention: AttentionArgs, json: bool) -> Result<()> {
+fn set(pool: &PoolRef, args: &OptionArgs, attention: AttentionArgs, json: bool) -> Result<()> {
+    args.refuse_journal_device()?;
     let request = changes(args, attention);
     if request == SetPool::default() {
         return Err(Error::new(ErrorKind::Invalid, "nothing to set").hint(

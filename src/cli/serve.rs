@@ -52,6 +52,7 @@ fn parse_address(text: &str) -> Result<Address> {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    args.options.refuse_journal_device()?;
     let options = ServeOptions {
         listen: args.nbd,
         tls_certificates: args.tls_certificates,

@@ -2,6 +2,7 @@
 
 use super::catalog::Catalog;
 use super::catalog_file::CatalogFile;
+use super::journal;
 use super::name::PoolRef;
 use super::options::PoolOptions;
 use super::pool_dir::PoolDir;
@@ -34,6 +35,8 @@ pub struct CreatePool {
     pub data: Option<PathBuf>,
     /// A device or file to keep metadata on, instead of a new file.
     pub metadata: Option<PathBuf>,
+    /// A device or file to keep the journal on, instead of a new file, if there is to be one.
+    pub journal: Option<PathBuf>,
     /// Size of a data block.
     pub block_size_bytes: u64,
     /// Size of the metadata file; chosen by the pool's size if `None`.
@@ -75,9 +78,11 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
         let message = format!("a block size of {} bytes is out of range", wanted.block_size_bytes);
         Error::new(ErrorKind::Invalid, message).hint("64K to 1G in steps of 64K; 64K is the default")
     })?;
-    if let (Some(data), Some(metadata)) = (&wanted.data, &wanted.metadata) {
-        refuse_same(data, metadata)?;
-    }
+    refuse_same(&[
+        ("data", wanted.data.as_deref()),
+        ("metadata", wanted.metadata.as_deref()),
+        ("a journal", wanted.journal.as_deref()),
+    ])?;
     let mut notes = Vec::new();
     if block_size.bytes() > LARGE_BLOCK_BYTES {
         notes.push(format!(
@@ -91,6 +96,9 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
     let metadata_bytes =
         make_metadata(wanted, Geometry { block_size, data_blocks }, &mut staging, &mut notes)
             .map_err(|error| staging.under_final_name(&error, &dir))?;
+    if let Some(device) = &wanted.journal {
+        journal::link(&mut staging, device, wanted.force)?;
+    }
     let catalog = staging.at("catalog.json");
     staging.at("catalog.json.new");
     let mut empty = Catalog::empty(TransactionId(0));
@@ -108,19 +116,26 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
     })
 }
 
-/// Data and metadata on one device would overwrite each other.
-pub(super) fn refuse_same(data: &Path, metadata: &Path) -> Result<()> {
+/// Two of them on one device would overwrite each other. Each has what it is for, and its device if it is to have one.
+pub(super) fn refuse_same(devices: &[(&str, Option<&Path>)]) -> Result<()> {
     let identity = |path: &Path| {
         let found = fs::metadata(path).ok()?;
         Some(if found.rdev() != 0 { (0, found.rdev()) } else { (found.dev(), found.ino()) })
     };
-    // What is not there is told of when it is opened.
-    let (Some(first), Some(second)) = (identity(data), identity(metadata)) else { return Ok(()) };
-    if first != second {
-        return Ok(());
+    let mut seen = Vec::new();
+    for (purpose, device) in devices {
+        // What is not there is told of when it is opened.
+        let Some((device, identity)) = device.and_then(|device| Some((device, identity(device)?))) else {
+            continue;
+        };
+        if let Some((other, _)) = seen.iter().find(|(_, other)| *other == identity) {
+            let what = format!("{} cannot hold both {other} and {purpose}", device.display());
+            return Err(Error::new(ErrorKind::Invalid, what)
+                .hint("leave one of them away: it is then kept in a file of the pool's directory"));
+        }
+        seen.push((*purpose, identity));
     }
-    Err(Error::new(ErrorKind::Invalid, format!("{} cannot hold both data and metadata", data.display()))
-        .hint("leave one of them away: it is then kept in a file of the pool's directory"))
+    Ok(())
 }
 
 /// The data disk, locked, and its number of blocks.
@@ -227,7 +242,7 @@ fn make_metadata(
     Ok(size_bytes)
 }
 
-fn open_device(path: &Path) -> Result<FileDisk> {
+pub(super) fn open_device(path: &Path) -> Result<FileDisk> {
     FileDisk::open(path, OpenMode::ReadWrite).map_err(|error| {
         if error.kind() == ErrorKind::NotFound {
             error.hint("give an existing device or file")

@@ -3,18 +3,23 @@
 //! Whoever opens a pool to change it brings in what its journal holds. Only a daemon begins one: commands that open a pool by
 //! themselves commit what they do.
 
+use super::create::open_device;
 use super::open::OpenPool;
 use super::pool_dir::PoolDir;
 use super::reconcile::{Note, NoteKind};
-use crate::disk::{Disk, FileDisk, OpenMode};
+use super::signature;
+use super::staging::Staging;
+use crate::disk::{AlignedBuffer, Disk, FileDisk, OpenMode};
 use crate::engine::JournalStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::{self, BootId, Journal, Recovered};
 use crate::metadata::Metadata;
+use crate::units::META_BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Size of a journal: room for half a million changes, or for eight thousand flushes, between two commits.
@@ -74,6 +79,33 @@ impl JournalState {
     }
 }
 
+/// Has the journal of a pool in the making on a device, or in a file that is there.
+///
+/// `Invalid` if it is too small; `WrongState` if it holds something, unless that does not matter.
+pub(super) fn link(staging: &mut Staging, device: &Path, force: bool) -> Result<()> {
+    let disk = open_device(device)?;
+    journal::require_size(&disk)?;
+    if force {
+        // What begins like a pool's journal, or like nothing, can be written over when the pool is served.
+        disk.write_at(0, &AlignedBuffer::zeroed(META_BLOCK_BYTES))
+            .and_then(|()| disk.flush())
+            .map_err(|source| Error::io(format!("clearing {}", device.display()), &source))?;
+    } else if let Some(content) = content(&disk)? {
+        return Err(Error::new(ErrorKind::WrongState, format!("{} holds {content}", device.display())).hint(
+            "if that can go, clear the device first: `wipefs -a`, and zeros for its first 4096 bytes (`dd bs=4096 count=1`)",
+        ));
+    }
+    staging.link("journal", device)
+}
+
+/// What a disk seems to hold that a journal must not be written over.
+fn content(disk: &FileDisk) -> Result<Option<&'static str>> {
+    if let Some(content) = signature::known_content(disk)? {
+        return Ok(Some(content));
+    }
+    Ok((!signature::begins_with_zeros(disk)?).then_some("something unknown: its first 4 KiB are not zeros"))
+}
+
 /// What became of the journal that a pool's metadata named.
 #[derive(Default)]
 pub(super) struct BroughtIn {
@@ -90,7 +122,7 @@ pub(super) fn recover(
     data: &FileDisk,
 ) -> Result<BroughtIn> {
     let Some(mark) = metadata.journal() else { return Ok(BroughtIn::default()) };
-    let disk = open_file(dir)?;
+    let disk = open_file(dir).map_err(lost)?;
     let disk = disk.as_ref().map(|disk| disk as &dyn Disk);
     let recovered = journal::recover(metadata, data, disk, boot_id());
     let Some(Recovered { records, after_power_cut }) = recovered.map_err(lost)? else {
@@ -126,8 +158,15 @@ fn lost(error: Error) -> Error {
 /// The file, open and locked, if it is there.
 fn open_file(dir: &PoolDir) -> Result<Option<FileDisk>> {
     match FileDisk::open(&dir.journal(), OpenMode::ReadWrite) {
-        Ok(disk) => disk.through_page_cache().map(Some),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Ok(disk) => disk.buffered().map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(dir.journal()) {
+            Err(_) => Ok(None),
+            Ok(device) => {
+                let what = format!("the pool's journal is on {}, which is not there", device.display());
+                Err(Error::new(ErrorKind::NotFound, what)
+                    .hint("attach it; or remove the link `journal` in the pool's directory, to have a file in its place"))
+            }
+        },
         Err(error) => Err(error),
     }
 }
@@ -157,7 +196,7 @@ fn make_file(dir: &PoolDir) -> Result<FileDisk> {
         disk.flush()
     };
     match made() {
-        Ok(()) => disk.through_page_cache(),
+        Ok(()) => disk.buffered(),
         Err(source) => {
             // Nothing names it yet; the first error is the one to tell.
             let _ = fs::remove_file(&path);

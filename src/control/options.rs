@@ -85,6 +85,11 @@ impl Default for PoolOptions {
 }
 
 impl PoolOptions {
+    /// Of a pool that is made here. (One that dm-thin has made, or whose catalog is lost, is run as dm-thin would.)
+    pub fn of_a_new_pool() -> Self {
+        PoolOptions { journal: JournalMode::File, ..Self::default() }
+    }
+
     /// Whether nobody has chosen anything.
     pub fn is_default(&self) -> bool {
         *self == Self::default()

@@ -7,7 +7,7 @@
 //! | `catalog.json` | names and sizes ([`super::catalog`]); `catalog.json.bak` keeps what a stale one was replaced by |
 //! | `catalog.log` | what has changed since, while a daemon runs ([`super::catalog_log`]) |
 //! | `catalog.json.new` | the space for the next catalog ([`super::replace`]) |
-//! | `journal` | changes since the last commit, if the pool keeps a journal ([`super::journal`]) |
+//! | `journal` | changes since the last commit, if the pool keeps a journal ([`super::journal`]): a file, or a symbolic link to a device |
 //! | `devices.json` | block devices that outlive their daemon, if there are any ([`super::devices`]); `devices.json.new` while it is written |
 //! | `control.sock` | the daemon's control socket, while one runs |
 //! | `nbd.sock` | where it serves NBD unless told otherwise |

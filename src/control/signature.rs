@@ -9,6 +9,7 @@ const LOOK_BYTES: u64 = 256 * 1024;
 /// What is found where, and what it means.
 const SIGNATURES: &[(usize, &[u8], &str)] = &[
     (32, &27_022_010_u64.to_le_bytes(), "thin pool metadata"),
+    (0, b"uthin journal\n", "the journal of a pool"),
     (0, b"LUKS\xba\xbe", "a LUKS volume"),
     (0, b"XFSB", "an XFS filesystem"),
     (0, b"QFI\xfb", "a qcow2 image"),

@@ -120,8 +120,14 @@ impl FileDisk {
 
     /// Reads and writes a file through the page cache from here on, as suits many small reads in no order. A device stays
     /// as it is: its cache may hold what a pool has long since overwritten beside it.
-    pub fn through_page_cache(mut self) -> Result<Self> {
-        if self.is_direct && !self.is_device {
+    pub fn through_page_cache(self) -> Result<Self> {
+        if self.is_device { Ok(self) } else { self.buffered() }
+    }
+
+    /// Reads and writes through the page cache from here on, a device too: what is written is then there for whoever opens
+    /// it next although this process was killed, and has not waited for the disk.
+    pub fn buffered(mut self) -> Result<Self> {
+        if self.is_direct {
             set_direct(&self.file, false).map_err(|error| {
                 Error::io(format_args!("{}: opening", self.path.display()), &error.into())
             })?;

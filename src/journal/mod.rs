@@ -50,6 +50,15 @@ pub struct Journal {
     has_unflushed: bool,
 }
 
+/// `Invalid` for a disk that is too small for a journal.
+pub fn require_size(disk: &(impl Disk + ?Sized)) -> Result<()> {
+    if disk.size_bytes() >= BYTES_MIN {
+        return Ok(());
+    }
+    let what = format!("{}: {} bytes are too few for a journal", disk.name(), disk.size_bytes());
+    Err(Error::new(ErrorKind::Invalid, what).hint(format!("it takes {BYTES_MIN} at least")))
+}
+
 /// Begins a journal on `disk`, which holds another one, or nothing: metadata without one get one, with a commit. `id` is a number that
 /// no journal of this pool has had. Nobody uses the pool yet.
 ///
@@ -63,10 +72,7 @@ pub fn begin<M: Disk>(
 ) -> Result<Journal> {
     assert!(metadata.journal().is_none(), "a pool has one journal");
     let name = disk.name();
-    if disk.size_bytes() < BYTES_MIN {
-        let what = format!("{name}: {} bytes are too few for a journal", disk.size_bytes());
-        return Err(Error::new(ErrorKind::Invalid, what).hint(format!("it takes {BYTES_MIN} at least")));
-    }
+    require_size(&*disk)?;
     let pages = disk.size_bytes() / JOURNAL_PAGE_BYTES as u64 - 1;
     let slots = u32::try_from(pages * SLOTS_PER_PAGE).unwrap_or(u32::MAX);
     let header = JournalHeader { id, boot, slots };

@@ -56,6 +56,13 @@ impl Place {
         place
     }
 
+    /// A place with a pool of that size at `./p` that has no journal: of a daemon that was killed it has what was committed, as dm-thin's have.
+    pub fn with_faithful_pool(size: &str) -> Self {
+        let place = Self::empty();
+        place.ok(&["pool", "create", POOL, "--size", size, "--journal", "none"]);
+        place
+    }
+
     /// A place whose pool has a copy of the kernel-made metadata `name`, and as much data space as that needs. No catalog.
     pub fn with_fixture(name: &str) -> Self {
         let place = Self::empty();

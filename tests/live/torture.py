@@ -259,6 +259,8 @@ def story(folder, arguments):
     begin = time.monotonic()
     ways = {"partial": ["--small-writes", "partial"], "journal": ["--journal", "file"]}
     options = [word for way in arguments[2:] for word in ways[way]]
+    if "journal" not in arguments[2:]:
+        options += ["--journal", "none"]
     with Pool(folder, "1G", *options) as pool:
         uthin("volume", "create", pool.path / "v1", "--size", str(VOLUME_BYTES))
         torture = Torture(pool, chance, keeps_all="journal" in arguments[2:])

@@ -14,6 +14,7 @@ use super::api::{SCHEMA, SetPool};
 use super::catalog::{Catalog, VolumeEntry};
 use super::catalog_file::CatalogFile;
 use super::create::refuse_same;
+use super::journal;
 use super::label::{LabelKey, LabelValue, Labels};
 use super::name::{PoolRef, VolumeName};
 use super::open::{as_found, check_data_size};
@@ -44,6 +45,8 @@ pub struct Adopt {
     pub metadata: PathBuf,
     /// The data.
     pub data: PathBuf,
+    /// A device or file to keep the journal on, instead of a new file, if there is to be one.
+    pub journal: Option<PathBuf>,
     /// Sizes of volumes, by number; a multiple of 512, and no less than what is mapped.
     pub sizes: BTreeMap<VolumeId, u64>,
     /// The size of volumes of which nothing else is known; larger where more is mapped.
@@ -116,8 +119,12 @@ pub struct Adopted {
 /// for metadata and data that cannot be served as they are; `Invalid` for names and sizes that cannot be.
 pub fn adopt(pool: &PoolRef, wanted: &Adopt) -> Result<Adopted> {
     let dir = PoolDir::of(pool);
-    refuse_same(&wanted.data, &wanted.metadata)
-        .map_err(|error| error.hint("a pool has two devices or files: name both"))?;
+    let devices = [
+        ("data", Some(&*wanted.data)),
+        ("metadata", Some(&*wanted.metadata)),
+        ("a journal", wanted.journal.as_deref()),
+    ];
+    refuse_same(&devices).map_err(|error| error.hint("a pool has two devices or files: name both"))?;
     let backup = match (&wanted.lvm, &wanted.docker) {
         (Some(file), _) => Some(lvm::read(file, wanted.lvm_pool.as_deref())?),
         (None, Some(directory)) => Some(docker::read(directory)?),
@@ -311,6 +318,10 @@ fn make_directory(dir: &PoolDir, is_name: bool, wanted: &Adopt, catalog: &Catalo
     let made = staging
         .link("metadata", &wanted.metadata)
         .and_then(|()| staging.link("data", &wanted.data))
+        .and_then(|()| match &wanted.journal {
+            None => Ok(()),
+            Some(device) => journal::link(&mut staging, device, false),
+        })
         .and_then(|()| {
             let file = CatalogFile::at(staging.at("catalog.json"));
             staging.at("catalog.json.new");

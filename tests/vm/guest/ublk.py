@@ -51,6 +51,13 @@ def refused(code, words, *command):
 class UblkPool(UthinPool):
     """A pool whose volumes are block devices."""
 
+    def __exit__(self, kind, *rest):
+        if kind and self.daemon:
+            # What is still mounted would wait for the next daemon for ever, and so would whoever cleans up.
+            for volume in self.exports():
+                subprocess.run([BIN / "uthin", "unexport", self.path / volume, "--force"], timeout=60)
+        super().__exit__(kind, *rest)
+
     def export(self, volume, *options):
         device = Path(uthin("export", self.path / volume, "--ublk", *options).strip())
         if not stat.S_ISBLK(device.stat().st_mode):

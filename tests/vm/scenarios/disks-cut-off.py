@@ -39,7 +39,7 @@ def story(folder, _):
     cuts = {"metadata": Cut(metadata), "data": Cut(data)}
     chance = random.Random(17)
     failed = 0
-    with UthinPool(folder, cuts["metadata"].path, cuts["data"].path) as pool:
+    with UthinPool(folder, cuts["metadata"].path, cuts["data"].path, "--journal", "none") as pool:
         pool.create("v1", VOLUME_BYTES)
         torture = Torture(pool, chance)
         pool.serve()

@@ -26,7 +26,7 @@ def compare_in_kernel(torture, kernel, numbers, when):
 def story(folder, _):
     metadata, data = ram_disks(2, 512 << 20)[::-1]
     chance = random.Random(6)
-    with UthinPool(folder, metadata, data) as pool:
+    with UthinPool(folder, metadata, data, "--journal", "none") as pool:
         pool.create("v1", VOLUME_BYTES)
         pool.create("quiet", 8 << 20)
         quiet = Contents(8 << 20)

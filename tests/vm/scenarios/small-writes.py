@@ -25,7 +25,7 @@ def story(folder, _):
     data, metadata = ram_disks(2, 512 << 20)
     chance = random.Random(18)
     held = {"v": Contents(SIZE)}
-    with UthinPool(folder, metadata, data, "--small-writes", "partial") as pool:
+    with UthinPool(folder, metadata, data, "--small-writes", "partial", "--journal", "none") as pool:
         pool.create("v", SIZE)
         pool.serve()
         opened = pool.open("v")

@@ -62,7 +62,7 @@ def story(folder, _):
     metadata, data = ram_disks(2, 256 * MIB)[::-1]
     load_module()
     chance = random.Random(4)
-    with UblkPool(folder, metadata, data) as pool:
+    with UblkPool(folder, metadata, data, "--journal", "none") as pool:
         pool.create("v1", VOLUME_BYTES)
         pool.create("odd", ODD_BYTES)
         pool.serve()

@@ -86,7 +86,7 @@ def story(folder, _):
     load_module()
     chance = random.Random(5)
     here = Path(folder)
-    with UblkPool(folder, metadata, data) as pool:
+    with UblkPool(folder, metadata, data, "--journal", "none") as pool:
         pool.create("v1", VOLUME_BYTES)
         pool.create("other", 32 * MIB)
         model = Model(SECTORS)

@@ -154,7 +154,7 @@ def story(folder, _):
     lends = is_to_be_had()
     chance = random.Random(6)
     held = {"v1": Contents(VOLUME_BYTES)}
-    with UblkPool(folder, metadata, data) as pool:
+    with UblkPool(folder, metadata, data, "--journal", "none") as pool:
         pool.create("v1", VOLUME_BYTES)
         pool.create("other", VOLUME_BYTES)
         pool.serve()
