@@ -96,9 +96,13 @@ impl SimDisk {
         self.inner.lock().expect("no panic while the disk is locked")
     }
 
-    /// The power goes after this many more writes and flushes; the one after fails, and so does everything then.
+    /// The power goes after this many more writes and flushes; the one after fails, and so does everything then. Where it is
+    /// gone already, it stays away.
     pub fn cut_power_after(&self, operations: u64) {
-        self.lock().operations_left = Some(operations);
+        let mut inner = self.lock();
+        if inner.operations_left != Some(0) {
+            inner.operations_left = Some(operations);
+        }
     }
 
     /// The power does not go after all.
