@@ -6,6 +6,7 @@ mod cli_common;
 use cli_common::{Daemon, POOL, Place, eventually};
 use rustix::process::Signal;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 const BLOCK: usize = 65_536;
@@ -200,6 +201,8 @@ fn a_journal_that_is_missing_or_another_s_is_an_error_with_a_way_out() {
     fs::write(place.path("p/journal"), vec![0; 1 << 20]).expect("written");
     let refusal = place.run(&["serve", POOL]);
     assert!(refusal.code != 0 && refusal.stderr.contains("is not the journal"), "{refusal:?}");
+    let told = place.run(&["pool", "doctor", POOL]);
+    assert!(told.code != 0 && told.stdout.contains("is not the one that holds its changes"), "{told:?}");
     assert_ne!(place.run(&["volume", "create", "./p/w", "--size", "1M"]).code, 0);
     fs::rename(place.path("mine"), place.path("p/journal")).expect("renamed");
     let daemon = place.serve(&[]);
@@ -282,6 +285,13 @@ fn a_journal_on_a_device_is_linked_and_looked_at_first() {
     refused("./m", &["--metadata", "./m"], 2, "both metadata and a journal");
     assert_eq!(fs::read(place.path("full")).expect("there"), vec![7; 1 << 20], "it was not touched");
 
+    fs::create_dir(place.path("way")).expect("made");
+    let words = ["pool", "create", "./way/../by", "--size", "64M", "--journal", "./way/../j"];
+    place.ok(&words);
+    assert_eq!(fs::read_link(place.path("by/journal")).expect("a link"), place.path("j"));
+    fs::remove_file(place.path("j")).expect("removed");
+    sparse("j", 1 << 20);
+
     place.ok(&create("./j", &["--metadata", "./m"]).split(' ').collect::<Vec<_>>());
     assert_eq!(fs::read_link(place.path("p/journal")).expect("a link"), place.path("j"));
     place.ok(&["volume", "create", "./p/v", "--size", &SIZE.to_string()]);
@@ -316,6 +326,8 @@ fn a_journal_on_a_device_is_linked_and_looked_at_first() {
     fs::rename(place.path("j"), place.path("away")).expect("renamed");
     let refusal = place.fails(&["serve", POOL], 5, "which is not there");
     assert!(refusal.hint().contains("remove the link"), "{refusal:?}");
+    let told = place.run(&["pool", "doctor", POOL]);
+    assert!(told.code != 0 && told.stdout.contains("which is not there"), "{told:?}");
     fs::remove_file(place.path("p/journal")).expect("removed");
     let daemon = place.serve(&[]);
     volume.check(&place, "v");
@@ -324,7 +336,89 @@ fn a_journal_on_a_device_is_linked_and_looked_at_first() {
 
     // Another pool's journal is not taken by accident.
     let other = ["pool", "create", "./q", "--size", "64M", "--journal", "./away"];
-    place.fails(&other, 5, "holds the journal of a pool").hint();
+    assert!(place.fails(&other, 5, "holds the journal of a pool").hint().contains("--force"));
     place.ok(&[&other[..], &["--force"]].concat());
     assert_eq!(place.serve_by(&mut place.command(&["serve", "./q"])).signal(Signal::TERM), 0);
+}
+
+#[test]
+fn a_device_whose_journal_somebody_needs_is_not_begun_again() {
+    let place = Place::empty();
+    fs::File::create(place.path("j")).and_then(|file| file.set_len(1 << 20)).expect("made");
+    let serve = |pool: &str| place.serve_by(&mut place.command(&["serve", pool]));
+    for pool in ["./p", "./q"] {
+        place.ok(&["pool", "create", pool, "--size", "64M"]);
+        place.ok(&["volume", "create", &format!("{pool}/v"), "--size", &SIZE.to_string()]);
+        std::os::unix::fs::symlink(place.path("j"), place.path(pool).join("journal")).expect("linked");
+    }
+    let daemon = serve(POOL);
+    let mut volume = Content(vec![0; SIZE]);
+    volume.write(&mut place.connect("v"), BLOCK, &pattern(1, 2 * BLOCK));
+    daemon.kill();
+    let before = fs::read(place.path("j")).expect("read");
+    let refusal = place.fails(&["serve", "./q"], 5, "holds the journal of a pool that was not closed");
+    assert!(refusal.hint().contains("serve and close the pool"), "{refusal:?}");
+    let create = ["pool", "create", "./r", "--size", "64M", "--journal", "./j"];
+    place.fails(&create, 5, "holds the journal of a pool that was not closed").hint();
+    assert!(fs::read(place.path("j")).expect("read") == before, "it was not touched");
+
+    // Brought in by a command, it is needed no more, nor after an orderly end.
+    place.ok(&["volume", "create", "./p/w", "--size", "1M"]);
+    assert_eq!(serve("./q").signal(Signal::TERM), 0);
+    let daemon = serve(POOL);
+    volume.check(&place, "v");
+    place.fails(&["serve", "./q"], 6, "in use").hint();
+    assert_eq!(daemon.signal(Signal::TERM), 0);
+    assert_eq!(serve("./q").signal(Signal::TERM), 0);
+    place.fails(&create, 5, "holds the journal of a pool").hint();
+}
+
+#[test]
+fn what_is_behind_the_link_is_looked_at_each_time() {
+    let place = Place::empty();
+    let make = |name: &str, at: u64, bytes: &[u8]| {
+        let file = fs::File::create(place.path(name)).expect("made");
+        file.set_len(1 << 20).and_then(|()| file.write_all_at(bytes, at)).expect("written");
+    };
+    make("j", 0, &[]);
+    place.ok(&["pool", "create", POOL, "--size", "64M", "--journal", "./j"]);
+    assert_eq!(place.serve(&[]).signal(Signal::TERM), 0);
+    make("array", 4096, b"\xfc\x4e\x2b\xa9");
+    make("data", 100 << 10, &[0x77]);
+    make("damaged", 0, b"uthin journal\n\x1a\0 and then something");
+    for (other, says) in [("array", "a member of an MD array"), ("damaged", "a journal that is damaged")] {
+        fs::remove_file(place.path("p/journal")).expect("removed");
+        std::os::unix::fs::symlink(place.path(other), place.path("p/journal")).expect("linked");
+        let before = fs::read(place.path(other)).expect("read");
+        place.fails(&["serve", POOL], 5, says).hint();
+        assert!(fs::read(place.path(other)).expect("read") == before, "it was not touched");
+    }
+    for (other, says) in [("array", "MD array"), ("data", "not zeros"), ("damaged", "the journal of a pool")]
+    {
+        let create = ["pool", "create", "./q", "--size", "64M", "--journal", &format!("./{other}")];
+        assert!(place.fails(&create, 5, says).hint().contains("--force"));
+        place.ok(&[&create[..], &["--force"]].concat());
+        assert_eq!(place.serve_by(&mut place.command(&["serve", "./q"])).signal(Signal::TERM), 0);
+        fs::remove_dir_all(place.path("q")).expect("removed");
+    }
+}
+
+#[test]
+fn metadata_that_are_older_than_the_journal_are_refused() {
+    let (place, daemon, mut volume, _) = pool(&[]);
+    change(&place, &mut volume, 1);
+    fs::copy(place.path("p/metadata"), place.path("older")).expect("copied");
+    for round in 2..5 {
+        change(&place, &mut volume, round);
+        place.ok(&["volume", "snapshot", "./p/v", &format!("s{round}")]);
+        volume.write(&mut place.connect("v"), (round + 10) * BLOCK, &pattern(round, BLOCK));
+    }
+    daemon.kill();
+    fs::rename(place.path("p/metadata"), place.path("newer")).expect("renamed");
+    fs::copy(place.path("older"), place.path("p/metadata")).expect("copied");
+    let refusal = place.fails(&["serve", POOL], 1, "has gone on from later metadata");
+    assert!(refusal.hint().contains("an older copy"), "{refusal:?}");
+    fs::rename(place.path("newer"), place.path("p/metadata")).expect("renamed");
+    let _daemon = place.serve(&[]);
+    volume.check(&place, "v");
 }

@@ -12,7 +12,9 @@ use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Geometry, Metadata};
 use crate::units::{BlockSize, DataBlock, META_BLOCK_BYTES, META_BLOCKS_LIMIT, SECTOR_BYTES, TransactionId};
+use rustix::fs::{major, minor};
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -96,14 +98,15 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
     let metadata_bytes =
         make_metadata(wanted, Geometry { block_size, data_blocks }, &mut staging, &mut notes)
             .map_err(|error| staging.under_final_name(&error, &dir))?;
-    if let Some(device) = &wanted.journal {
-        journal::link(&mut staging, device, wanted.force)?;
-    }
     let catalog = staging.at("catalog.json");
     staging.at("catalog.json.new");
     let mut empty = Catalog::empty(TransactionId(0));
     empty.options = wanted.options;
     CatalogFile::at(catalog).save(&empty)?;
+    // Last: what is written there stays when something else fails.
+    if let Some(device) = &wanted.journal {
+        journal::link(&mut staging, device, wanted.force)?;
+    }
     drop(data);
     staging.finish(&dir)?;
     Ok(Created {
@@ -118,24 +121,56 @@ pub fn create(pool: &PoolRef, wanted: &CreatePool) -> Result<Created> {
 
 /// Two of them on one device would overwrite each other. Each has what it is for, and its device if it is to have one.
 pub(super) fn refuse_same(devices: &[(&str, Option<&Path>)]) -> Result<()> {
-    let identity = |path: &Path| {
-        let found = fs::metadata(path).ok()?;
-        Some(if found.rdev() != 0 { (0, found.rdev()) } else { (found.dev(), found.ino()) })
-    };
-    let mut seen = Vec::new();
+    let mut seen: Vec<(&str, Region)> = Vec::new();
     for (purpose, device) in devices {
         // What is not there is told of when it is opened.
-        let Some((device, identity)) = device.and_then(|device| Some((device, identity(device)?))) else {
-            continue;
-        };
-        if let Some((other, _)) = seen.iter().find(|(_, other)| *other == identity) {
+        let region = |device| Some((device, Region::of(device, Path::new("/sys/dev/block"))?));
+        let Some((device, region)) = device.and_then(region) else { continue };
+        if let Some((other, _)) = seen.iter().find(|(_, other)| other.meets(&region)) {
             let what = format!("{} cannot hold both {other} and {purpose}", device.display());
             return Err(Error::new(ErrorKind::Invalid, what)
                 .hint("leave one of them away: it is then kept in a file of the pool's directory"));
         }
-        seen.push((*purpose, identity));
+        seen.push((*purpose, region));
     }
     Ok(())
+}
+
+/// Where a device's bytes are: a loop device has none of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Region {
+    /// Device and number of a file, or 0 and the number of a device.
+    holder: (u64, u64),
+    bytes: Range<u64>,
+}
+
+impl Region {
+    /// `None` if it cannot be looked at. `devices` is the kernel's directory of block devices.
+    fn of(path: &Path, devices: &Path) -> Option<Region> {
+        let holder_of = |path: &Path| {
+            let found = fs::metadata(path).ok()?;
+            Some(if found.rdev() != 0 { (0, found.rdev()) } else { (found.dev(), found.ino()) })
+        };
+        let mut region = Region { holder: holder_of(path)?, bytes: 0..u64::MAX };
+        // A loop device may be on another one, but hardly on so many.
+        for _ in 0..8 {
+            let (0, device) = region.holder else { break };
+            let about = devices.join(format!("{}:{}/loop", major(device), minor(device)));
+            let told = |what: &str| fs::read_to_string(about.join(what)).ok();
+            let number = |what| told(what).and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+            let backing = told("backing_file").and_then(|path| holder_of(Path::new(path.trim_end())));
+            let Some(holder) = backing else { break };
+            let (offset, limit) = (number("offset"), number("sizelimit"));
+            let end = if limit > 0 { region.bytes.end.min(limit) } else { region.bytes.end };
+            region = Region { holder, bytes: region.bytes.start + offset..end.saturating_add(offset) };
+        }
+        Some(region)
+    }
+
+    fn meets(&self, other: &Region) -> bool {
+        self.holder == other.holder
+            && self.bytes.start.max(other.bytes.start) < self.bytes.end.min(other.bytes.end)
+    }
 }
 
 /// The data disk, locked, and its number of blocks.
@@ -222,7 +257,7 @@ fn make_metadata(
                 if let Some(content) = signature::known_content(&disk)? {
                     return Err(holds_something(device, content));
                 }
-                if !signature::begins_with_zeros(&disk)? {
+                if !signature::begins_with_zeros(&disk, 4096)? {
                     return Err(holds_something(device, "something unknown: its first 4 KiB are not zeros"));
                 }
             }
@@ -270,5 +305,36 @@ mod tests {
         let limit = META_BLOCKS_LIMIT * META_BLOCK_BYTES as u64;
         assert_eq!(auto_metadata_bytes(DataBlock::LIMIT - 1), limit);
         assert_eq!(auto_metadata_bytes(u64::MAX), limit);
+    }
+    #[test]
+    fn a_loop_device_is_where_its_file_is() {
+        let place = tempfile::tempdir().expect("a directory");
+        let file = place.path().join("file");
+        fs::write(&file, "").expect("written");
+        // Any device will do: what is told of it is ours.
+        let device = Path::new("/dev/null");
+        let number = fs::metadata(device).expect("there").rdev();
+        let about = place.path().join(format!("{}:{}/loop", major(number), minor(number)));
+        fs::create_dir_all(&about).expect("made");
+        let region = |offset: &str, sizelimit: &str| {
+            for (name, text) in [
+                ("backing_file", file.to_str().expect("UTF-8")),
+                ("offset", offset),
+                ("sizelimit", sizelimit),
+            ] {
+                fs::write(about.join(name), format!("{text}\n")).expect("written");
+            }
+            Region::of(device, place.path()).expect("it can be looked at")
+        };
+        let of_file = Region::of(&file, place.path()).expect("it can be looked at");
+        assert!(region("0", "0").meets(&of_file) && region("4096", "0").meets(&of_file));
+        assert!(!region("0", "4096").meets(&region("4096", "4096")));
+        assert!(
+            region("0", "4097").meets(&region("4096", "4096"))
+                && region("8192", "0").meets(&region("0", "0"))
+        );
+        fs::remove_dir_all(&about).expect("removed");
+        let itself = Region::of(device, place.path()).expect("it can be looked at");
+        assert!(!itself.meets(&of_file) && itself.meets(&itself));
     }
 }

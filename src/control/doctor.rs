@@ -15,6 +15,7 @@ use super::reconcile::{NoteKind, Reconciled};
 use crate::check::{CheckOptions, MendOptions, Verdict, check, check_and_mend};
 use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::journal::Found;
 use crate::metadata::{Access, Metadata};
 use serde::Serialize;
 use std::os::unix::fs::FileTypeExt;
@@ -249,24 +250,7 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
         Ok(metadata) => metadata,
         Err(error) => return findings.push(Finding::of_error("metadata", &as_found(error, &name))),
     };
-    if metadata.journal().is_some() {
-        let (what, severity) = match dir.journal().try_exists() {
-            Ok(true) => {
-                ("it was not closed: changes since the last commit are in its journal", Severity::Note)
-            }
-            Ok(false) | Err(_) => {
-                ("it was not closed, and its journal, which holds changes, is missing", Severity::Problem)
-            }
-        };
-        findings.push(match severity {
-            Severity::Note => Finding::new("journal", severity, what).mend(Mend::Open),
-            Severity::Warning | Severity::Problem => Finding::new("journal", severity, what)
-                .hint(
-                    "put the file `journal` back into the pool's directory; if it is gone for good, `uthin-fsck check \
-                     --forget-journal` goes on without what was written since the last commit",
-                ),
-        });
-    }
+    findings.extend(examine_journal(dir, metadata.journal().map(|mark| mark.id)));
     examine_data(&mut metadata, &data, findings);
     match compare(dir, &mut metadata) {
         Ok((loaded, reconciled)) => {
@@ -293,6 +277,34 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
             dir.shown()
         )));
     }
+}
+
+/// Whether the journal is where it is needed: that of this number, or a place for one.
+fn examine_journal(dir: &PoolDir, needed: Option<u64>) -> Option<Finding> {
+    let found = super::journal::look(dir);
+    let problem = |what: String| Finding::new("journal", Severity::Problem, what);
+    let Some(id) = needed else {
+        let error = found.err()?;
+        let hint =
+            "attach it; or remove the link `journal` in the pool's directory, to have a file in its place";
+        return Some(problem(error.message().to_owned()).hint(hint));
+    };
+    let what = match found {
+        Ok(Some(Found::Journal { id: found, .. })) if found == id => {
+            let what = "it was not closed: changes since the last commit are in its journal";
+            return Some(Finding::new("journal", Severity::Note, what).mend(Mend::Open));
+        }
+        Ok(Some(_)) => "it was not closed, and `journal` is not the one that holds its changes".to_owned(),
+        Ok(None) => "it was not closed, and its journal, which holds changes, is missing".to_owned(),
+        Err(error) => format!(
+            "it was not closed, and its journal, which holds changes, cannot be read: {}",
+            error.message()
+        ),
+    };
+    Some(problem(what).hint(
+        "put the right file `journal`, or the link to the right device, into the pool's directory; if it is gone for good, `uthin-fsck check \
+         --forget-journal` goes on without what was written since the last commit",
+    ))
 }
 
 /// Whether it can be opened at all.

@@ -4,17 +4,16 @@
 //! themselves commit what they do.
 
 use super::create::open_device;
-use super::open::OpenPool;
+use super::open::{OpenPool, as_found};
 use super::pool_dir::PoolDir;
 use super::reconcile::{Note, NoteKind};
 use super::signature;
 use super::staging::Staging;
-use crate::disk::{AlignedBuffer, Disk, FileDisk, OpenMode};
+use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::engine::JournalStatus;
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::{self, BootId, Journal, Recovered};
+use crate::journal::{self, BootId, Found, Journal, Recovered};
 use crate::metadata::Metadata;
-use crate::units::META_BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
@@ -79,31 +78,36 @@ impl JournalState {
     }
 }
 
-/// Has the journal of a pool in the making on a device, or in a file that is there.
+/// Has the journal of a pool in the making on a device, or in a file that is there: a journal that nobody uses is begun there at once, by
+/// which it is known for what it is.
 ///
 /// `Invalid` if it is too small; `WrongState` if it holds something, unless that does not matter.
 pub(super) fn link(staging: &mut Staging, device: &Path, force: bool) -> Result<()> {
-    let disk = open_device(device)?;
+    let disk = open_device(device)?.buffered()?;
     journal::require_size(&disk)?;
-    if force {
-        // What begins like a pool's journal, or like nothing, can be written over when the pool is served.
-        disk.write_at(0, &AlignedBuffer::zeroed(META_BLOCK_BYTES))
-            .and_then(|()| disk.flush())
-            .map_err(|source| Error::io(format!("clearing {}", device.display()), &source))?;
-    } else if let Some(content) = content(&disk)? {
-        return Err(Error::new(ErrorKind::WrongState, format!("{} holds {content}", device.display())).hint(
-            "if that can go, clear the device first: `wipefs -a`, and zeros for its first 4096 bytes (`dd bs=4096 count=1`)",
-        ));
+    if !force && let Some(content) = content(&disk)? {
+        let clearing = format!(
+            "`wipefs -a`, and `dd if=/dev/zero of={} bs=256K count=1 conv=notrunc`",
+            device.display()
+        );
+        return Err(Error::new(ErrorKind::WrongState, format!("{} holds {content}", device.display()))
+            .hint(format!("if that can go, clear it: {clearing}; or make the pool with --force")));
     }
+    journal::prepare(&disk, new_id()).map_err(|error| {
+        error.hint("name one that can be written, or leave `--journal` away, to have a file")
+    })?;
     staging.link("journal", device)
 }
 
 /// What a disk seems to hold that a journal must not be written over.
-fn content(disk: &FileDisk) -> Result<Option<&'static str>> {
-    if let Some(content) = signature::known_content(disk)? {
-        return Ok(Some(content));
-    }
-    Ok((!signature::begins_with_zeros(disk)?).then_some("something unknown: its first 4 KiB are not zeros"))
+fn content(disk: &FileDisk) -> Result<Option<String>> {
+    let content = match (journal::look(disk)?, signature::known_content(disk)?) {
+        (Found::Journal { in_use: true, .. }, _) => "the journal of a pool that was not closed",
+        (_, Some(content)) => content,
+        _ if signature::begins_with_zeros(disk, signature::LOOK_BYTES)? => return Ok(None),
+        _ => "something unknown: its first 256 KiB are not zeros",
+    };
+    Ok(Some(content.to_owned()))
 }
 
 /// What became of the journal that a pool's metadata named.
@@ -122,7 +126,7 @@ pub(super) fn recover(
     data: &FileDisk,
 ) -> Result<BroughtIn> {
     let Some(mark) = metadata.journal() else { return Ok(BroughtIn::default()) };
-    let disk = open_file(dir).map_err(lost)?;
+    let disk = open_file(dir, OpenMode::ReadWrite).map_err(lost)?;
     let disk = disk.as_ref().map(|disk| disk as &dyn Disk);
     let recovered = journal::recover(metadata, data, disk, boot_id());
     let Some(Recovered { records, after_power_cut }) = recovered.map_err(lost)? else {
@@ -146,64 +150,119 @@ pub(super) fn not_brought_in() -> Note {
 /// Nobody can bring in what is not there.
 fn lost(error: Error) -> Error {
     match error.kind() {
-        ErrorKind::NotFound | ErrorKind::WrongState | ErrorKind::Corrupt => error.hint(
-            "put the right file `journal` back into the pool's directory. If it is gone for good, `uthin-fsck check \
-             --forget-journal` on the pool's metadata goes on without it: what was written or discarded since the last \
-             commit, a second at most, is then as it was before, flushed or not",
-        ),
+        ErrorKind::NotFound | ErrorKind::WrongState | ErrorKind::Corrupt => {
+            let first =
+                error.next_step().unwrap_or("put the right file `journal` back into the pool's directory");
+            let hint = format!(
+                "{first}. If it is gone for good, `uthin-fsck check --forget-journal` on the pool's metadata goes on \
+                 without it: what was written or discarded since they were committed, a second at most unless they are \
+                 an older copy, is then as it was before, flushed or not"
+            );
+            error.hint(hint)
+        }
         _ => error,
     }
 }
 
 /// The file, open and locked, if it is there.
-fn open_file(dir: &PoolDir) -> Result<Option<FileDisk>> {
-    match FileDisk::open(&dir.journal(), OpenMode::ReadWrite) {
+fn open_file(dir: &PoolDir, mode: OpenMode) -> Result<Option<FileDisk>> {
+    match FileDisk::open(&dir.journal(), mode) {
         Ok(disk) => disk.buffered().map(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(dir.journal()) {
             Err(_) => Ok(None),
             Ok(device) => {
                 let what = format!("the pool's journal is on {}, which is not there", device.display());
-                Err(Error::new(ErrorKind::NotFound, what)
-                    .hint("attach it; or remove the link `journal` in the pool's directory, to have a file in its place"))
+                Err(Error::new(ErrorKind::NotFound, what).hint("attach it"))
             }
         },
         Err(error) => Err(error),
     }
 }
 
+/// What is where the pool's journal should be, for who only looks; `None`: nothing is.
+pub(super) fn look(dir: &PoolDir) -> Result<Option<Found>> {
+    match open_file(dir, OpenMode::ReadOnly)? {
+        Some(disk) if disk.size_bytes() < journal::BYTES_MIN => Ok(Some(Found::Other)),
+        Some(disk) => journal::look(&disk).map(Some),
+        None => Ok(None),
+    }
+}
+
 /// A journal for a pool that has just been opened and that nobody uses yet, and its number.
 pub(super) fn begin(dir: &PoolDir, opened: &mut OpenPool) -> Result<(Journal, u64)> {
-    let disk = match open_file(dir)? {
+    const OR_A_FILE: &str = "remove the link `journal` in the pool's directory, to have a file in its place";
+    let found = open_file(dir, OpenMode::ReadWrite).map_err(|error| match error.next_step() {
+        Some(hint) => {
+            let hint = format!("{hint}; or {OR_A_FILE}");
+            error.hint(hint)
+        }
+        None => error,
+    });
+    let disk = match found? {
+        Some(disk) if dir.journal().is_symlink() => {
+            require_ours(&disk).map_err(|error| error.hint(format!(
+                "serve and close the pool that needs it, or attach the right device. If nobody needs what it holds, clear its beginning: \
+                 `dd if=/dev/zero of={} bs=256K count=1 conv=notrunc`; or {OR_A_FILE}", dir.journal().display())))?;
+            disk
+        }
         Some(disk) => disk,
         None => make_file(dir)?,
     };
-    // No journal has had this number before, as good as certainly.
-    let id = RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()));
-    let journal = journal::begin(&mut opened.metadata, &opened.data, Arc::new(disk), id, boot_id())?;
+    let (name, id) = (disk.name(), new_id());
+    let begun = journal::begin(&mut opened.metadata, &opened.data, Arc::new(disk), id, boot_id());
+    let journal = begun.map_err(|error| match error.kind() {
+        ErrorKind::Io if error.message().starts_with(&name) => {
+            error.hint("serve the pool with `--journal none`, or give it another place")
+        }
+        _ => as_found(error, &name),
+    })?;
     Ok((journal, id))
 }
 
-/// A new file with all its space: written once, so that a flush writes nothing but records.
+/// No journal has had this number before, as good as certainly.
+fn new_id() -> u64 {
+    RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()))
+}
+
+/// `WrongState` for a device that holds anything but a journal that nobody uses: another may be where the pool's was, and two pools
+/// may have been given the same one. What this pool's metadata named has been brought in.
+fn require_ours(disk: &FileDisk) -> Result<()> {
+    let content = match journal::look(disk)? {
+        Found::Journal { in_use: false, .. } => return Ok(()),
+        Found::Nothing if signature::known_content(disk)?.is_none() => return Ok(()),
+        Found::Journal { in_use: true, .. } => "the journal of a pool that was not closed",
+        Found::Unreadable => "a journal that is damaged, or of a newer uthin",
+        Found::Nothing | Found::Other => {
+            signature::known_content(disk)?.unwrap_or("something that is no journal")
+        }
+    };
+    Err(Error::new(ErrorKind::WrongState, format!("{} holds {content}", disk.name())))
+}
+
+/// A new file with all its space: written once, so that a flush writes nothing but records. It has its name when it is whole.
 fn make_file(dir: &PoolDir) -> Result<FileDisk> {
-    let path = dir.journal();
-    let disk = FileDisk::create(&path, JOURNAL_BYTES)?;
+    let (path, making) = (dir.journal(), dir.journal().with_extension("new"));
+    // One that was cut off in the making.
+    let _ = fs::remove_file(&making);
+    let disk = FileDisk::create(&making, JOURNAL_BYTES)?;
     let made = || {
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        fs::set_permissions(&making, fs::Permissions::from_mode(0o600))?;
         let zeros = vec![0; ZEROS_BYTES];
         for piece in 0..JOURNAL_BYTES / ZEROS_BYTES as u64 {
             disk.write_at(piece * ZEROS_BYTES as u64, &zeros)?;
         }
-        disk.flush()
+        disk.flush()?;
+        fs::rename(&making, &path)?;
+        fs::File::open(dir.path())?.sync_all()
     };
-    match made() {
-        Ok(()) => disk.buffered(),
-        Err(source) => {
-            // Nothing names it yet; the first error is the one to tell.
-            let _ = fs::remove_file(&path);
-            Err(Error::io(format_args!("{}: making the pool's journal", path.display()), &source)
-                .hint("make room, or serve the pool with `--journal none`"))
-        }
+    if let Err(source) = made() {
+        // Nothing names it yet; the first error is the one to tell.
+        let _ = fs::remove_file(&making);
+        return Err(Error::io(format_args!("{}: making the pool's journal", path.display()), &source)
+            .hint("make room, or serve the pool with `--journal none`"));
     }
+    drop(disk);
+    FileDisk::open(&path, OpenMode::ReadWrite)?.buffered()
 }
 
 /// This run of the operating system.

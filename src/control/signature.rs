@@ -4,7 +4,7 @@ use crate::disk::{AlignedBuffer, Disk};
 use crate::error::{Error, Result};
 
 /// How much of the disk's beginning is looked at.
-const LOOK_BYTES: u64 = 256 * 1024;
+pub(crate) const LOOK_BYTES: u64 = 256 * 1024;
 
 /// What is found where, and what it means.
 const SIGNATURES: &[(usize, &[u8], &str)] = &[
@@ -50,9 +50,10 @@ pub(crate) fn known_content(disk: &impl Disk) -> Result<Option<&'static str>> {
     Ok(SIGNATURES.iter().find(holds).map(|(_, _, meaning)| *meaning))
 }
 
-/// Whether the first 4 KiB are all zeros, as the kernel demands of metadata devices that it formats.
-pub(crate) fn begins_with_zeros(disk: &impl Disk) -> Result<bool> {
-    Ok(beginning(disk)?.iter().take(4096).all(|byte| *byte == 0))
+/// Whether the first bytes are all zeros, [`LOOK_BYTES`] at most; of the first 4 KiB the kernel demands it of metadata devices that it
+/// formats.
+pub(crate) fn begins_with_zeros(disk: &impl Disk, bytes: u64) -> Result<bool> {
+    Ok(beginning(disk)?.iter().take(bytes as usize).all(|byte| *byte == 0))
 }
 
 fn beginning(disk: &impl Disk) -> Result<AlignedBuffer> {
@@ -91,8 +92,8 @@ mod tests {
     fn zeros_are_asked_of_the_first_4_kib_only() {
         let disk = MemoryDisk::zeroed(8192);
         disk.write_at(4096, &[1]).expect("inside");
-        assert_eq!(begins_with_zeros(&disk), Ok(true));
+        assert_eq!(begins_with_zeros(&disk, 4096), Ok(true));
         disk.write_at(4095, &[1]).expect("inside");
-        assert_eq!(begins_with_zeros(&disk), Ok(false));
+        assert_eq!(begins_with_zeros(&disk, 4096), Ok(false));
     }
 }

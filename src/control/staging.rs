@@ -63,8 +63,15 @@ impl Staging {
 
     pub(super) fn link(&mut self, name: &str, device: &Path) -> Result<()> {
         let context = |source| Error::io(format!("linking to {}", device.display()), &source);
-        // The name that the user gave stays, by which a stable one under /dev/disk/ stays stable.
-        let absolute = std::path::absolute(device).map_err(context)?;
+        // The name that the user gave stays, by which a stable one under /dev/disk/ stays stable; the way to it does not, which may lead
+        // through directories that go.
+        let absolute = match (device.parent(), device.file_name()) {
+            (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => {
+                fs::canonicalize(parent).map(|parent| parent.join(name))
+            }
+            _ => std::path::absolute(device),
+        };
+        let absolute = absolute.map_err(context)?;
         let path = self.directory.join(name);
         std::os::unix::fs::symlink(absolute, &path).map_err(context)?;
         self.made.push(path);

@@ -49,6 +49,8 @@ pub struct JournalHeader {
     pub boot: BootId,
     /// Slots that it has: a file with fewer has lost some.
     pub slots: u32,
+    /// It may hold what its pool's metadata do not: nobody else takes its place. Journals that were begun before this was said say no.
+    pub in_use: bool,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -60,7 +62,8 @@ struct RawHeader {
     id: U64,
     boot: [u8; 16],
     slots: U32,
-    rest: [u8; JOURNAL_HEADER_BYTES - 52],
+    in_use: U32,
+    rest: [u8; JOURNAL_HEADER_BYTES - 56],
 }
 
 impl JournalHeader {
@@ -73,6 +76,7 @@ impl JournalHeader {
             id: U64::new(self.id),
             boot: self.boot.0,
             slots: U32::new(self.slots),
+            in_use: U32::new(self.in_use.into()),
             rest: [0; _],
         };
         raw.checksum = U32::new(crc32fast::hash(raw.as_bytes()));
@@ -100,7 +104,8 @@ impl JournalHeader {
         if raw.slots.get() == 0 {
             return Err("its header says that it has no room for a record".to_owned());
         }
-        Ok(JournalHeader { id: raw.id.get(), boot: BootId(raw.boot), slots: raw.slots.get() })
+        let in_use = raw.in_use.get() != 0;
+        Ok(JournalHeader { id: raw.id.get(), boot: BootId(raw.boot), slots: raw.slots.get(), in_use })
     }
 }
 
@@ -216,6 +221,13 @@ impl JournalRecord {
         })
     }
 
+    /// The generation that these bytes are of, if they are a record that was written to this slot of this journal.
+    pub fn generation(bytes: &[u8; JOURNAL_SLOT_BYTES], id: u64, slot: u64) -> Option<u64> {
+        let raw: &Raw = transmute_ref!(bytes);
+        let generation = raw.generation.get();
+        Self::decode(bytes, JournalPlace { id, generation, slot }).map(|_| generation)
+    }
+
     /// The unmapping of a range.
     pub fn unmap(volume: VolumeId, blocks: Range<u64>) -> Self {
         JournalRecord::Unmap { volume, blocks: (blocks.start, blocks.end) }
@@ -246,6 +258,11 @@ mod tests {
         for record in records() {
             let bytes = record.encode(place);
             assert_eq!(JournalRecord::decode(&bytes, place), Some(record));
+            assert_eq!(JournalRecord::generation(&bytes, 9, 70), Some(3));
+            assert_eq!(
+                (JournalRecord::generation(&bytes, 8, 70), JournalRecord::generation(&bytes, 9, 0)),
+                (None, None)
+            );
             for other in [
                 JournalPlace { id: 8, ..place },
                 JournalPlace { generation: 2, ..place },
@@ -267,7 +284,9 @@ mod tests {
                 assert_eq!(JournalRecord::decode(&bytes, place), None, "bit {bit}");
             }
         }
-        let header = JournalHeader { id: 5, boot: BootId([7; 16]), slots: 640 };
+        let header = JournalHeader { id: 5, boot: BootId([7; 16]), slots: 640, in_use: false };
+        assert_eq!(JournalHeader::decode(&header.encode()), Ok(header));
+        let header = JournalHeader { in_use: true, ..header };
         assert_eq!(JournalHeader::decode(&header.encode()), Ok(header));
         assert!(JournalHeader::decode(&JournalHeader { slots: 0, ..header }.encode()).is_err());
         for bit in 0..JOURNAL_HEADER_BYTES * 8 {

@@ -11,6 +11,8 @@
 //!   power cut only what stands before such a record counts: of the rest, the operating system may have written a record of its
 //!   own accord whose data it had not. After the death of the process alone, all count ([`BootId`]).
 //! - What a flush has made durable shares its page with nothing that is written later.
+//! - While metadata name a journal, its header says that it is in use, and nobody begins another in its place: two pools may have been given
+//!   one device by mistake. It says so no more shortly before the commit that names it no longer.
 //! - A commit makes it empty: the superblock that it writes names the next generation. Nothing of that is written before the
 //!   superblock is durable, and nothing in the file has to be made so for it.
 //!
@@ -59,10 +61,50 @@ pub fn require_size(disk: &(impl Disk + ?Sized)) -> Result<()> {
     Err(Error::new(ErrorKind::Invalid, what).hint(format!("it takes {BYTES_MIN} at least")))
 }
 
+/// Makes `disk` a journal that nobody uses, so that it is known for one. Durable when it returns.
+pub fn prepare(disk: &dyn Disk, id: u64) -> Result<()> {
+    require_size(disk)?;
+    let header = JournalHeader { id, boot: BootId::UNKNOWN, slots: slots_of(disk), in_use: false };
+    write_durably(disk, header)
+}
+
+/// What is at the beginning of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// Nothing: its first 4 KiB are zeros.
+    Nothing,
+    /// The journal of that number.
+    Journal {
+        /// Its number.
+        id: u64,
+        /// Its pool was not closed, or does without it.
+        in_use: bool,
+    },
+    /// A journal, by its first bytes, that cannot be read.
+    Unreadable,
+    /// Something else.
+    Other,
+}
+
+/// Looks at the beginning of `disk`.
+pub fn look(disk: &dyn Disk) -> Result<Found> {
+    let name = disk.name();
+    let mut beginning = [0; JOURNAL_PAGE_BYTES];
+    disk.read_at(0, &mut beginning)
+        .map_err(|error| Error::io(format_args!("{name}: reading what is there"), &error))?;
+    let (header, _) = beginning.split_first_chunk().expect("a page is longer than a header");
+    Ok(match JournalHeader::decode(header) {
+        Ok(JournalHeader { id, in_use, .. }) => Found::Journal { id, in_use },
+        Err(_) if JournalHeader::begins(header) => Found::Unreadable,
+        Err(_) if beginning.iter().all(|byte| *byte == 0) => Found::Nothing,
+        Err(_) => Found::Other,
+    })
+}
+
 /// Begins a journal on `disk`, which holds another one, or nothing: metadata without one get one, with a commit. `id` is a number that
 /// no journal of this pool has had. Nobody uses the pool yet.
 ///
-/// `Invalid`: it is too small, or holds something else.
+/// `Invalid`: it is too small. `WrongState`: it holds something else.
 pub fn begin<M: Disk>(
     metadata: &mut Metadata<M>,
     data: &impl Disk,
@@ -71,16 +113,18 @@ pub fn begin<M: Disk>(
     boot: BootId,
 ) -> Result<Journal> {
     assert!(metadata.journal().is_none(), "a pool has one journal");
-    let name = disk.name();
     require_size(&*disk)?;
-    let pages = disk.size_bytes() / JOURNAL_PAGE_BYTES as u64 - 1;
-    let slots = u32::try_from(pages * SLOTS_PER_PAGE).unwrap_or(u32::MAX);
-    let header = JournalHeader { id, boot, slots };
-    require_free(&*disk)?;
+    let name = disk.name();
+    if look(&*disk)? == Found::Other {
+        // What somebody keeps there by mistake is not written over.
+        return Err(Error::new(ErrorKind::WrongState, format!("{name} is no journal and is not empty"))
+            .hint(
+                "is it the right file? If nobody needs it, remove it, or clear a device's first 4096 bytes",
+            ));
+    }
+    let header = JournalHeader { id, boot, slots: slots_of(&*disk), in_use: true };
     // Durable before the superblock names it: who does not find it there knows that the file is another one.
-    write_header(&*disk, header)
-        .and_then(|()| disk.flush())
-        .map_err(|error| Error::io(format_args!("{name}: writing the journal's header"), &error))?;
+    write_durably(&*disk, header)?;
     let journal = Journal {
         disk,
         header,
@@ -172,28 +216,36 @@ impl Journal {
         Ok(())
     }
 
+    /// Says that it is not in use any more: the next commit will not name it. If that cannot be said, its place stays taken until somebody
+    /// clears it.
+    pub fn release(&mut self) {
+        self.header.in_use = false;
+        if let Err(error) = write_header(&*self.disk, self.header).and_then(|()| self.disk.flush()) {
+            tracing::warn!("{}: a journal that is over cannot be marked as such: {error}", self.name());
+        }
+    }
+
     /// The data that records name may be lost although the operating system goes on: what was not flushed counts no more, as
     /// after a power cut.
     pub fn distrust(&mut self) {
+        self.header.boot = BootId::UNKNOWN;
         if let Err(error) = distrust(&*self.disk, self.header) {
             tracing::error!("{}: records whose data may be lost cannot be marked: {error}", self.name());
         }
     }
 }
 
-/// What somebody keeps there by mistake is not written over.
-fn require_free(disk: &dyn Disk) -> Result<()> {
+/// As many as there is room for.
+fn slots_of(disk: &(impl Disk + ?Sized)) -> u32 {
+    let pages = disk.size_bytes() / JOURNAL_PAGE_BYTES as u64 - 1;
+    u32::try_from(pages * SLOTS_PER_PAGE).unwrap_or(u32::MAX)
+}
+
+fn write_durably(disk: &dyn Disk, header: JournalHeader) -> Result<()> {
     let name = disk.name();
-    let mut beginning = [0; JOURNAL_PAGE_BYTES];
-    disk.read_at(0, &mut beginning)
-        .map_err(|error| Error::io(format_args!("{name}: reading what is there"), &error))?;
-    let (header, _) = beginning.split_first_chunk().expect("a page is longer than a header");
-    if JournalHeader::begins(header) || beginning.iter().all(|byte| *byte == 0) {
-        return Ok(());
-    }
-    let what = format!("{name} is no journal and is not empty");
-    Err(Error::new(ErrorKind::Invalid, what)
-        .hint("is it the right file? If nobody needs it, remove it, or clear a device's first 4096 bytes"))
+    write_header(disk, header)
+        .and_then(|()| disk.flush())
+        .map_err(|error| Error::io(format_args!("{name}: writing the journal's header"), &error))
 }
 
 fn distrust(disk: &dyn Disk, header: JournalHeader) -> io::Result<()> {

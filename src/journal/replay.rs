@@ -1,9 +1,9 @@
 //! What a journal holds, brought into the metadata that it belongs to.
 //!
 //! Each commit on the way says how far it has got, and the last one that there is no journal any more. Whoever is cut off in
-//! between begins where the last of them ended: the journal itself is only read.
+//! between begins where the last of them ended: of the journal itself only its header is written, at the end.
 
-use super::{BootId, JournalRecord, commit, distrust, page_offset};
+use super::{BootId, JournalRecord, commit, distrust, page_offset, write_header};
 use crate::disk::{Disk, flush_data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
@@ -30,7 +30,7 @@ pub struct Recovered {
 /// Brings in what the journal on `disk` holds, if the metadata name one; `None`: they do not. Then they do not any more.
 ///
 /// `disk` is `None` where there is no journal: `NotFound`, if one is needed. `WrongState`: it is another one. `Corrupt`: what it
-/// says can never have followed what the metadata hold. `NeedsCheck`: the metadata were opened for reading, because they ask for
+/// says can never have followed what the metadata hold, or it has gone on from later ones. `NeedsCheck`: the metadata were opened for reading, because they ask for
 /// that first.
 pub fn recover<M: Disk>(
     metadata: &mut Metadata<M>,
@@ -44,9 +44,7 @@ pub fn recover<M: Disk>(
             ErrorKind::NotFound,
             "the pool's journal is missing, and holds changes that its metadata do not",
         )
-        .hint(
-            "put the file `journal` back into the pool's directory; without it what was flushed last is lost",
-        )
+        .hint("put the file `journal` back into the pool's directory")
     })?;
     let name = disk.name();
     if metadata.access() == Access::ReadOnly {
@@ -91,6 +89,12 @@ pub fn recover<M: Disk>(
             commit(metadata)?;
         }
     }
+    if header.in_use {
+        let freed = JournalHeader { in_use: false, ..header };
+        if let Err(error) = write_header(disk, freed).and_then(|()| disk.flush()) {
+            tracing::warn!("{name}: a journal that is over cannot be marked as such: {error}");
+        }
+    }
     metadata.set_journal(None);
     commit(metadata)?;
     metadata.end_replay();
@@ -105,7 +109,7 @@ fn read_header(disk: &dyn Disk, mark: JournalMark) -> Result<JournalHeader> {
             ErrorKind::WrongState,
             format!("{name} is not the journal that the pool's metadata name: {what}"),
         )
-        .hint("put the right file back; without it what was flushed last is lost")
+        .hint("put the right file or device back in its place")
     };
     if disk.size_bytes() < bytes.len() as u64 {
         return Err(is_other(format!("it has {} bytes", disk.size_bytes())));
@@ -133,6 +137,7 @@ fn scan(
     let (mut found, mut flushed) = (Vec::new(), 0);
     let mut reader = Reader { disk, mark, page: vec![0; JOURNAL_PAGE_BYTES], at_page: None };
     let slots = u64::from(header.slots);
+    reader.require_present()?;
     let mut slot = 0;
     while slot < slots {
         let Some(record) = reader.record(slot)? else {
@@ -182,6 +187,26 @@ impl Reader<'_> {
         let (bytes, _) = self.page.as_chunks::<JOURNAL_SLOT_BYTES>();
         let place = JournalPlace { id: self.mark.id, generation: self.mark.generation, slot };
         Ok(JournalRecord::decode(&bytes[(slot % SLOTS_PER_PAGE) as usize], place))
+    }
+
+    /// Nothing is written into a generation before the metadata that begin it are durable: what is there of a later one has followed
+    /// later metadata than these.
+    fn require_present(&mut self) -> Result<()> {
+        self.record(0)?;
+        let (slots, _) = self.page.as_chunks::<JOURNAL_SLOT_BYTES>();
+        let found = JournalRecord::generation(&slots[0], self.mark.id, 0);
+        match found {
+            Some(later) if later > self.mark.generation => {
+                let what = format!(
+                    "{} has gone on from later metadata than these: they are {} commits older",
+                    self.disk.name(),
+                    later - self.mark.generation
+                );
+                Err(Error::new(ErrorKind::Corrupt, what)
+                    .hint("put the metadata in their place that the pool had last: an older copy lacks what was written since"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// There is no record at `end`. Nothing may follow: each was written when those before it were there. After a power cut

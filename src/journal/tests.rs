@@ -367,7 +367,7 @@ fn what_is_no_journal_is_not_written_over() {
     let disk = MemoryDisk::from_bytes([vec![0; 1000], vec![7; 1 << 20]].concat());
     let before = disk.to_bytes();
     let refused = begin(&mut metadata, &pool.data, Arc::new(disk.clone()), 1, BOOT).err().expect("in use");
-    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert_eq!(refused.kind(), ErrorKind::WrongState);
     assert!(disk.to_bytes() == before && metadata.journal().is_none());
 }
 
@@ -402,4 +402,56 @@ fn what_was_recorded_is_brought_in_where_nothing_new_would_be_taken() {
     let (mut metadata, _) = pool.recover(BOOT).expect("brought in");
     assert_eq!(metadata.lookup(volume(), block).expect("sound").map(|mapping| mapping.block), Some(target));
     assert!(metadata.reserve_block(None).is_err(), "nothing new, as before");
+}
+
+#[test]
+fn a_journal_says_that_it_is_in_use_while_metadata_may_need_it() {
+    let pool = Pool::new();
+    assert_eq!(look(&pool.journal).expect("memory"), Found::Nothing);
+    prepare(&pool.journal, 3).expect("memory");
+    assert_eq!(look(&pool.journal).expect("memory"), Found::Journal { id: 3, in_use: false });
+    let mut journal = pool.begin(7);
+    assert_eq!(look(&pool.journal).expect("memory"), Found::Journal { id: 7, in_use: true });
+    journal.append(map(0)).expect("memory");
+    drop(journal);
+    pool.recover(BOOT).expect("brought in");
+    assert_eq!(look(&pool.journal).expect("memory"), Found::Journal { id: 7, in_use: false });
+    let mut journal = pool.begin(8);
+    journal.release();
+    assert_eq!(look(&pool.journal).expect("memory"), Found::Journal { id: 8, in_use: false });
+}
+
+#[test]
+fn records_are_trusted_no_more_than_before_when_a_journal_is_released() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    journal.append(map(0)).expect("memory");
+    journal.distrust();
+    journal.release();
+    let (mut metadata, recovered) = pool.recover(BOOT).expect("brought in");
+    assert_eq!(recovered.map(|it| (it.records, it.after_power_cut)), Some((0, true)));
+    assert_eq!(mapped(&mut metadata), []);
+}
+
+#[test]
+fn metadata_that_are_older_than_the_journal_are_found_out() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    journal.append(map(0)).expect("memory");
+    pool.flush(&mut journal);
+    let older = pool.metadata.to_bytes();
+    let mut metadata = pool.open();
+    metadata.set_journal(Some(journal.next_mark()));
+    commit(&mut metadata, flush_data(&pool.data).expect("memory")).expect("committed");
+    journal.committed();
+    journal.append(map(1)).expect("memory");
+    drop(metadata);
+    let older = Pool {
+        metadata: MemoryDisk::from_bytes(older),
+        data: pool.data.clone(),
+        journal: pool.journal.clone(),
+    };
+    let refused = older.recover(BOOT).err().expect("they are older");
+    assert!(refused.message().contains("1 commits older"), "{refused}");
+    assert_eq!(pool.recover(BOOT).expect("the right ones").1.map(|it| it.records), Some(1));
 }

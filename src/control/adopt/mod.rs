@@ -124,7 +124,7 @@ pub fn adopt(pool: &PoolRef, wanted: &Adopt) -> Result<Adopted> {
         ("metadata", Some(&*wanted.metadata)),
         ("a journal", wanted.journal.as_deref()),
     ];
-    refuse_same(&devices).map_err(|error| error.hint("a pool has two devices or files: name both"))?;
+    refuse_same(&devices).map_err(|error| error.hint("name another device or file for each"))?;
     let backup = match (&wanted.lvm, &wanted.docker) {
         (Some(file), _) => Some(lvm::read(file, wanted.lvm_pool.as_deref())?),
         (None, Some(directory)) => Some(docker::read(directory)?),
@@ -227,7 +227,10 @@ fn open_sound(wanted: &Adopt, notes: &mut Vec<String>) -> Result<(Metadata<FileD
     if metadata.journal().is_some() {
         let what = format!("{name}: a journal holds changes on top of the metadata");
         return Err(Error::new(ErrorKind::WrongState, what)
-            .hint("serve and close the pool that it belongs to first: that brings them in"));
+            .hint(
+                "serve and close the pool that it belongs to first: that brings them in. If its directory is gone, make one with three \
+                 links, `metadata`, `data` and `journal`, to what they were on, and serve that: its volumes have their numbers for names",
+            ));
     }
     check_data_size(&metadata, &data).map_err(|error| {
         error.hint("these two do not belong together, or the data was cut off: name the right devices")

@@ -108,6 +108,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn end_journal(&mut self) {
         self.metadata.set_journal(None);
         self.journal.former = self.journal.journal.take();
+        if let Some(journal) = &mut self.journal.former {
+            journal.release();
+        }
     }
 
     /// Whether whoever waits for a flush can be served by [`Keeper::flush_journal`].
