@@ -3,7 +3,7 @@
 //! Sizes are integers in bytes, enums lower-case words. Every answer carries `"schema": "uthin/v1"`; within that version
 //! fields are added, never changed or removed, so readers must not mind fields that they do not know.
 
-use super::journal::JournalInfo;
+use super::journal::{JournalInfo, JournalState};
 use super::label::{LabelChanges, Labels};
 pub use super::message::{MessageDone, MessageRequest};
 use super::name::VolumeName;
@@ -53,7 +53,7 @@ pub enum Health {
     /// Nothing to do.
     #[default]
     Ok,
-    /// Works, and space runs low.
+    /// Works, and space runs low, or its journal has failed.
     Low,
     /// Full, failed, or not to be changed.
     Critical,
@@ -169,7 +169,8 @@ impl PoolInfo {
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
         let low_metadata = self.metadata.free_bytes < self.metadata_low_water_bytes();
-        if low_data || low_metadata { Health::Low } else { Health::Ok }
+        let has_no_journal = self.journal.state == JournalState::Failed;
+        if low_data || low_metadata || has_no_journal { Health::Low } else { Health::Ok }
     }
 
     /// With less free metadata than this the pool asks for attention.

@@ -95,6 +95,8 @@ fn a_pool_asks_for_attention_before_it_is_full() {
         assert_eq!(PoolInfo { mode, ..sample() }.assess(), Health::Critical);
     }
     assert_eq!(PoolInfo { needs_check: true, ..sample() }.assess(), Health::Critical);
+    let journal = JournalInfo { state: JournalState::Failed, ..JournalInfo::default() };
+    assert_eq!(PoolInfo { journal, ..sample() }.assess(), Health::Low);
     let full = DataSpace { free_bytes: 0, ..sample().data };
     assert_eq!(PoolInfo { data: full, ..sample() }.assess(), Health::Critical);
     assert_eq!(FreeSpace::Percent(100).bytes_of(u64::MAX), u64::MAX);

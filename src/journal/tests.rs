@@ -436,11 +436,11 @@ fn records_are_trusted_no_more_than_before_when_a_journal_is_released() {
 #[test]
 fn metadata_that_are_older_than_the_journal_are_found_out() {
     let pool = Pool::new();
-    let mut journal = pool.begin(7);
+    let (mut metadata, disk) = (pool.open(), Arc::new(pool.journal.clone()));
+    let mut journal = begin(&mut metadata, &pool.data, disk, 7, BOOT).expect("begun");
     journal.append(map(0)).expect("memory");
     pool.flush(&mut journal);
     let older = pool.metadata.to_bytes();
-    let mut metadata = pool.open();
     metadata.set_journal(Some(journal.next_mark()));
     commit(&mut metadata, flush_data(&pool.data).expect("memory")).expect("committed");
     journal.committed();
