@@ -4,6 +4,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// A zeroed byte buffer aligned to [`AlignedBuffer::ALIGNMENT`]. Its bytes stay where they are while it is moved.
 pub struct AlignedBuffer {
@@ -13,11 +14,13 @@ pub struct AlignedBuffer {
 }
 
 /// Where the bytes come from, and so where they go.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Source {
     Allocator,
     /// A mapping of its own, whole pages long.
     Mapping,
+    /// A slab, which is there for as long as one of its pieces.
+    Slab(Slab),
 }
 
 impl AlignedBuffer {
@@ -52,6 +55,11 @@ impl AlignedBuffer {
         Ok(AlignedBuffer { start, length, source: Source::Mapping })
     }
 
+    /// Whether it is a piece of a [`Slab`].
+    pub fn is_piece(&self) -> bool {
+        matches!(self.source, Source::Slab(_))
+    }
+
     /// Where it begins: for a driver that lets a device at the bytes, and so must not make references to them meanwhile.
     pub fn start(&self) -> NonNull<u8> {
         self.start
@@ -64,7 +72,8 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        match self.source {
+        match &self.source {
+            Source::Slab(_) => {} // the last piece takes it along
             Source::Allocator if self.length == 0 => {}
             // SAFETY: allocated in `zeroed` with this very layout, and dropped once.
             Source::Allocator => unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) },
@@ -92,7 +101,37 @@ impl DerefMut for AlignedBuffer {
     }
 }
 
-// SAFETY: the buffer owns its bytes and shares them with nobody.
+/// One piece of memory that several buffers lie in, so that it can be shown to a driver as one.
+#[derive(Clone)]
+pub struct Slab(Arc<AlignedBuffer>);
+
+impl Slab {
+    /// Zeros, in `count` buffers of `piece_bytes` each, a multiple of [`AlignedBuffer::ALIGNMENT`]. The memory goes with the last of them, and of the
+    /// slab's clones.
+    pub fn cut(piece_bytes: usize, count: usize) -> (Slab, Vec<AlignedBuffer>) {
+        assert!(piece_bytes.is_multiple_of(AlignedBuffer::ALIGNMENT), "every piece is aligned");
+        let whole = Arc::new(AlignedBuffer::zeroed(piece_bytes * count));
+        let piece = |number| {
+            // SAFETY: inside the allocation, of which this is piece `number`.
+            let start = unsafe { whole.start.add(number * piece_bytes) };
+            AlignedBuffer { start, length: piece_bytes, source: Source::Slab(Slab(whole.clone())) }
+        };
+        let pieces = (0..count).map(piece).collect();
+        (Slab(whole), pieces)
+    }
+
+    /// Where it begins, and its length: for a driver.
+    pub fn memory(&self) -> (NonNull<u8>, usize) {
+        (self.0.start, self.0.length)
+    }
+
+    /// Whether a buffer is one of its pieces.
+    pub fn has(&self, buffer: &AlignedBuffer) -> bool {
+        matches!(&buffer.source, Source::Slab(slab) if Arc::ptr_eq(&slab.0, &self.0))
+    }
+}
+
+// SAFETY: the buffer owns its bytes and shares them with nobody: the whole of a slab is never looked at, and its pieces do not overlap.
 unsafe impl Send for AlignedBuffer {}
 // SAFETY: a shared reference only reads.
 unsafe impl Sync for AlignedBuffer {}
@@ -109,6 +148,20 @@ mod tests {
         buffer[8191] = 7;
         assert_eq!(buffer[8191], 7);
         assert!(AlignedBuffer::zeroed(0).is_empty());
+    }
+
+    #[test]
+    fn pieces_of_a_slab_are_buffers_of_their_own() {
+        let (slab, mut pieces) = Slab::cut(4096, 3);
+        assert!(pieces.iter().all(|piece| slab.has(piece) && piece.is_piece() && **piece == [0; 4096]));
+        pieces[1].fill(7);
+        assert_eq!((pieces[0][4095], pieces[1][0], pieces[1][4095], pieces[2][0]), (0, 7, 7, 0));
+        let (start, length) = slab.memory();
+        assert_eq!((start, length), (pieces[0].start(), 3 * 4096));
+        drop(slab);
+        drop(pieces.remove(0));
+        assert_eq!(pieces[0][17], 7, "the memory is there for as long as one of them");
+        assert!(!AlignedBuffer::zeroed(4096).is_piece());
     }
 
     #[test]

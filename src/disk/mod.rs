@@ -9,7 +9,7 @@ mod ioctl;
 mod lock;
 mod memory;
 
-pub use buffer::AlignedBuffer;
+pub use buffer::{AlignedBuffer, Slab};
 pub use file::{FileDisk, OpenMode};
 pub use memory::MemoryDisk;
 

@@ -40,6 +40,8 @@ impl BufferBudget {
 /// the power of two at or above what was asked for.
 pub struct BufferPool {
     free: [Vec<AlignedBuffer>; CLASSES],
+    /// Free pieces of slabs, which are handed out before others. They are no part of the sums below.
+    pieces: [Vec<AlignedBuffer>; CLASSES],
     held_bytes: usize,
     out_bytes: usize,
     limit_bytes: usize,
@@ -52,8 +54,8 @@ impl BufferPool {
     /// Keeps free buffers as long as they, and those that are out, take at most `limit_bytes`, and the shared budget is not
     /// overdrawn. What does not fit goes to the system. Nothing is refused: who takes buffers asks [`BufferPool::has_room`].
     pub fn new(limit_bytes: usize, shared: Arc<BufferBudget>) -> Self {
-        let free = [const { Vec::new() }; CLASSES];
-        BufferPool { free, held_bytes: 0, out_bytes: 0, limit_bytes, shared, charged_bytes: 0 }
+        let [free, pieces] = [const { [const { Vec::new() }; CLASSES] }; 2];
+        BufferPool { free, pieces, held_bytes: 0, out_bytes: 0, limit_bytes, shared, charged_bytes: 0 }
     }
 
     /// Whether so much more can be taken without the shared budget being overdrawn. Always, up to [`OWN_BYTES`].
@@ -66,6 +68,9 @@ impl BufferPool {
     /// A buffer of **at least** `length_bytes`, with any content: what an earlier request left in it, perhaps.
     pub fn take(&mut self, length_bytes: usize) -> AlignedBuffer {
         let class = class_for(length_bytes);
+        if let Some(piece) = class.and_then(|class| self.pieces[class].pop()) {
+            return piece;
+        }
         if let Some(buffer) = class.and_then(|class| self.free[class].pop()) {
             self.held_bytes -= buffer.len();
             self.out_bytes += buffer.len();
@@ -80,14 +85,20 @@ impl BufferPool {
         AlignedBuffer::zeroed(length_bytes)
     }
 
-    /// Gives a buffer back, wherever it came from.
+    /// Gives a buffer back, wherever it came from. Pieces of [slabs](crate::disk::Slab) are kept for good.
     pub fn give(&mut self, buffer: AlignedBuffer) {
+        // A buffer that was made elsewhere may be no class's; one would get too little from it.
+        let class = class_for(buffer.len()).filter(|class| buffer.len() == 1 << (*class as u32 + SMALLEST));
+        if buffer.is_piece() {
+            if let Some(class) = class {
+                self.pieces[class].push(buffer);
+            }
+            return;
+        }
         self.out_bytes = self.out_bytes.saturating_sub(buffer.len());
         let fits = self.held_bytes + self.out_bytes + buffer.len() <= self.limit_bytes;
-        // A buffer that was made elsewhere may be no class's; one would get too little from it.
-        let class = class_for(buffer.len()).filter(|_| fits && buffer.len().is_power_of_two());
         if let Some(class) = class
-            && buffer.len() == 1 << (class as u32 + SMALLEST)
+            && fits
             && !self.shared.is_overdrawn()
         {
             self.held_bytes += buffer.len();
@@ -168,6 +179,18 @@ mod tests {
         assert_eq!(pool.held_bytes(), 8192);
         assert_eq!(pool.take(8192)[0], 77);
         assert_eq!(pool.held_bytes(), 0);
+    }
+
+    #[test]
+    fn pieces_of_a_slab_go_first_and_are_kept() {
+        let mut pool = pool(0);
+        let (slab, pieces) = crate::disk::Slab::cut(8192, 2);
+        pieces.into_iter().for_each(|piece| pool.give(piece));
+        let taken = [8192, 5000, 8192, 4096].map(|length| pool.take(length));
+        assert_eq!(taken.each_ref().map(|buffer| slab.has(buffer)), [true, true, false, false]);
+        taken.into_iter().for_each(|buffer| pool.give(buffer));
+        pool.rest();
+        assert_eq!((pool.held_bytes(), slab.has(&pool.take(8192))), (0, true));
     }
 
     #[test]

@@ -151,7 +151,9 @@ impl Client {
 
     pub(super) fn write(&mut self, volume: &Arc<Volume>, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
         self.begin(volume, Kind::Write { fua: false }, offset, bytes.len() as u64, Some(bytes));
-        self.finish().result
+        let finished = self.finish();
+        self.lane.buffers().give(finished.buffer.expect("what was brought comes back"));
+        finished.result
     }
 
     pub(super) fn request(

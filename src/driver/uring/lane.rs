@@ -8,6 +8,7 @@
 
 use super::bursts::Bursts;
 use super::lent::{Lent, LentMoved, Memory, Named, is_about_memory};
+use super::registered::{Registered, Slabs};
 use super::ring::{Completion, DataFile, Ring, Submit};
 use super::transfer::{Direction, Outcome, Side, Transfer, Transfers, Wanted};
 use crate::disk::{AlignedBuffer, Disk, FileDisk};
@@ -102,6 +103,7 @@ pub struct UringLane {
     transfers: Transfers,
     bursts: Bursts,
     buffers: BufferPool,
+    slabs: Slabs,
 
     /// Reused by every call; empty between calls.
     actions: Vec<Action>,
@@ -137,6 +139,7 @@ impl UringLane {
             transfers: Transfers::default(),
             bursts: Bursts::default(),
             buffers,
+            slabs: Slabs::default(),
             actions: Vec::new(),
             replies: Vec::new(),
             asks: Vec::new(),
@@ -155,7 +158,22 @@ impl UringLane {
     /// brings a buffer of at least its length, from [`UringLane::take_buffer`] best, that begins at its first byte;
     /// the others bring `None`.
     pub fn begin(&mut self, request: Request, buffer: Option<AlignedBuffer>, ring: &mut impl Submit) {
-        self.begin_with(request, buffer.map(Memory::Buffer), ring);
+        let memory = buffer.map(|buffer| {
+            let registered = self.slabs.find(&buffer);
+            Memory::Buffer(buffer, registered)
+        });
+        self.begin_with(request, memory, ring);
+    }
+
+    /// Like [`UringLane::begin`], for a read or write with a buffer that the frontend has [registered](Submit::register), or its first bytes.
+    pub fn begin_registered(
+        &mut self,
+        request: Request,
+        buffer: AlignedBuffer,
+        registered: Registered,
+        ring: &mut impl Submit,
+    ) {
+        self.begin_with(request, Some(Memory::Buffer(buffer, Some(registered))), ring);
     }
 
     /// Like [`UringLane::begin`], for a read or write whose bytes are in memory that the ring was lent. It finishes without a buffer.
@@ -169,6 +187,7 @@ impl UringLane {
             let before = self.requests.insert(request.tag, Held::new(memory));
             assert!(before.is_none(), "two requests in flight have the tag {:?}", request.tag);
         }
+        self.slabs.grow(self.scratch_bytes, &mut self.buffers, ring);
         self.running += 1;
         self.lane.begin(request, &mut self.actions);
         self.execute(ring);
@@ -238,7 +257,19 @@ impl UringLane {
 
     /// A buffer for a request: at least `length_bytes` long, with any content.
     pub fn take_buffer(&mut self, length_bytes: usize) -> AlignedBuffer {
+        self.slabs.count_request();
         self.buffers.take(length_bytes)
+    }
+
+    #[cfg(test)]
+    pub(super) fn registered(&self, buffer: &AlignedBuffer) -> Option<Registered> {
+        self.slabs.find(buffer)
+    }
+
+    /// Whether operations on the first bytes of a request's buffer name it by an index.
+    #[cfg(test)]
+    pub(super) fn is_registered(&self, tag: Tag) -> bool {
+        self.memory(Place::Request(tag, 0), 0, 1).index.is_some()
     }
 
     /// Whether buffers of so many bytes more can be had within what all lanes may take.
@@ -507,8 +538,10 @@ impl UringLane {
             }
             self.start(slot, ring);
         }
-        if let Place::Scratch(op) = wanted.place {
-            self.make_scratch(op);
+        match wanted.place {
+            Place::Request(..) => {}
+            Place::Scratch(op) => self.make_scratch(op),
+            Place::Zeros => self.slabs.count_fill(),
         }
         if let Some(held) = self.held(wanted.place) {
             held.transfers += 1;
@@ -540,7 +573,7 @@ impl UringLane {
                 );
                 // SAFETY: inside the buffer, as was just checked.
                 let address = unsafe { detour.start().as_ptr().add(operation.at_bytes as usize) };
-                Named { address, index: None }
+                Named { address, index: None, is_lent: false }
             }
         };
         let file = match side {
@@ -567,8 +600,13 @@ impl UringLane {
     }
 
     fn make_scratch(&mut self, op: OpId) {
-        let (buffers, length) = (&mut self.buffers, self.scratch_bytes);
-        self.scratch.entry(op).or_insert_with(|| Held::new(Memory::Buffer(buffers.take(length))));
+        let (buffers, slabs, length) = (&mut self.buffers, &mut self.slabs, self.scratch_bytes);
+        self.scratch.entry(op).or_insert_with(|| {
+            slabs.count_fill();
+            let buffer = buffers.take(length);
+            let registered = slabs.find(&buffer);
+            Held::new(Memory::Buffer(buffer, registered))
+        });
     }
 
     /// Where `length_bytes` from `at_bytes` of a place on are in memory. They lie inside their buffer.
@@ -583,17 +621,20 @@ impl UringLane {
             .checked_add(at_bytes)
             .filter(|begin| begin.checked_add(length_bytes).is_some_and(|end| end <= held_bytes));
         let begin = begin.expect("data moves inside its buffer");
-        let buffer = match held.map(|held| &held.memory) {
-            None => zeros(),
-            Some(Memory::Buffer(buffer)) => buffer,
+        let (buffer, index) = match held.map(|held| &held.memory) {
+            None => (zeros(), self.slabs.zeros()),
+            Some(Memory::Buffer(buffer, registered)) => {
+                let reaches = |registered: &Registered| begin + length_bytes <= registered.length_bytes;
+                (buffer, registered.filter(reaches).map(|registered| registered.index))
+            }
             Some(Memory::Lent(lent)) => {
                 let address = std::ptr::without_provenance_mut((lent.address + begin) as usize);
-                return Named { address, index: Some(lent.index) };
+                return Named { address, index: Some(lent.index), is_lent: true };
             }
         };
         // SAFETY: `begin` is at most the buffer's length, as was just checked.
         let address = unsafe { buffer.start().as_ptr().add(begin as usize) };
-        Named { address, index: None }
+        Named { address, index, is_lent: false }
     }
 
     /// Copies (or zeroes) within the lane's buffers, now.
@@ -602,9 +643,9 @@ impl UringLane {
             self.make_scratch(op);
         }
         assert!(to != Place::Zeros, "nobody writes to the zeros");
-        let Named { address: target, index } = self.memory(to, at_bytes, length_bytes);
+        let Named { address: target, is_lent, .. } = self.memory(to, at_bytes, length_bytes);
         let length = length_bytes as usize;
-        if let (Some(_), Place::Request(tag, first)) = (index, to) {
+        if let (true, Place::Request(tag, first)) = (is_lent, to) {
             assert!(from == Place::Zeros, "only zeros are put into a request");
             return self.zero_lent(tag, first, length);
         }
@@ -613,8 +654,8 @@ impl UringLane {
             // the buffer was handed out.
             return unsafe { target.write_bytes(0, length) };
         }
-        let Named { address: source, index } = self.memory(from, 0, length_bytes);
-        if let (Some(_), Place::Request(tag, first)) = (index, from) {
+        let Named { address: source, is_lent, .. } = self.memory(from, 0, length_bytes);
+        if let (true, Place::Request(tag, first)) = (is_lent, from) {
             // SAFETY: as above.
             let bytes = unsafe { std::slice::from_raw_parts_mut(target, length) };
             return self.copy_lent(tag, first, bytes);
@@ -627,9 +668,7 @@ impl UringLane {
     /// Zeroes a part of a request that is in lent memory.
     fn zero_lent(&mut self, tag: Tag, first: u64, length: usize) {
         let held = self.requests.get_mut(&tag).expect(IN_FLIGHT);
-        let Memory::Lent(lent) = &held.memory else {
-            unreachable!("it has an index among the ring's buffers")
-        };
+        let Memory::Lent(lent) = &held.memory else { unreachable!("it was told to be lent") };
         let zeros = zeros();
         for done in (0..length).step_by(zeros.len()) {
             let step = zeros.len().min(length - done);
@@ -645,9 +684,7 @@ impl UringLane {
     /// the disk with the rest of its block.
     fn copy_lent(&mut self, tag: Tag, first: u64, bytes: &mut [u8]) {
         let held = self.requests.get_mut(&tag).expect(IN_FLIGHT);
-        let Memory::Lent(lent) = &held.memory else {
-            unreachable!("it has an index among the ring's buffers")
-        };
+        let Memory::Lent(lent) = &held.memory else { unreachable!("it was told to be lent") };
         if let Err(error) = lent.read(first, bytes) {
             cannot_copy(&error);
             held.has_failed = true;
@@ -658,7 +695,7 @@ impl UringLane {
 
     fn let_go(&mut self, held: Held) {
         assert_eq!(held.transfers, 0, "a buffer is let go when nothing is in flight on it");
-        if let Memory::Buffer(buffer) = held.memory {
+        if let Memory::Buffer(buffer, _) = held.memory {
             self.buffers.give(buffer);
         }
     }
@@ -670,7 +707,7 @@ impl UringLane {
             if held.has_failed {
                 result = result.and(Err(IoError::Io));
             }
-            if let Memory::Buffer(held) = held.memory {
+            if let Memory::Buffer(held, _) = held.memory {
                 buffer = Some(held);
             }
         }
@@ -682,7 +719,7 @@ impl UringLane {
 /// The entry for an operation of a transfer. A macro, because the two ways to name a file have no type in common.
 macro_rules! entry {
     ($file:expr, $direction:expr, $memory:expr, $operation:expr) => {{
-        let (Named { address, index }, length) = ($memory, $operation.length_bytes);
+        let (Named { address, index, .. }, length) = ($memory, $operation.length_bytes);
         let offset = $operation.disk_offset_bytes;
         match ($direction, index) {
             (Direction::Read, None) => opcode::Read::new($file, address, length).offset(offset).build(),

@@ -3,6 +3,7 @@
 //! Operations of the ring reach it by an index among the ring's buffers, and so disks read and write it without a copy. What has to be looked at or
 //! put together here goes through a file, which copies.
 
+use super::registered::Registered;
 use crate::disk::AlignedBuffer;
 use std::fs::File;
 use std::io;
@@ -42,14 +43,14 @@ impl Lent {
 
 /// Where the bytes of a request, or of a scratch buffer, are.
 pub(super) enum Memory {
-    Buffer(AlignedBuffer),
+    Buffer(AlignedBuffer, Option<Registered>),
     Lent(Lent),
 }
 
 impl Memory {
     pub(super) fn length_bytes(&self) -> u64 {
         match self {
-            Memory::Buffer(buffer) => buffer.len() as u64,
+            Memory::Buffer(buffer, _) => buffer.len() as u64,
             Memory::Lent(lent) => lent.length_bytes,
         }
     }
@@ -59,8 +60,10 @@ impl Memory {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Named {
     pub(super) address: *mut u8,
-    /// The ring's buffer in which it is, or it is our own.
+    /// The ring's buffer in which it is.
     pub(super) index: Option<u16>,
+    /// It is somebody else's: its address means nothing but beside the index.
+    pub(super) is_lent: bool,
 }
 
 /// What has moved to and from lent memory, in bytes.

@@ -30,11 +30,13 @@ mod lane;
 mod lent;
 mod outgoing;
 mod poll;
+mod registered;
 mod ring;
 mod socket;
 mod transfer;
 
 pub use lane::{Finished, UringLane, Waker};
 pub use lent::{Lent, LentMoved};
+pub use registered::Registered;
 pub use ring::{Completion, DataFile, Ring, Submit};
 pub use socket::{SocketStream, StreamState};

@@ -7,11 +7,16 @@ use io_uring::{IoUring, squeue};
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Files that can be registered with a ring.
 const REGISTERED_FILES: u32 = 16;
+
+/// Pieces of our own memory that can be among a ring's buffers, beyond one for each of its entries.
+const REGISTERED_BUFFERS: u32 = 16;
 
 /// Where lanes and streams push their operations: a [`Ring`], or the ring of somebody else (a ublk queue's).
 pub trait Submit {
@@ -24,6 +29,11 @@ pub trait Submit {
 
     /// How entries name the data file from now on: registered, where that works. The ring keeps the file open.
     fn data_file(&mut self, file: &Arc<FileDisk>) -> DataFile;
+
+    /// Puts memory of ours among the ring's buffers, where the kernel has its pages at hand, and returns its index there; `None` where that cannot be
+    /// had, or not once more. It stays there for as long as the ring: the memory behind the index is this, whatever comes to its address
+    /// later. It takes memory (that of untouched pages, too), which counts as locked.
+    fn register(&mut self, start: NonNull<u8>, length_bytes: usize) -> Option<u16>;
 }
 
 /// A file as an entry names it.
@@ -71,6 +81,9 @@ pub struct Ring {
     /// By their indices, if files can be registered.
     files: Vec<Arc<FileDisk>>,
     registers_files: bool,
+    entries: u32,
+    /// Where the table of the ring's buffers is free, and its end; `None` before there is one.
+    free_buffers: Option<Range<u32>>,
     /// The kernel accepts submissions from the ring's own thread only.
     not_send: PhantomData<*const ()>,
 }
@@ -83,15 +96,26 @@ impl Ring {
         // Not there in a ring of an old kernel: then files go by their descriptors.
         let registers_files = ring.submitter().register_files_sparse(REGISTERED_FILES).is_ok();
         let (backlog, files) = (VecDeque::new(), Vec::new());
-        Ok(Ring { ring, backlog, files, registers_files, not_send: PhantomData })
+        let free_buffers = None;
+        Ok(Ring { ring, backlog, files, registers_files, entries, free_buffers, not_send: PhantomData })
     }
 
-    /// Makes room for so many pieces of [lent](super::Lent) memory among the ring's buffers. Once. `Unsupported` where the kernel cannot (before 5.19).
+    /// Makes room for so many pieces of [lent](super::Lent) memory among the ring's buffers, from index 0 on. Once, before anything is registered.
+    /// `Unsupported` where the kernel cannot (before 5.19).
     pub fn make_room_for_lent(&mut self, count: u16) -> Result<()> {
-        self.ring.submitter().register_buffers_sparse(u32::from(count)).map_err(|error| {
+        assert!(self.free_buffers.is_none(), "lent memory comes first");
+        self.make_buffer_table(count).map_err(|error| {
             Error::new(ErrorKind::Unsupported, format!("io_uring: no room for lent memory: {error}"))
                 .hint("raise the limit of locked memory (ulimit -l)")
         })
+    }
+
+    fn make_buffer_table(&mut self, lent: u16) -> io::Result<()> {
+        let end = u32::from(lent) + self.entries + REGISTERED_BUFFERS;
+        self.free_buffers = Some(0..0); // not tried again
+        self.ring.submitter().register_buffers_sparse(end)?;
+        self.free_buffers = Some(u32::from(lent)..end);
+        Ok(())
     }
 
     /// Puts memory of this process among the ring's buffers, as the kernel does with what it lends.
@@ -105,6 +129,12 @@ impl Ring {
         // SAFETY: as the caller says.
         let put = unsafe { self.ring.submitter().register_buffers_update(index.into(), &[vector], None) };
         put.expect("there is room for it");
+    }
+
+    /// As a kernel does that cannot, or where no more memory may be locked.
+    #[cfg(test)]
+    pub(super) fn refuse_buffers(&mut self) {
+        self.free_buffers = Some(0..0);
     }
 
     /// Lets all files go, while nothing is under way with one. Names of them mean nothing any more.
@@ -221,6 +251,22 @@ impl Submit for Ring {
             }
         };
         if is_registered { DataFile::Registered(slot) } else { DataFile::Plain(descriptor) }
+    }
+
+    fn register(&mut self, start: NonNull<u8>, length_bytes: usize) -> Option<u16> {
+        if self.free_buffers.is_none() && self.make_buffer_table(0).is_err() {
+            return None;
+        }
+        let index = self.free_buffers.as_mut()?.next()?;
+        let vector = libc::iovec { iov_base: start.as_ptr().cast(), iov_len: length_bytes };
+        // SAFETY: the kernel holds on to the pages by itself, and touches them only for an entry that names this index, whose pusher answers for it.
+        let put = unsafe { self.ring.submitter().register_buffers_update(index, &[vector], None) };
+        if put.is_err() {
+            // More than may be locked, most likely: so will be what comes next.
+            self.free_buffers = Some(0..0);
+            return None;
+        }
+        u16::try_from(index).ok()
     }
 }
 

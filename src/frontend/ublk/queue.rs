@@ -12,7 +12,7 @@ use super::abi::{self, Descriptor};
 use super::params::REQUEST_BYTES_LIMIT;
 use super::request::{Terms, errno_of, understand};
 use crate::disk::AlignedBuffer;
-use crate::driver::uring::{Completion, Finished, Lent, Ring, Submit, UringLane};
+use crate::driver::uring::{Completion, Finished, Lent, Registered, Ring, Submit, UringLane};
 use crate::engine::{Kind, Request, Tag, Volume};
 use crate::error::{Error, Result};
 use crate::units::BlockSize;
@@ -29,6 +29,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Zeros that are written rather than unmapped go in steps of so many data blocks at most: they have no buffers, but each
 /// block takes some hundred bytes in lane and keeper.
 const ZEROES_STEP_BLOCKS: u64 = 64;
+
+/// What of a tag's buffer is [registered](Registered) with the ring, so that the kernel need not look for its pages: enough for most requests, and
+/// little enough for all tags of a device. And from which request on: tags of a device that is hardly used take no memory.
+const REGISTERED_BYTES: usize = 16 << 10;
+const REGISTERED_FROM: u8 = 8;
 
 /// What a queue is made of.
 pub(super) struct Plan {
@@ -81,7 +86,16 @@ pub(super) fn run(plan: Plan, ready: impl FnOnce()) -> Result<()> {
 struct Slot {
     /// Except while the lane has it, and with zero copy.
     buffer: Option<AlignedBuffer>,
+    registered: Option<Registered>,
+    /// Requests with the buffer, up to [`REGISTERED_FROM`].
+    uses: u8,
     work: Work,
+}
+
+impl Slot {
+    fn new(buffer: Option<AlignedBuffer>) -> Slot {
+        Slot { buffer, registered: None, uses: 0, work: Work::None }
+    }
 }
 
 #[derive(Clone)]
@@ -135,11 +149,11 @@ impl Queue {
         let descriptors = Descriptors::map(&device, number, depth)?;
         let slot = |_| {
             if zero_copy {
-                return Ok(Slot { buffer: None, work: Work::None });
+                return Ok(Slot::new(None));
             }
             let buffer = AlignedBuffer::untouched(REQUEST_BYTES_LIMIT as usize)
                 .map_err(|error| Error::io("ublk: a queue's buffers", &error))?;
-            Ok(Slot { buffer: Some(buffer), work: Work::None })
+            Ok(Slot::new(Some(buffer)))
         };
         let slots = (0..depth).map(slot).collect::<Result<Vec<_>>>()?;
         let waiting = 0;
@@ -325,9 +339,8 @@ impl Queue {
             }
             Kind::Read | Kind::Write { .. } => {
                 slot.work = Work::Whole { bytes: (wanted.range.end - wanted.range.start) as i32 };
-                let buffer = slot.buffer.take();
                 if !self.zero_copy {
-                    return self.start(tag, wanted.kind, wanted.range, buffer);
+                    return self.start_with_buffer(tag, wanted.kind, wanted.range);
                 }
                 let is_lent = descriptor.op_flags & abi::UBLK_IO_F_NEED_REG_BUF == 0;
                 let lent = Lent {
@@ -342,7 +355,7 @@ impl Queue {
             }
             Kind::Discard | Kind::Flush | Kind::Extents | Kind::Settle => {
                 slot.work = Work::Whole { bytes: 0 };
-                self.start(tag, wanted.kind, wanted.range, None);
+                self.start(tag, wanted.kind, wanted.range);
             }
         }
     }
@@ -360,12 +373,32 @@ impl Queue {
         let range = left.start..end;
         let kind = Kind::WriteZeroes { fua: *fua && end == left.end, may_unmap: *may_unmap };
         left.start = end;
-        self.start(tag, kind, range, None);
+        self.start(tag, kind, range);
     }
 
-    fn start(&mut self, tag: u16, kind: Kind, range: Range<u64>, buffer: Option<AlignedBuffer>) {
+    fn start(&mut self, tag: u16, kind: Kind, range: Range<u64>) {
         let request = self.request(tag, kind, range);
-        self.lane.begin(request, buffer, &mut *self.ring);
+        self.lane.begin(request, None, &mut *self.ring);
+    }
+
+    fn start_with_buffer(&mut self, tag: u16, kind: Kind, range: Range<u64>) {
+        let request = self.request(tag, kind, range);
+        let slot = &mut self.slots[usize::from(tag)];
+        let buffer = slot.buffer.take().expect("the kernel has filled it, or leaves that to us");
+        if slot.uses < REGISTERED_FROM {
+            slot.uses += 1;
+            if slot.uses == REGISTERED_FROM {
+                let index = self.ring.register(buffer.start(), REGISTERED_BYTES);
+                slot.registered =
+                    index.map(|index| Registered { index, length_bytes: REGISTERED_BYTES as u64 });
+            }
+        }
+        match slot.registered {
+            Some(registered) => {
+                self.lane.begin_registered(request, buffer, registered, &mut *self.ring);
+            }
+            None => self.lane.begin(request, Some(buffer), &mut *self.ring),
+        }
     }
 
     fn request(&self, tag: u16, kind: Kind, range: Range<u64>) -> Request {
