@@ -110,7 +110,8 @@ impl Slab {
     /// slab's clones.
     pub fn cut(piece_bytes: usize, count: usize) -> (Slab, Vec<AlignedBuffer>) {
         assert!(piece_bytes.is_multiple_of(AlignedBuffer::ALIGNMENT), "every piece is aligned");
-        let whole = Arc::new(AlignedBuffer::zeroed(piece_bytes * count));
+        let length = piece_bytes.checked_mul(count).expect("a slab's length is far below usize::MAX");
+        let whole = Arc::new(AlignedBuffer::zeroed(length));
         let piece = |number| {
             // SAFETY: inside the allocation, of which this is piece `number`.
             let start = unsafe { whole.start.add(number * piece_bytes) };

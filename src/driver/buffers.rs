@@ -40,10 +40,12 @@ impl BufferBudget {
 /// the power of two at or above what was asked for.
 pub struct BufferPool {
     free: [Vec<AlignedBuffer>; CLASSES],
-    /// Free pieces of slabs, which are handed out before others. They are no part of the sums below.
+    /// Free pieces of slabs, which are handed out before others. They are no part of the next two sums, in or out.
     pieces: [Vec<AlignedBuffer>; CLASSES],
     held_bytes: usize,
     out_bytes: usize,
+    /// In slabs.
+    kept_bytes: usize,
     limit_bytes: usize,
     shared: Arc<BufferBudget>,
     /// What was taken from the shared budget.
@@ -55,12 +57,21 @@ impl BufferPool {
     /// overdrawn. What does not fit goes to the system. Nothing is refused: who takes buffers asks [`BufferPool::has_room`].
     pub fn new(limit_bytes: usize, shared: Arc<BufferBudget>) -> Self {
         let [free, pieces] = [const { [const { Vec::new() }; CLASSES] }; 2];
-        BufferPool { free, pieces, held_bytes: 0, out_bytes: 0, limit_bytes, shared, charged_bytes: 0 }
+        BufferPool {
+            free,
+            pieces,
+            held_bytes: 0,
+            out_bytes: 0,
+            kept_bytes: 0,
+            limit_bytes,
+            shared,
+            charged_bytes: 0,
+        }
     }
 
     /// Whether so much more can be taken without the shared budget being overdrawn. Always, up to [`OWN_BYTES`].
     pub fn has_room(&self, more_bytes: usize) -> bool {
-        let charge = (self.out_bytes + more_bytes).saturating_sub(OWN_BYTES);
+        let charge = (self.out_bytes + self.kept_bytes + more_bytes).saturating_sub(OWN_BYTES);
         let others = self.shared.used_bytes().saturating_sub(self.charged_bytes);
         charge == 0 || others + charge <= self.shared.limit_bytes
     }
@@ -83,6 +94,13 @@ impl BufferPool {
             pool.held_bytes + pool.out_bytes <= pool.limit_bytes && !pool.shared.is_overdrawn()
         });
         AlignedBuffer::zeroed(length_bytes)
+    }
+
+    /// Takes over all pieces of a [slab](crate::disk::Slab), for good. Their length is a class's.
+    pub fn keep(&mut self, pieces: Vec<AlignedBuffer>) {
+        self.kept_bytes += pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        pieces.into_iter().for_each(|piece| self.give(piece));
+        self.charge();
     }
 
     /// Gives a buffer back, wherever it came from. Pieces of [slabs](crate::disk::Slab) are kept for good.
@@ -128,7 +146,7 @@ impl BufferPool {
 
     /// Brings the shared budget up to date. Buffers that go to and fro change nothing.
     fn charge(&mut self) {
-        let charge = (self.held_bytes + self.out_bytes).saturating_sub(OWN_BYTES);
+        let charge = (self.held_bytes + self.out_bytes + self.kept_bytes).saturating_sub(OWN_BYTES);
         let used = &self.shared.used_bytes;
         match charge.checked_sub(self.charged_bytes) {
             Some(0) => {}
@@ -185,12 +203,18 @@ mod tests {
     fn pieces_of_a_slab_go_first_and_are_kept() {
         let mut pool = pool(0);
         let (slab, pieces) = crate::disk::Slab::cut(8192, 2);
-        pieces.into_iter().for_each(|piece| pool.give(piece));
+        pool.keep(pieces);
         let taken = [8192, 5000, 8192, 4096].map(|length| pool.take(length));
         assert_eq!(taken.each_ref().map(|buffer| slab.has(buffer)), [true, true, false, false]);
         taken.into_iter().for_each(|buffer| pool.give(buffer));
         pool.rest();
         assert_eq!((pool.held_bytes(), slab.has(&pool.take(8192))), (0, true));
+        assert!(pool.has_room(OWN_BYTES - 2 * 8192));
+        let shared = pool.shared.clone();
+        pool.keep(crate::disk::Slab::cut(OWN_BYTES, 1).1);
+        assert_eq!(shared.used_bytes(), 2 * 8192, "slabs count");
+        drop(pool);
+        assert_eq!(shared.used_bytes(), 0);
     }
 
     #[test]

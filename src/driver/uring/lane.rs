@@ -165,7 +165,8 @@ impl UringLane {
         self.begin_with(request, memory, ring);
     }
 
-    /// Like [`UringLane::begin`], for a read or write with a buffer that the frontend has [registered](Submit::register), or its first bytes.
+    /// Like [`UringLane::begin`], for a read or write with a buffer that the frontend has [registered](Submit::register) with this ring, or its
+    /// first bytes.
     pub fn begin_registered(
         &mut self,
         request: Request,
@@ -173,6 +174,7 @@ impl UringLane {
         registered: Registered,
         ring: &mut impl Submit,
     ) {
+        assert!(registered.length_bytes <= buffer.len() as u64, "what is registered is the buffer");
         self.begin_with(request, Some(Memory::Buffer(buffer, Some(registered))), ring);
     }
 
@@ -621,17 +623,16 @@ impl UringLane {
             .checked_add(at_bytes)
             .filter(|begin| begin.checked_add(length_bytes).is_some_and(|end| end <= held_bytes));
         let begin = begin.expect("data moves inside its buffer");
-        let (buffer, index) = match held.map(|held| &held.memory) {
+        let (buffer, registered) = match held.map(|held| &held.memory) {
             None => (zeros(), self.slabs.zeros()),
-            Some(Memory::Buffer(buffer, registered)) => {
-                let reaches = |registered: &Registered| begin + length_bytes <= registered.length_bytes;
-                (buffer, registered.filter(reaches).map(|registered| registered.index))
-            }
+            Some(Memory::Buffer(buffer, registered)) => (buffer, *registered),
             Some(Memory::Lent(lent)) => {
                 let address = std::ptr::without_provenance_mut((lent.address + begin) as usize);
                 return Named { address, index: Some(lent.index), is_lent: true };
             }
         };
+        let registered = registered.filter(|registered| begin + length_bytes <= registered.length_bytes);
+        let index = registered.map(|registered| registered.index);
         // SAFETY: `begin` is at most the buffer's length, as was just checked.
         let address = unsafe { buffer.start().as_ptr().add(begin as usize) };
         Named { address, index, is_lent: false }

@@ -17,8 +17,12 @@ const REQUESTS_FROM: u32 = 128;
 const REQUEST_BUFFERS: (usize, usize) = (4 << 10, 64);
 /// The fills of a lane that is worth a slab of scratch buffers.
 const FILLS_FROM: u32 = 16;
-/// Scratch buffers.
+/// Scratch buffers: as many, if they are no larger than usual. Each is at least as long as a pool's class of buffers.
 const SCRATCH_BUFFERS: usize = 16;
+/// What they take together at most.
+const SCRATCH_BYTES: usize = 1 << 20;
+/// The zeros that most fills want.
+const ZEROS_BYTES: usize = 64 << 10;
 
 /// The first bytes of a buffer, which are among the ring's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +42,7 @@ pub(super) struct Slabs {
     has_small: bool,
     has_scratch: bool,
     slabs: Vec<(Slab, u16)>,
-    zeros: Option<u16>,
+    zeros: Option<Registered>,
 }
 
 impl Slabs {
@@ -61,8 +65,10 @@ impl Slabs {
         }
         if self.fills >= FILLS_FROM && !self.has_scratch {
             self.has_scratch = true;
-            self.add(scratch_bytes, SCRATCH_BUFFERS, buffers, ring);
-            self.zeros = ring.register(zeros().start(), zeros().len());
+            let length_bytes = scratch_bytes.next_power_of_two();
+            self.add(length_bytes, SCRATCH_BUFFERS.min(SCRATCH_BYTES / length_bytes), buffers, ring);
+            let index = ring.register(zeros().start(), ZEROS_BYTES);
+            self.zeros = index.map(|index| Registered { index, length_bytes: ZEROS_BYTES as u64 });
         }
     }
 
@@ -70,7 +76,7 @@ impl Slabs {
         let (slab, pieces) = Slab::cut(length_bytes, count);
         let (start, length) = slab.memory();
         if let Some(index) = ring.register(start, length) {
-            pieces.into_iter().for_each(|piece| buffers.give(piece));
+            buffers.keep(pieces);
             self.slabs.push((slab, index));
         }
     }
@@ -81,8 +87,8 @@ impl Slabs {
         Some(Registered { index: *index, length_bytes: buffer.len() as u64 })
     }
 
-    /// Where the zeros are registered.
-    pub(super) fn zeros(&self) -> Option<u16> {
+    /// What of the zeros is registered.
+    pub(super) fn zeros(&self) -> Option<Registered> {
         self.zeros
     }
 }

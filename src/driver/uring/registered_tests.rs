@@ -43,7 +43,7 @@ fn a_lane_that_is_used_registers_its_memory_and_bytes_are_the_same() {
         let lease = bench.pool.open_volume(id(1)).unwrap();
         let (volume, mut client) = (lease.volume(), bench.client());
         if !may_register {
-            client.ring.refuse_buffers();
+            client.ring.refuse_buffers_after(0);
         }
         let first = client.lane.take_buffer(SMALL as usize);
         assert_eq!(client.lane.registered(&first), None, "a client that has just come costs nothing");
@@ -112,4 +112,29 @@ fn a_ring_takes_as_many_as_it_has_room_for() {
         std::iter::from_fn(|| ring.register(buffer.start(), buffer.len())).take(1000).collect();
     assert_eq!(indices, (0..indices.len() as u16).collect::<Vec<_>>());
     assert!((8..1000).contains(&indices.len()), "{}", indices.len());
+}
+
+#[test]
+fn what_is_registered_has_its_limit_whatever_the_size_of_a_block() {
+    for (scratch_bytes, registered) in
+        [(64, 16), (192, 4), (256, 4), (4, 16)].map(|(kib, count)| (kib << 10, count))
+    {
+        let mut ring = super::super::Ring::new(8).unwrap();
+        let budget = Arc::new(crate::driver::buffers::BufferBudget::new(1 << 30));
+        let (mut buffers, mut slabs) = (BufferPool::new(64 << 20, budget), Slabs::default());
+        for _ in 0..FILLS_FROM {
+            slabs.grow(scratch_bytes, &mut buffers, &mut ring);
+            assert!(slabs.slabs.is_empty());
+            slabs.count_fill();
+        }
+        ring.refuse_buffers_after(2);
+        slabs.grow(scratch_bytes, &mut buffers, &mut ring);
+        (0..REQUESTS_FROM).for_each(|_| slabs.count_request());
+        slabs.grow(scratch_bytes, &mut buffers, &mut ring);
+        let taken: Vec<_> = (0..20).map(|_| buffers.take(scratch_bytes)).collect();
+        let found = taken.iter().filter(|buffer| slabs.find(buffer).is_some()).count();
+        assert_eq!(found, registered, "{scratch_bytes}");
+        assert!(slabs.zeros().is_some(), "the third was refused, not this");
+        assert_eq!(slabs.find(&buffers.take(SMALL as usize)), None);
+    }
 }

@@ -1,6 +1,6 @@
 //! The ring: entries in, completions out, one system call a turn.
 
-use super::poll;
+use super::poll::Busy;
 use crate::disk::FileDisk;
 use crate::error::{Error, ErrorKind, Result};
 use io_uring::{IoUring, squeue};
@@ -84,6 +84,7 @@ pub struct Ring {
     entries: u32,
     /// Where the table of the ring's buffers is free, and its end; `None` before there is one.
     free_buffers: Option<Range<u32>>,
+    busy: Busy,
     /// The kernel accepts submissions from the ring's own thread only.
     not_send: PhantomData<*const ()>,
 }
@@ -96,8 +97,8 @@ impl Ring {
         // Not there in a ring of an old kernel: then files go by their descriptors.
         let registers_files = ring.submitter().register_files_sparse(REGISTERED_FILES).is_ok();
         let (backlog, files) = (VecDeque::new(), Vec::new());
-        let free_buffers = None;
-        Ok(Ring { ring, backlog, files, registers_files, entries, free_buffers, not_send: PhantomData })
+        let (free_buffers, busy) = (None, Busy::default());
+        Ok(Ring { ring, backlog, files, registers_files, entries, free_buffers, busy, not_send: PhantomData })
     }
 
     /// Makes room for so many pieces of [lent](super::Lent) memory among the ring's buffers, from index 0 on. Once, before anything is registered.
@@ -131,10 +132,11 @@ impl Ring {
         put.expect("there is room for it");
     }
 
-    /// As a kernel does that cannot, or where no more memory may be locked.
+    /// Takes so many buffers more, and then does as a kernel that cannot, or where no more memory may be locked.
     #[cfg(test)]
-    pub(super) fn refuse_buffers(&mut self) {
-        self.free_buffers = Some(0..0);
+    pub(super) fn refuse_buffers_after(&mut self, count: u32) {
+        self.make_buffer_table(0).expect("this kernel can");
+        self.free_buffers = Some(0..count);
     }
 
     /// Lets all files go, while nothing is under way with one. Names of them mean nothing any more.
@@ -152,6 +154,11 @@ impl Ring {
 
     /// Submits what was pushed and waits until `want` completions are there, or a signal came. One system call.
     pub fn submit_and_wait(&mut self, want: usize) -> Result<()> {
+        self.busy.set(false);
+        self.enter(want)
+    }
+
+    fn enter(&mut self, want: usize) -> Result<()> {
         loop {
             self.refill();
             let is_last = self.backlog.is_empty();
@@ -189,15 +196,16 @@ impl Ring {
     }
 
     /// Like [`Ring::submit_and_wait`] for one completion, which is expected within some 100 µs: looks out for it, at the price
-    /// of a busy CPU, before it sleeps.
+    /// of a busy CPU, before it sleeps, unless too many threads do so.
     pub fn submit_and_look(&mut self) -> Result<()> {
-        self.submit_and_wait(0)?;
+        self.busy.set(true);
+        self.enter(0)?;
         if self.ring.completion().is_empty() {
             let ring = &mut self.ring;
             // Completions wait outside the queue, until they are fetched, when the kernel defers its work.
-            poll::look_for(|| !ring.completion().is_empty() || ring.submission().taskrun());
+            self.busy.look_for(|| !ring.completion().is_empty() || ring.submission().taskrun());
         }
-        self.submit_and_wait(1)
+        self.enter(1)
     }
 
     /// A completion that has come, without a system call.

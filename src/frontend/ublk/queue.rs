@@ -34,6 +34,8 @@ const ZEROES_STEP_BLOCKS: u64 = 64;
 /// little enough for all tags of a device. And from which request on: tags of a device that is hardly used take no memory.
 const REGISTERED_BYTES: usize = 16 << 10;
 const REGISTERED_FROM: u8 = 8;
+/// Tags of a queue of which that is so.
+const REGISTERED_TAGS: u16 = 256;
 
 /// What a queue is made of.
 pub(super) struct Plan {
@@ -385,7 +387,7 @@ impl Queue {
         let request = self.request(tag, kind, range);
         let slot = &mut self.slots[usize::from(tag)];
         let buffer = slot.buffer.take().expect("the kernel has filled it, or leaves that to us");
-        if slot.uses < REGISTERED_FROM {
+        if slot.uses < REGISTERED_FROM && tag < REGISTERED_TAGS {
             slot.uses += 1;
             if slot.uses == REGISTERED_FROM {
                 let index = self.ring.register(buffer.start(), REGISTERED_BYTES);
