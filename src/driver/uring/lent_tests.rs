@@ -113,6 +113,38 @@ fn what_is_in_place_moves_without_a_copy_and_the_rest_as_well() {
 }
 
 #[test]
+fn a_ring_has_lent_memory_and_its_lane_s_own_beside_each_other() {
+    let bench = Bench::new(64, 1);
+    bench.create(1, 32 * BLOCK);
+    let lease = bench.pool.open_volume(id(1)).unwrap();
+    let (volume, mut client) = (lease.volume(), bench.client());
+    let shelf = Shelf::new(&mut client, 0);
+    let mut expected = vec![0; 32 * BLOCK as usize];
+    // First to holes, then to what a snapshot shares: each is put together in a scratch buffer, which is registered by the end.
+    for round in 0..2 {
+        for block in 0..32 {
+            let (at, length) = (block * BLOCK + 512 * (1 + round), 4096);
+            let mut bytes = pattern(length, 40 * round + block);
+            shelf.run(&mut client, volume, WRITE, at, &mut bytes).unwrap();
+            expected[at as usize..(at + length) as usize].copy_from_slice(&bytes);
+        }
+        if round == 0 {
+            bench.snapshot(1, 2);
+        }
+    }
+    let scratch = client.lane.take_buffer(BLOCK as usize);
+    assert!(client.lane.registered(&scratch).is_some_and(|registered| registered.index >= 1));
+    client.lane.buffers().give(scratch);
+    for block in 0..32 {
+        let (at, mut bytes) = (block * BLOCK, vec![0x5a; BLOCK as usize]);
+        shelf.run(&mut client, volume, Kind::Read, at, &mut bytes).unwrap();
+        assert!(bytes == expected[at as usize..][..BLOCK as usize], "block {block}");
+    }
+    client.end();
+    bench.pool.close().unwrap();
+}
+
+#[test]
 fn a_copy_that_fails_fails_its_request_and_shows_nobody_else_s_bytes() {
     let bench = Bench::new(64, 1);
     bench.create(1, 32 * BLOCK);
