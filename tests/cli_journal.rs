@@ -76,8 +76,8 @@ fn change(place: &Place, volume: &mut Content, round: usize) {
 
 #[test]
 fn a_killed_daemon_loses_no_acknowledged_write() {
-    for options in [&[][..], &["--small-writes", "partial"]] {
-        let (place, mut daemon, mut volume, snapshot) = pool(options);
+    for small_writes in ["copy", "partial"] {
+        let (place, mut daemon, mut volume, snapshot) = pool(&["--small-writes", small_writes]);
         assert_eq!(state(&place), "on");
         for round in 0..6 {
             change(&place, &mut volume, round);
@@ -291,6 +291,15 @@ fn a_journal_on_a_device_is_linked_and_looked_at_first() {
     assert_eq!(fs::read_link(place.path("by/journal")).expect("a link"), place.path("j"));
     fs::remove_file(place.path("j")).expect("removed");
     sparse("j", 1 << 20);
+
+    place.ok(&["pool", "create", "./other", "--size", "64M"]);
+    std::os::unix::fs::symlink("other/data", place.path("link")).expect("linked");
+    for path in ["./other/data", "./link"] {
+        refused(path, &[], 5, "belongs to the pool");
+        refused(path, &["--force"], 5, "belongs to the pool");
+        refused("file", &["--metadata", path], 5, "belongs to the pool");
+    }
+    place.fails(&["pool", "create", POOL, "--data", "./other/data"], 5, "belongs to the pool").hint();
 
     place.ok(&create("./j", &["--metadata", "./m"]).split(' ').collect::<Vec<_>>());
     assert_eq!(fs::read_link(place.path("p/journal")).expect("a link"), place.path("j"));

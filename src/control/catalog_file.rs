@@ -67,6 +67,11 @@ impl CatalogFile {
         self.path.with_extension("log")
     }
 
+    /// Whether there is one.
+    pub(super) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
     /// What is kept; `None` if there is no file. Writes nothing.
     pub fn load(&self) -> Result<Option<Loaded>> {
         let bytes = match read_limited(&self.path) {

@@ -277,7 +277,14 @@ fn make_metadata(
     Ok(size_bytes)
 }
 
+/// A device or file that is to be a part of a pool in the making. `WrongState` for a file that another pool has in its directory: those of
+/// a new one are all zeros, as if nobody needed them.
 pub(super) fn open_device(path: &Path) -> Result<FileDisk> {
+    if let Some(pool) = PoolDir::around(path) {
+        let message = format!("{} belongs to the pool {}", path.display(), pool.display());
+        return Err(Error::new(ErrorKind::WrongState, message)
+            .hint("name another one; `uthin pool adopt` makes a new directory around an existing pool"));
+    }
     FileDisk::open(path, OpenMode::ReadWrite).map_err(|error| {
         if error.kind() == ErrorKind::NotFound {
             error.hint("give an existing device or file")

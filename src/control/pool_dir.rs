@@ -69,6 +69,14 @@ impl PoolDir {
             .map_err(|source| Error::io(format!("looking at {}", self.path.display()), &source))
     }
 
+    /// The directory of the pool that this file belongs to, if it lies in one.
+    pub(super) fn around(file: &Path) -> Option<PathBuf> {
+        let file = file.canonicalize().ok()?;
+        let dir = PoolDir { path: file.parent()?.to_owned(), shown: String::new() };
+        let is_part = [dir.metadata(), dir.data(), dir.journal()].contains(&file);
+        (is_part && dir.catalog().exists()).then_some(dir.path)
+    }
+
     /// The metadata's place.
     pub fn metadata(&self) -> PathBuf {
         self.path.join("metadata")
