@@ -7,6 +7,7 @@ use cli_common::{Daemon, POOL, Place, eventually};
 use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 const BLOCK: usize = 65_536;
@@ -306,6 +307,13 @@ fn a_journal_on_a_device_is_linked_and_looked_at_first() {
     place.ok(&["volume", "create", "./p/v", "--size", &SIZE.to_string()]);
     let mut daemon = place.serve(&[]);
     let status = place.json(&["pool", "status", POOL]);
+    let place_of = |part: &str| status["places"][part].as_str().map(PathBuf::from);
+    assert_eq!(
+        ["metadata", "data", "journal"].map(place_of),
+        ["m", "p/data", "j"].map(|path| Some(place.path(path)))
+    );
+    let told = place.ok(&["pool", "status", POOL, "-H", "-o", "journal_path"]);
+    assert_eq!(told.trim(), place.path("j").to_str().expect("UTF-8"));
     assert_eq!(
         (&status["journal"]["state"], status["journal"]["total_bytes"].as_u64() < Some(1 << 20)),
         (&"on".into(), true)

@@ -336,6 +336,9 @@ const COLUMNS: &[Column<PoolInfo>] = &[
         cell: |pool| Cell::Text(pool.journal.state.word().to_owned()),
     },
     Column { name: "journal_used", by_default: false, cell: |pool| Cell::Bytes(pool.journal.used_bytes) },
+    Column { name: "metadata_path", by_default: false, cell: |pool| shown(pool.places.metadata.as_ref()) },
+    Column { name: "data_path", by_default: false, cell: |pool| shown(pool.places.data.as_ref()) },
+    Column { name: "journal_path", by_default: false, cell: |pool| shown(pool.places.journal.as_ref()) },
     Column { name: "partial_blocks", by_default: true, cell: |pool| Cell::Number(pool.partial_blocks) },
     Column {
         name: "low_water",
@@ -362,6 +365,10 @@ fn state(pool: &PoolInfo) -> String {
         || "closed".to_owned(),
         |daemon| format!("served by process {} since {}", daemon.pid, daemon.since),
     )
+}
+
+fn shown(path: Option<&PathBuf>) -> Cell {
+    Cell::maybe(path.map(|path| path.display()))
 }
 
 fn yes_or_no(value: bool) -> Cell {

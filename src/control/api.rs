@@ -9,7 +9,7 @@ pub use super::message::{MessageDone, MessageRequest};
 use super::name::VolumeName;
 use super::options::{FreeSpace, PoolOptions, VolumeWhenFull};
 use super::settle::{PoolSettled, SettlePool};
-pub use super::space::{DataSpace, MetadataSpace};
+pub use super::space::{DataSpace, MetadataSpace, PoolPlaces};
 pub use crate::engine::Discard;
 use crate::engine::{JournalMode, SmallWrites, WhenFull};
 use crate::error::{Error, Result};
@@ -142,6 +142,9 @@ pub struct PoolInfo {
     /// The journal.
     #[serde(default)]
     pub journal: JournalInfo,
+    /// Where its parts are.
+    #[serde(default)]
+    pub places: PoolPlaces,
     /// What is kept with the pool: in force when it is opened next, where the daemon was told otherwise for its own time.
     #[serde(default)]
     pub options: PoolOptions,

@@ -42,6 +42,7 @@ pub(in super::super) fn sample() -> PoolInfo {
         waiting_for_space: 0,
         map_bytes: 0,
         journal: JournalInfo::default(),
+        places: PoolPlaces::default(),
         options: PoolOptions::default(),
         needs_check: false,
         served_by: None,

@@ -8,7 +8,7 @@
 //! | `catalog.log` | what has changed since, while a daemon runs ([`super::catalog_log`]) |
 //! | `catalog.json.new` | the space for the next catalog ([`super::replace`]) |
 //! | `journal` | changes since the last commit, if the pool keeps a journal ([`super::journal`]): a file, or a symbolic link to a device |
-//! | `devices.json` | block devices that outlive their daemon, if there are any ([`super::devices`]); `devices.json.new` while it is written |
+//! | `devices.json` | block devices that outlive their daemon, if there are any ([`super::lasting_devices`]); `devices.json.new` while it is written |
 //! | `control.sock` | the daemon's control socket, while one runs |
 //! | `nbd.sock` | where it serves NBD unless told otherwise |
 //! | `dev` | links to the volumes' block devices, while there are any |

@@ -7,9 +7,9 @@
 use super::api::{
     CreateVolume, DataSpace, Deleted, ExportInfo, ExportList, ExportVolume, GROUP_LIMIT, GrowPool, Grown,
     Health, MessageDone, MessageRequest, MetadataSnapshot, MetadataSpace, Mode, NewSnapshots, NewVolume,
-    PoolApi, PoolInfo, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized, RollBackVolume,
-    RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing, SnapshotGroup, SnapshotPair, UnexportVolume,
-    Unexported, VolumeInfo, VolumeList, VolumeSettings,
+    PoolApi, PoolInfo, PoolPlaces, PoolSettings, RenameVolume, Renamed, ResizeVolume, Resized,
+    RollBackVolume, RolledBack, SCHEMA, ServedBy, SetPool, SetVolume, Sharing, SnapshotGroup, SnapshotPair,
+    UnexportVolume, Unexported, VolumeInfo, VolumeList, VolumeSettings,
 };
 use super::block_devices::BlockDevices;
 use super::catalog::{Catalog, Operation, Pending, VolumeEntry};
@@ -593,6 +593,7 @@ impl PoolApi for Service {
             waiting_for_space: status.waiting_for_space as u64,
             map_bytes: status.map_bytes,
             journal: status.journal.into(),
+            places: PoolPlaces::of(&self.path),
             options: catalog.options,
             needs_check: status.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),

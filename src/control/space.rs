@@ -1,8 +1,30 @@
-//! How much space a pool has, as its status tells it.
+//! How much space a pool has and where, as its status tells it.
 
 use super::options::FreeSpace;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Where the parts of a pool are: files of its directory, or what is linked from there. `None`: not there.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PoolPlaces {
+    /// The metadata.
+    pub metadata: Option<PathBuf>,
+    /// The data.
+    pub data: Option<PathBuf>,
+    /// The journal, also one that is not in use.
+    pub journal: Option<PathBuf>,
+}
+
+impl PoolPlaces {
+    /// Of the pool in this directory.
+    pub(super) fn of(directory: &Path) -> Self {
+        let place = |name| {
+            let path = directory.join(name);
+            std::fs::read_link(&path).ok().or_else(|| path.exists().then_some(path))
+        };
+        PoolPlaces { metadata: place("metadata"), data: place("data"), journal: place("journal") }
+    }
+}
 
 /// Space on the data disk, in whole blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
