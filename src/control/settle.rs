@@ -44,6 +44,8 @@ enum End {
     Left(u64),
     /// So many are left, and cannot be settled; a volume that has one of them, if one does.
     Stuck(u64, Option<VolumeId>),
+    /// So many are left, and could not be read or written.
+    Failing(u64),
 }
 
 impl Service {
@@ -55,12 +57,11 @@ impl Service {
             End::Stuck(..) if self.reopen_origins()? => self.settle_until(deadline),
             end => Ok(end),
         });
-        if before > 0 {
-            self.executor.run(Command::Settle(false))?;
-        }
+        self.executor.run(Command::Settle(false))?;
         let (left, why) = match settled? {
             End::Left(left) => (left, None),
             End::Stuck(left, volume) => (left, Some(self.why_stuck(volume))),
+            End::Failing(left) => (left, Some(why_failing())),
         };
         let (problem, hint) = why.unzip();
         Ok(PoolSettled { schema: SCHEMA.to_owned(), before, left, problem, hint })
@@ -70,8 +71,10 @@ impl Service {
         let mut how = Settling::GetsOn;
         loop {
             let left = self.pool_status()?.partial_blocks;
-            if let (true, Settling::Stuck(volume)) = (left > 0, how) {
-                return Ok(End::Stuck(left, volume));
+            match how {
+                Settling::Stuck(volume) if left > 0 => return Ok(End::Stuck(left, volume)),
+                Settling::Failing if left > 0 => return Ok(End::Failing(left)),
+                Settling::GetsOn | Settling::Stuck(_) | Settling::Failing => {}
             }
             if left == 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(End::Left(left));
@@ -127,4 +130,12 @@ impl Service {
             Err(error) => tracing::debug!("partial blocks are not settled: {error}"),
         }
     }
+}
+
+/// What keeps those from being settled whose rest is in the pool, and what to do.
+fn why_failing() -> (String, String) {
+    let problem = "the data disk could not be read or written (see the log)";
+    let hint = "make room if its filesystem is full, else see to the disk; then settle again. What cannot be read is lost to the volumes that \
+                map it; a copy of the rest can be had over NBD";
+    (problem.to_owned(), hint.to_owned())
 }

@@ -231,6 +231,8 @@ pub enum Settling {
     /// Those that are left after a commit cannot be made whole, because the external origin that shows in them cannot be had, or
     /// nothing tells which it is. A volume that maps one of them; `None`: none does.
     Stuck(Option<VolumeId>),
+    /// Those that are left cannot be made whole, because their bases could not be read, or they could not be written.
+    Failing,
 }
 
 /// The state a pool is in.

@@ -522,10 +522,8 @@ impl Lane {
                 self.write_in_place(op, piece, block, moved_bytes, out)
             }
             (
-                Step::Reading {
-                    fill: fill @ Fill { source: FillSource::Origin, ending: Ending::Put(units), .. },
-                    ..
-                },
+                Step::Reading { fill: fill @ Fill { ending: Ending::Put(units), .. }, .. }
+                | Step::Writing { fill: fill @ Fill { ending: Ending::Put(units), .. } },
                 Err(_),
             ) if self.settles(op) => self.leave_unsettled(op, fill, units, out),
             (Step::Reading { fill, .. } | Step::Writing { fill }, Err(error)) => {

@@ -570,6 +570,30 @@ fn a_block_is_settled_from_the_origin_that_the_keeper_names_and_stays_as_it_is_w
     assert_eq!(units_of_partial(&bench), Some(0b11));
 }
 
+/// Its base cannot be read, or it cannot be written itself: others are settled meanwhile.
+#[test]
+fn a_block_that_fails_to_be_settled_is_left_alone_for_now() {
+    let mut bench = bench_before(Behind::Zeros, BlockSize::MIN, 6);
+    let partial = Partial { base: Base::Block(DataBlock(5)), units: !0b10 & BlockSize::MIN.all_units() };
+    bench.volume.partials().add(DataBlock(11), partial);
+    for can_be_read in [false, true] {
+        let op = op_of(&bench.begin(Kind::Settle, 0, 0)[0]);
+        let read = bench.reply(op, Reply::Settle { block: DataBlock(11), origin: None });
+        assert!(
+            matches!(read[..], [Action::ReadData { disk_offset_bytes, .. }] if disk_offset_bytes == 5 * BLOCK + 4096)
+        );
+        if can_be_read {
+            let write = bench.io_done(op, Ok(()));
+            assert!(matches!(write[..], [Action::WriteData { .. }]), "{write:?}");
+        }
+        assert_eq!(bench.io_done(op, Err(IoError::Io)), [Action::DropScratch { op }, complete()]);
+        let partials = bench.volume.partials();
+        assert_eq!((partials.has_unsettled(), partials.stuck()), (false, Some(DataBlock(11))));
+        partials.try_again();
+        assert!(partials.has_unsettled(), "it holds no claim");
+    }
+}
+
 #[test]
 fn without_its_origin_a_partial_block_shows_only_what_it_holds() {
     let mut bench = bench_with_partial(Behind::Zeros);

@@ -108,7 +108,7 @@ impl<D: Disk> Metadata<D> {
 
     /// `NoMetadataSpace` for what adds to a pool whose disk is bare.
     pub(super) fn require_backing(&mut self, ask: &Ask) -> Result<()> {
-        if self.backing != Backing::Bare || ask.may_use_reserve() {
+        if !self.is_bare() || ask.may_use_reserve() {
             return Ok(());
         }
         self.back();
@@ -118,8 +118,10 @@ impl<D: Disk> Metadata<D> {
         }
     }
 
+    /// Whether nothing is added until there is space. What a journal holds is: its space was set aside when that was done for the first
+    /// time, and nobody remembers up to where.
     pub(super) fn is_bare(&self) -> bool {
-        self.backing == Backing::Bare
+        self.backing == Backing::Bare && !self.replays
     }
 
     /// Whether it is for want of space behind the disk that an operation is not affordable.

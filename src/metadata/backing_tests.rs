@@ -3,7 +3,8 @@
 use super::super::{Access, Geometry, Progress};
 use super::*;
 use crate::disk::{MemoryDisk, flush_data};
-use crate::units::{BlockSize, MetaBlock, VolumeId};
+use crate::format::JournalMark;
+use crate::units::{BlockSize, DataBlock, MetaBlock, VirtualBlock, VolumeId};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -147,4 +148,25 @@ fn a_bare_disk_takes_deletions_only_until_it_has_space() {
     commit(&mut metadata);
     assert!(metadata.space.references.metadata.last_allocated() < 1024, "blocks come from the front");
     assert_eq!(metadata.space.references.metadata.referenced(MetaBlock(0)), Ok(1));
+}
+
+/// The daemon was killed on a full filesystem: what its journal holds had its space, which is part of what a fresh daemon would ask for.
+#[test]
+fn what_a_journal_holds_is_brought_in_on_a_bare_disk() {
+    let disk = SparseDisk::new(LARGE_BYTES, LARGE_BYTES);
+    let mut metadata = Metadata::format(disk.clone(), GEOMETRY).unwrap();
+    metadata.create_volume(id(0)).unwrap();
+    metadata.set_journal(Some(JournalMark { id: 1, generation: 1, from: 0 }));
+    commit(&mut metadata);
+    disk.space_bytes.store(AHEAD_BYTES, Ordering::Relaxed);
+    let mut metadata = Metadata::open(disk, Access::ReadWrite).unwrap();
+    assert_eq!(metadata.backing, Backing::Bare);
+    metadata.begin_replay();
+    metadata.map_again(id(0), VirtualBlock(3), DataBlock(7), None).unwrap();
+    metadata.set_journal(None);
+    commit(&mut metadata);
+    metadata.end_replay();
+    assert_eq!(metadata.lookup(id(0), VirtualBlock(3)).unwrap().unwrap().block, DataBlock(7));
+    assert_eq!(metadata.create_volume(id(1)).unwrap_err().kind(), ErrorKind::NoMetadataSpace);
+    assert_eq!(metadata.delete_volume(id(0), usize::MAX).unwrap(), Progress::Done);
 }

@@ -164,6 +164,12 @@ impl<D: Disk> Metadata<D> {
         (need(ask) + kept).max(need(&ask.with_successors())) <= available
     }
 
+    /// The most partial blocks that are to be there: so many that their tree never has more than a quarter of all metadata, however empty
+    /// its nodes are, nor its growth, which is counted once more ([`Outlook::growth`]). The rest is for mappings.
+    pub fn partial_blocks_limit(&self) -> u64 {
+        self.space.references.metadata.total() / 4 * (leaf_capacity::<PartialRecord>() / 3)
+    }
+
     /// Whether all that is outstanding, and the commit, can be carried through: what every check is there to keep true.
     pub(super) fn is_covered(&self) -> bool {
         self.outlook().worst_case(&Ask::NOTHING) <= self.space.references.metadata.available()

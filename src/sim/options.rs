@@ -43,6 +43,8 @@ pub struct WorldOptions {
     pub map_bytes: u64,
     /// What the first write to a block does with its rest; where it may leave it, that changes at times.
     pub small_writes: SmallWrites,
+    /// The most partial blocks.
+    pub partial_blocks_limit: u64,
     /// Whether the pool keeps a journal, and in how many pages. Then its process is killed, too.
     pub journal_pages: Option<u64>,
     /// The one mishap of a world without chance in such things.
@@ -129,9 +131,17 @@ impl WorldOptions {
             // A page, or two, or all that there are.
             map_bytes: PAGE_BYTES * [1, 2, 100][(seed % 3) as usize],
             small_writes: if (seed / 3).is_multiple_of(2) { SmallWrites::Partial } else { SmallWrites::Copy },
+            partial_blocks_limit: [2, 8, u64::MAX, u64::MAX][(seed / 11 % 4) as usize],
             journal_pages: has_journal(seed).then(|| [1, 2, 8, 40][(seed / 5 % 4) as usize]),
             mishap: None,
         }
+    }
+
+    /// Whether a read or a write of the data disk, or of an origin, may fail.
+    pub fn data_disk_fails(&self) -> bool {
+        self.transfers_between_faults > 0
+            || self.steps_between_faults > 0
+            || matches!(self.mishap, Some(Mishap::DataFault(_)))
     }
 
     /// A short script in which nothing goes wrong but, perhaps, one thing.

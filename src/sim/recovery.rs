@@ -384,7 +384,7 @@ impl World {
                 if status.held_root.is_some() {
                     return Ok(false); // only who maps a block knows its origin, and this may be all that has them
                 }
-                if self.options.transfers_between_faults == 0 {
+                if !self.options.data_disk_fails() {
                     return Err(format!("{} partial blocks are stuck", status.partial_blocks));
                 }
                 self.ask_to_settle(false);

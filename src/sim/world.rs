@@ -213,6 +213,7 @@ impl World {
             small_writes,
             delete_step_nodes: options.delete_step_nodes,
             unmap_step_mappings: options.unmap_step_mappings,
+            partial_blocks_limit: options.partial_blocks_limit,
             ..KeeperOptions::default()
         };
         let mut keeper = Keeper::new(metadata, data, options)?;

@@ -87,6 +87,8 @@ pub struct KeeperOptions {
     pub delete_step_nodes: usize,
     /// Mappings that one step of a long discard may remove.
     pub unmap_step_mappings: u64,
+    /// The most partial blocks, if the metadata have room for so many.
+    pub partial_blocks_limit: u64,
 }
 
 impl Default for KeeperOptions {
@@ -104,6 +106,7 @@ impl Default for KeeperOptions {
             map_bytes: DEFAULT_MAP_BYTES,
             delete_step_nodes: 1024, // some ten milliseconds of work
             unmap_step_mappings: 64 * 1024,
+            partial_blocks_limit: partial::LIMIT_BLOCKS,
         }
     }
 }
@@ -280,7 +283,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             .hint("give it back its size (truncate -s, or the right device) before opening the pool"));
         }
         let map_memory = MapMemory::new(Arc::default(), options.map_bytes);
-        let partial = PartialWork::new(&mut metadata, options.small_writes, !options.behind.is_empty())?;
+        let partial = PartialWork::new(&mut metadata, &options)?;
         let mut volumes = BTreeMap::new();
         for (id, details) in metadata.volumes()? {
             let size_bytes = match options.volume_sizes.get(&id) {
@@ -360,7 +363,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// A lane's question.
     pub fn handle(&mut self, from: Asker, ask: Ask, out: &mut Outbox) {
-        self.was_asked = true;
+        self.was_asked |= !matches!(ask, Ask::Settle); // which is asked when nobody else asks for anything
         if self.is_stopped() {
             return self.handle_stopped(from, ask, out);
         }
@@ -479,7 +482,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             None if self.zero_new_blocks => FillSource::Zeros,
             None => FillSource::Nothing,
         };
-        let base = self.partial.base_for(source, block);
+        let base = self.partial.base_for(source, block, self.metadata.partial_blocks_limit());
         // What has been freed has its space, and need not give it back.
         let wanted = self.freed.first().map(DataBlock);
         let reserved = match base {
@@ -490,6 +493,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             Ok((target, may_be_partial)) => (target, base.filter(|_| may_be_partial)),
             Err(error) if is_no_space(&error) => {
                 self.starved = Some(error.kind());
+                self.partial.want_space();
                 return out.reply(from, Reply::NoSpaceNow);
             }
             Err(error) => {
@@ -511,6 +515,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         self.out_of_data_space = false;
         self.lacking_metadata = None;
         self.space_waiters.begin_anew();
+        self.partial.note_fill();
         let filling = Filling { target, base, waiting_fills: Vec::new(), waiting_unmaps: Vec::new() };
         self.filling.insert((id, block), filling);
         let reply = match base {
@@ -684,6 +689,8 @@ fn is_refusal(error: &Error) -> bool {
 
 #[cfg(test)]
 mod journal_tests;
+#[cfg(test)]
+mod partial_tests;
 #[cfg(test)]
 mod stop_tests;
 #[cfg(test)]

@@ -11,10 +11,15 @@ use crate::engine::partials::Partials;
 use crate::units::SnapTime;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// From so many on they are made whole although clients are busy: what they take in memory and metadata is bounded.
-const BUDGET_BLOCKS: u64 = 1 << 20;
-/// Ticks without a fill after which the pool counts as idle.
+/// More there are not: what they take in memory is bounded, as is what they take of the metadata ([`Metadata::partial_blocks_limit`]).
+/// Beyond, fills copy.
+pub(super) const LIMIT_BLOCKS: u64 = 5 << 18;
+/// Ticks with next to no fills after which the pool counts as idle.
 const IDLE_TICKS: u32 = 2;
+/// Fills between two ticks, up to which nobody is disturbed: a log that is written now and then.
+const FEW_FILLS: u32 = 16;
+/// Ticks for which there is a hurry after somebody found no space: a base may be what is missing, and he may come again.
+const WANTED_TICKS: u32 = 10;
 /// Entries that one search for a block to settle looks at.
 const SEARCH_ENTRIES: u32 = 4096;
 /// Volumes that one search looks into for a block whose rest is in an external origin, but for the last block.
@@ -37,8 +42,14 @@ pub(super) struct PartialWork {
     all_units: u64,
     /// The entry at which the search for blocks to settle goes on.
     next_entry: u32,
-    /// Ticks since a fill was last asked for.
+    /// The most that there may be.
+    limit: u64,
+    /// Fills since the last tick.
+    fills: u32,
+    /// Ticks since more than a few fills were begun.
     idle_ticks: u32,
+    /// Ticks for which space is still wanted.
+    wanted_ticks: u32,
     /// Ticks, in all.
     ticks: u32,
     /// The volume with an origin that mapped the last such block: most likely the next one's, too.
@@ -47,11 +58,7 @@ pub(super) struct PartialWork {
 
 impl PartialWork {
     /// With those that the metadata has.
-    pub fn new<M: Disk>(
-        metadata: &mut Metadata<M>,
-        small_writes: SmallWrites,
-        has_origins: bool,
-    ) -> Result<Self> {
+    pub fn new<M: Disk>(metadata: &mut Metadata<M>, options: &KeeperOptions) -> Result<Self> {
         let all_units = metadata.geometry().block_size.all_units();
         let table = Arc::new(Partials::new(all_units));
         let mut on_origins = 0_u64;
@@ -59,7 +66,7 @@ impl PartialWork {
             on_origins += u64::from(matches!(partial.base, Base::Origin(_)));
             table.add(block, partial);
         }
-        if on_origins > 0 && !has_origins {
+        if on_origins > 0 && options.behind.is_empty() {
             // As after the loss of the catalog.
             tracing::error!(
                 "{on_origins} partial blocks show an external origin, and no volume has one: what they do not hold cannot be read \
@@ -70,23 +77,26 @@ impl PartialWork {
             Volume::new(VolumeId::MAX, 0, SnapTime(0), Behind::Zeros, Arc::default(), table.clone());
         Ok(PartialWork {
             table,
-            small_writes,
+            small_writes: options.small_writes,
             settles_all: false,
             settler: Arc::new(settler),
             waiting: Vec::new(),
             whole: VecDeque::new(),
             all_units,
             next_entry: 0,
+            limit: options.partial_blocks_limit,
+            fills: 0,
             idle_ticks: 0,
+            wanted_ticks: 0,
             ticks: 0,
             last_shown: None,
         })
     }
 
-    /// What the rest of a fresh block can be left to, if it can.
-    pub fn base_for(&mut self, source: FillSource, block: VirtualBlock) -> Option<Base> {
-        self.idle_ticks = 0;
-        if self.small_writes == SmallWrites::Copy || self.settles_all {
+    /// What the rest of a fresh block can be left to, if it can: the metadata have room for `limit` partial blocks.
+    pub fn base_for(&self, source: FillSource, block: VirtualBlock, limit: u64) -> Option<Base> {
+        let may_be_more = self.table.count() < limit.min(self.limit);
+        if self.small_writes == SmallWrites::Copy || self.settles_all || !may_be_more {
             return None;
         }
         match source {
@@ -98,12 +108,33 @@ impl PartialWork {
         }
     }
 
+    /// A fill has been begun: somebody is busy, unless it is one of a few.
+    pub fn note_fill(&mut self) {
+        self.fills = self.fills.saturating_add(1);
+        if self.fills > FEW_FILLS {
+            self.idle_ticks = 0;
+        }
+    }
+
+    /// Something was refused for want of space, and bases may be what is missing.
+    pub fn want_space(&mut self) {
+        self.wanted_ticks = WANTED_TICKS;
+    }
+
+    /// Whether they are to be made whole although clients are busy.
+    fn is_in_a_hurry(&self, limit: u64) -> bool {
+        let many = limit.min(self.limit) / 5 * 4;
+        self.settles_all || self.wanted_ticks > 0 || self.table.count() > many
+    }
+
     pub fn waits_for_lanes(&self) -> bool {
         !self.waiting.is_empty() || !self.whole.is_empty()
     }
 
     pub fn tick(&mut self) {
         self.idle_ticks = self.idle_ticks.saturating_add(1);
+        self.fills = 0;
+        self.wanted_ticks = self.wanted_ticks.saturating_sub(1);
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(ROUND_TICKS) {
             self.table.try_again();
@@ -168,21 +199,22 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let is_filling = self.filling.values().any(|filling| filling.base.is_some());
         match self.partial.table.has_unsettled() || is_filling || self.gets_on_deleting() {
             true => Settling::GetsOn,
-            false => Settling::Stuck(self.volume_that_is_stuck()),
+            false => self.what_is_stuck(),
         }
     }
 
-    /// A volume that maps a stuck block, if there is one. That block's origin is the volume's, whether the volume knows it or not.
-    fn volume_that_is_stuck(&mut self) -> Option<VolumeId> {
-        let block = self.partial.table.stuck()?;
-        let Some(Base::Origin(shown)) = self.partial.table.get(block).map(|partial| partial.base) else {
-            return None;
-        };
+    /// By a block that is stuck, if there is one. An origin that shows in it is that of the volume which maps it, whether the volume knows
+    /// it or not.
+    fn what_is_stuck(&mut self) -> Settling {
+        let stuck = self.partial.table.stuck();
+        let base = stuck.and_then(|block| self.partial.table.get(block)).map(|partial| partial.base);
+        let (Some(block), Some(base)) = (stuck, base) else { return Settling::Stuck(None) };
+        let Base::Origin(shown) = base else { return Settling::Failing };
         let mut maps = |id: &VolumeId| {
             let mapping = self.metadata.lookup(*id, shown).ok().flatten();
             mapping.is_some_and(|mapping| mapping.block == block)
         };
-        self.volumes.keys().copied().find(|id| maps(id))
+        Settling::Stuck(self.volumes.keys().copied().find(|id| maps(id)))
     }
 
     /// Whether a partial block that the volume maps shows an external origin, which is then the volume's.
@@ -224,11 +256,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// See [`Ask::Settle`].
     pub(super) fn on_settle(&mut self, from: Asker, out: &mut Outbox) {
-        let work = &mut self.partial;
-        let is_urgent = work.settles_all
-            || work.table.count() > BUDGET_BLOCKS
-            // A base may be what is missing.
-            || !self.space_waiters.is_empty();
+        let work = &self.partial;
+        let is_urgent =
+            work.is_in_a_hurry(self.metadata.partial_blocks_limit()) || !self.space_waiters.is_empty();
         work.table.hurry.store(is_urgent, Relaxed);
         let is_at_leisure = work.small_writes == SmallWrites::Copy || work.idle_ticks >= IDLE_TICKS;
         if !is_urgent && !is_at_leisure {
@@ -261,8 +291,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         *looks += 1;
         let last = self.partial.last_shown.and_then(|id| self.volumes.get(&id));
         for volume in last.into_iter().chain(self.volumes.values()) {
-            let Some(origin) = volume.origin() else { continue };
             *looks += 1;
+            let Some(origin) = volume.origin() else { continue };
             match self.metadata.lookup(volume.id(), shown) {
                 Ok(Some(mapping)) if mapping.block == block => {
                     self.partial.last_shown = Some(volume.id());

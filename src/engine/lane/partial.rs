@@ -179,8 +179,7 @@ impl Lane {
         matches!(self.requests.get(self.ops.get(op).request).request.kind, Kind::Settle)
     }
 
-    /// The external origin that a block is settled from cannot be read, which says nothing of the pool: the block stays as it is, and
-    /// others are settled.
+    /// What a block is settled from cannot be read, or the block not written: it stays as it is for now, and others are settled.
     pub(super) fn leave_unsettled(&mut self, op: usize, fill: Fill, units: u64, out: &mut Vec<Action>) {
         self.volume_of(op).partials().set_stuck(fill.target);
         self.give_units_back(op, fill, units, Ok(()), out);
