@@ -48,6 +48,20 @@ impl BlockSet {
         self.page(page).is_some_and(|page| page.bits[word] & bit != 0)
     }
 
+    /// The first one after this block.
+    pub fn next_after(&self, block: u64) -> Option<u64> {
+        let first_in = |index: usize, from: usize, mask: u64| {
+            let bits = self.bits_in(index)?;
+            let masked = |word: usize| if word == from { bits[word] & mask } else { bits[word] };
+            let word = (from..PAGE_WORDS).find(|word| masked(*word) != 0)?;
+            Some((index * BITMAP_ENTRIES + word * 64) as u64 + u64::from(masked(word).trailing_zeros()))
+        };
+        let (page, word, bit) = place(block);
+        let above = !(bit | (bit - 1));
+        first_in(page, word, above)
+            .or_else(|| (page + 1..self.pages.len()).find_map(|index| first_in(index, 0, u64::MAX)))
+    }
+
     /// Whether it was not there.
     pub fn insert(&mut self, block: u64) -> bool {
         let (index, word, bit) = place(block);
@@ -121,6 +135,7 @@ mod tests {
             }
             assert_eq!(set.len(), model.len() as u64);
             assert_eq!(set.contains(block), model.contains(&block));
+            assert_eq!(set.next_after(block), model.range(block + 1..).next().copied());
         }
         set.remove_range(0..u64::MAX);
         assert!(set.len() == 0 && set.pages.iter().all(Option::is_none));
