@@ -138,3 +138,25 @@ fn what_cannot_be_read_or_written_is_told_from_what_lacks_an_origin() {
     settle_all(false);
     assert_eq!(settle_all(true), Answer::Settling(Settling::GetsOn), "it is tried once more");
 }
+
+#[test]
+fn who_waits_for_space_has_no_commit_made_for_every_write_of_others() {
+    let mut keeper = pool(2, 8 << 20, u64::MAX);
+    let target = write(&mut keeper, 0).expect("a small write");
+    write(&mut keeper, 1);
+    keeper.tick(&mut Outbox::default());
+    let waiter = asker(7);
+    assert_eq!(ask(&mut keeper, 7, Ask::Fill(id(0), VirtualBlock(2))), [(waiter, Reply::NoSpaceNow)]);
+    assert_eq!(ask(&mut keeper, 7, Ask::AwaitSpace(id(0))), []);
+    let before = keeper.commits;
+    for unit in 1..9 {
+        keeper.partial.table.claim(target, 1 << unit);
+        keeper.partial.table.put(target, 1 << unit);
+        assert_eq!(settle(&mut keeper), [], "what others do may bring some");
+    }
+    assert_eq!(keeper.commits, before);
+    let mut out = Outbox::default();
+    keeper.tick(&mut out);
+    keeper.settle(&mut out);
+    assert_eq!((keeper.commits, &out.replies[..]), (before + 1, &[(waiter, Reply::Again)][..]));
+}

@@ -27,9 +27,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let wanted = !self.committed_answers.is_empty()
             || (flushes && !self.can_flush_journal())
             || self.journal.is_large();
-        // Freed blocks become usable with a commit: worth one when somebody waits for space.
-        let frees = !self.space_waiters.is_empty() && self.is_dirty();
-        let done = if wanted || frees {
+        let done = if wanted || self.commits_for_space() {
             self.commit(out)
         } else if flushes {
             self.flush_journal(out)
@@ -66,16 +64,26 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             || self.what_is_left() == Settled::HasWork
     }
 
+    /// Freed blocks become usable with a commit: worth one when somebody waits for space. Not for units that came to partial blocks, which
+    /// come with every other write: bases that those free are had within a second.
+    fn commits_for_space(&self) -> bool {
+        !self.space_waiters.is_empty() && self.metadata.is_dirty()
+    }
+
     fn has_many_pending(&self) -> bool {
         self.metadata.pending_mappings() >= PENDING_MAPPINGS_LIMIT
     }
 
     pub(super) fn what_is_left(&self) -> Settled {
-        let commits = !self.space_waiters.is_empty() && self.is_dirty();
         let deletes = self.gets_on_deleting();
         if self.is_stopped() {
             Settled::Idle
-        } else if commits || deletes || self.ahead.has_work() || self.counts() || !self.unmaps.is_empty() {
+        } else if self.commits_for_space()
+            || deletes
+            || self.ahead.has_work()
+            || self.counts()
+            || !self.unmaps.is_empty()
+        {
             Settled::HasWork
         } else if !self.freezes.is_empty()
             || !self.limbo.is_empty()
