@@ -10,6 +10,20 @@
 //!   bytes are written; then it stays claimed for ever.
 //! - A unit that is there is on the dirty list before the write is acknowledged. The keeper takes the list before it flushes
 //!   the data disk, so that no unit becomes durable before its bytes.
+//!
+//! The life of an entry, with the functions that move it on and who calls them:
+//!
+//! ```text
+//! keeper: add          lanes: claim, write, put          keeper: a commit              keeper: remove,
+//! (a fill of a part)   (until no unit is missing)        (the tree has no entry now)   when all lanes have passed
+//!      |                        |                               |                              |
+//!   none -----> partial -----------------> whole in memory ---------> whole durably ----------> none
+//!                  |      may be no base         may be no base           may be no base   |  may be one
+//!                  |                                                                       |
+//!                  `--- freed (the last mapping is gone; after the commit) ---> nobody's --'
+//! ```
+//!
+//! What is nobody's is still read by who has seen the old mapping, and given to no settler.
 
 use super::pages::Shelves;
 use super::sizes::{PARTIALS_CHUNK_ENTRIES as CHUNK_ENTRIES, PARTIALS_PAGE_BLOCKS as PAGE_BLOCKS};
