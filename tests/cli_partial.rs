@@ -5,6 +5,8 @@ mod cli_common;
 
 use cli_common::{POOL, Place};
 use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 const BLOCK: usize = 65_536;
@@ -365,5 +367,38 @@ fn a_pool_with_older_partial_blocks_is_refused_until_somebody_accepts_them() {
         "{said}"
     );
     place.ok(&["pool", "settle", POOL]);
+    assert_eq!(our_bytes(&place), vec![0; 152]);
+}
+
+#[test]
+fn clients_are_served_while_a_daemon_that_ends_settles() {
+    const BLOCKS: u64 = 3000;
+    let place = Place::empty();
+    place.ok(&["pool", "create", POOL, "--size", "256M", "--small-writes", "partial"]);
+    place.ok(&["volume", "create", "./p/v", "--size", "256M"]);
+    let daemon = place.serve(&[]);
+    let mut client = place.connect("v");
+    for block in 0..BLOCKS {
+        client.write(block * BLOCK as u64, &pattern(block as usize, 4096)).expect("written");
+    }
+    let is_served = || {
+        let mut magic = [0; 8];
+        let greeted =
+            UnixStream::connect(place.path("p/nbd.sock")).and_then(|mut one| one.read_exact(&mut magic));
+        greeted.is_ok() && magic == *b"NBDMAGIC"
+    };
+    let mut was_served = false;
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(move || daemon.signal(rustix::process::Signal::TERM));
+        while !ended.is_finished() {
+            let told = place.run(&["pool", "status", POOL, "-H", "-o", "partial_blocks"]);
+            // At leisure it would take many seconds to settle half of them.
+            let most_are_settled =
+                told.stdout.trim().parse().is_ok_and(|left: u64| left > 0 && left < BLOCKS / 2);
+            was_served |= most_are_settled && is_served();
+        }
+        assert_eq!(ended.join().expect("joined"), 0);
+    });
+    assert!(was_served, "while most blocks were settled already");
     assert_eq!(our_bytes(&place), vec![0; 152]);
 }

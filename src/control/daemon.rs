@@ -162,11 +162,13 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
             note_devices(&lasting_devices, journal.filter(|_| has_let_go && closed.is_ok()));
             return closed;
         }
+        // Most of it while clients are served: they need not miss their volumes for so long.
+        let left_seconds = closing.settle_before_the_end(settle_seconds);
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
         let _ = closing.let_nobody_wait();
         closing.end_devices(End::TakeAway);
         server.stop();
-        closing.settle_at_the_end(settle_seconds);
+        closing.settle_at_the_end(left_seconds);
         closing.close()
     })
     .await;

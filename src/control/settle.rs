@@ -117,6 +117,15 @@ impl Service {
         (problem, hint)
     }
 
+    /// As long as clients are still there; how many of the seconds are left for [`Service::settle_at_the_end`], which tells how it went.
+    pub(super) fn settle_before_the_end(&self, seconds: u64) -> u64 {
+        let begun = Instant::now();
+        if let Err(error) = self.settle_partial(SettlePool { seconds }) {
+            tracing::debug!("partial blocks are not settled: {error}");
+        }
+        seconds.saturating_sub(begun.elapsed().as_secs())
+    }
+
     /// As the last thing before the pool is closed. That blocks are left is no reason not to close it.
     pub(super) fn settle_at_the_end(&self, seconds: u64) {
         match self.settle_partial(SettlePool { seconds }) {
