@@ -6,7 +6,7 @@ CLIENTS     := fio libnbd-bin=nbdcopy e2fsprogs=mkfs.ext4 jq
 TEST_NEEDS  := $(CLIENTS) qemu-utils=qemu-img nbdkit nbd-client openssl zstd python3 python3-libnbd
 BENCH_NEEDS := $(CLIENTS) qemu-utils=qemu-nbd nbdkit python3
 
-.PHONY: help build install lint test loom simulate torture fuzz-fsck vmtest vmbench demo bench bench-fsck snapshots clean
+.PHONY: help build install lint test loom simulate torture fuzz-fsck vmtest bench-vm demo bench bench-fsck snapshots clean
 
 help:
 	@echo 'make build   release binaries: target/release/uthin and uthin-fsck'
@@ -18,7 +18,7 @@ help:
 	@echo 'make fuzz-fsck IMAGES=1000000   mutated metadata through check, dump and repair, and every bit of a small pool flipped'
 	@echo 'make torture ROUNDS=1000 SEED=1   the real daemon under several clients, killed with SIGKILL: about five seconds a round'
 	@echo 'make vmtest KERNEL=stable   pools between us and the kernel'"'"'s own dm-thin, and block devices, in a virtual machine: half an hour'
-	@echo 'make vmbench block devices beside the kernel'"'"'s dm-thin in the virtual machine; the table lands in bench/results/'
+	@echo 'make bench-vm   block devices beside the kernel'"'"'s dm-thin in the virtual machine; the table lands in bench/results/'
 	@echo 'make bench   uthin beside its peers on this machine; the table lands in bench/results/'
 	@echo 'make bench-fsck   uthin-fsck beside thin-provisioning-tools, 1 to 50 million mappings; needs 8 GB in /dev/shm, or see bench/fsck --help'
 	@echo 'make snapshots COUNT=100000   that many snapshots of one volume, made and deleted beside a client that writes'
@@ -76,7 +76,7 @@ vmtest: build
 	@tests/vm/lab --kernel $(KERNEL) --self-test
 	@tests/vm/lab --kernel $(KERNEL)
 
-vmbench: build
+bench-vm: build
 	@bench/vm/run --kernel $(KERNEL)
 
 demo: build
