@@ -90,7 +90,7 @@ fn volumes_grow_in_use_and_shrink_with_care() {
     place.ok(&["volume", "create", "./p/v", "--size", "1M"]);
     let daemon = place.serve(&[]);
     let mut client = place.connect("v");
-    assert_eq!(place.ok(&["volume", "resize", "./p/v", "--size", "3M"]), "volume v: 1M -> 3M\n");
+    assert_eq!(place.ok(&["volume", "resize", "./p/v", "--size", "+2M"]), "volume v: 1M -> 3M\n");
     write(&mut client, 3, 7);
     assert_eq!(client.size_bytes, MIB, "who has it open is not disturbed");
     let mut late = place.connect("v");
@@ -126,10 +126,11 @@ fn a_full_pool_grows_and_goes_on() {
     assert_eq!(client.write(4 * BLOCK as u64, &[2; 512]), Err(NO_SPACE));
     assert_eq!(place.json(&["pool", "status", POOL])["mode"], "out_of_data_space");
     place.fails(&["pool", "grow", POOL, "--size", "128K"], 2, "cannot have 131072").hint();
+    place.fails(&["pool", "grow", POOL, "--size", "+15E"], 2, "").hint();
     place.fails(&["pool", "grow", POOL, "--metadata-size", "100G"], 2, "the format ends at").hint();
     assert_eq!(fs::metadata(place.path("p/metadata")).expect("there").len(), MIB);
     assert_eq!(place.ok(&["pool", "grow", POOL]), "data: 256K as before\nmetadata: 1M as before\n");
-    let said = place.ok(&["pool", "grow", POOL, "--size", "8M", "--metadata-size", "3M"]);
+    let said = place.ok(&["pool", "grow", POOL, "--size", "8M", "--metadata-size", "+2M"]);
     assert_eq!(said, "data: 256K -> 8M\nmetadata: 1M -> 3M\n");
     assert_eq!(place.json(&["pool", "status", POOL])["mode"], "rw");
     (4..128).for_each(|block| write(&mut client, block, 2));

@@ -4,6 +4,7 @@ use super::options::{
     AttentionArgs, OptionArgs, changes, discard_word, free_space_shown, journal_word, small_writes_word,
     when_full_shown,
 };
+use super::size::NewSize;
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, docker, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
@@ -63,12 +64,12 @@ pub(super) enum Verb {
         /// The pool
         #[arg(value_parser = PoolRef::parse)]
         pool: PoolRef,
-        /// Space for data in all [default: all of its file or device]
-        #[arg(long, value_parser = size::parse)]
-        size: Option<u64>,
-        /// Space for metadata in all [default: all of its file or device]
-        #[arg(long, value_parser = size::parse)]
-        metadata_size: Option<u64>,
+        /// Space for data in all, or `+SIZE` for so much more [default: all of its file or device]
+        #[arg(long, value_parser = NewSize::parse)]
+        size: Option<NewSize>,
+        /// Space for metadata, likewise [default: all of its file or device]
+        #[arg(long, value_parser = NewSize::parse)]
+        metadata_size: Option<NewSize>,
     },
     /// Make whole blocks of partial ones (see --small-writes), in use or not
     ///
@@ -199,9 +200,7 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
         Verb::Doctor(args) => return super::doctor::run(&args, json),
         Verb::Check(args) => return super::check::run(&args, json),
         Verb::Set { pool, options, attention } => set(&pool, &options, attention, json),
-        Verb::Grow { pool, size, metadata_size } => {
-            grow(&pool, &GrowPool { data_bytes: size, metadata_bytes: metadata_size }, json)
-        }
+        Verb::Grow { pool, size, metadata_size } => grow(&pool, size, metadata_size, json),
         Verb::Settle { pool, seconds } => settle(&pool, seconds, json),
         Verb::Message { pool, message, size } => dm::message(&pool, &message, size, json),
         Verb::Table { pool } => dm::pool_table(&pool, json),
@@ -212,8 +211,12 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<ExitCode> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-fn grow(pool: &PoolRef, request: &GrowPool, json: bool) -> Result<()> {
-    let grown = change(pool, |pool| pool.grow(request))?;
+fn grow(pool: &PoolRef, data: Option<NewSize>, metadata: Option<NewSize>, json: bool) -> Result<()> {
+    let grown = change(pool, |pool| {
+        let data = data.map(|size| size.bytes(|| Ok(pool.status()?.data.total_bytes)));
+        let metadata = metadata.map(|size| size.bytes(|| Ok(pool.status()?.metadata.total_bytes)));
+        pool.grow(&GrowPool { data_bytes: data.transpose()?, metadata_bytes: metadata.transpose()? })
+    })?;
     if json {
         return print_json(&grown);
     }

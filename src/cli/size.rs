@@ -43,6 +43,34 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
     u64::try_from(scaled / scale).map_err(|_| wrong("it is too large"))
 }
 
+/// The size that something is to have: `20G`, or `+5G` for so much more than it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NewSize {
+    To(u64),
+    By(u64),
+}
+
+impl NewSize {
+    /// As [`parse`], with or without a `+`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        match text.strip_prefix('+') {
+            Some(more) => parse(more).map(NewSize::By),
+            None => parse(text).map(NewSize::To),
+        }
+    }
+
+    /// In bytes; `now` is asked for what it has if that matters. `Invalid` for more than any number of bytes.
+    pub(crate) fn bytes(self, now: impl FnOnce() -> Result<u64>) -> Result<u64> {
+        match self {
+            NewSize::To(bytes) => Ok(bytes),
+            NewSize::By(more) => now()?.checked_add(more).ok_or_else(|| {
+                Error::new(ErrorKind::Invalid, format!("{more} bytes more are too many"))
+                    .hint("give a smaller size")
+            }),
+        }
+    }
+}
+
 fn unit_shift(unit: &str) -> Option<u32> {
     let mut letters = unit.chars();
     let Some(letter) = letters.next() else { return Some(0) };
@@ -97,6 +125,13 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
+    }
+
+    #[test]
+    fn so_much_more_is_a_size_to_have() {
+        let bytes = |text, now| NewSize::parse(text).and_then(|size| size.bytes(|| Ok(now)));
+        assert_eq!((bytes("5G", 1 << 30), bytes("+5G", 1 << 30)), (Ok(5 << 30), Ok(6 << 30)));
+        assert!(bytes("+1", u64::MAX).is_err() && bytes("++1", 0).is_err() && bytes("+", 0).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `uthin volume`.
 
 use super::options::{parse_volume_when_full, when_full_shown};
+use super::size::NewSize;
 use super::table::{Cell, Column, TableArgs, render, render_properties, select};
 use super::{change, dm, look, print, print_json, refuse_table_options, size};
 use crate::control::api::{
@@ -109,9 +110,9 @@ pub(super) enum Verb {
         /// The volume: POOL/VOLUME
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         volume: VolumeRef,
-        /// The size that it is to have, a multiple of 512 bytes
-        #[arg(long, value_parser = size::parse)]
-        size: u64,
+        /// The size that it is to have, a multiple of 512 bytes, or `+SIZE` for so much more
+        #[arg(long, value_parser = NewSize::parse)]
+        size: NewSize,
         /// Drop what it holds past the new end
         #[arg(long)]
         discard_rest: bool,
@@ -303,8 +304,10 @@ pub(super) fn run(verb: Verb, json: bool) -> Result<()> {
             ))
         }
         Verb::Resize { volume, size, discard_rest } => {
-            let request = ResizeVolume { size_bytes: size, discard_rest };
-            let done = change(&volume.pool, |pool| pool.resize(&volume.volume, &request))?;
+            let done = change(&volume.pool, |pool| {
+                let size_bytes = size.bytes(|| Ok(dm::find(pool.volumes()?.volumes, &volume)?.size_bytes))?;
+                pool.resize(&volume.volume, &ResizeVolume { size_bytes, discard_rest })
+            })?;
             if json {
                 return print_json(&done);
             }

@@ -172,6 +172,10 @@ impl VolumeRef {
             return Err(Error::new(ErrorKind::Invalid, format!("`{text}` names no pool"))
                 .hint("write POOL/VOLUME, such as ./pool/root or pool/root"));
         }
+        if pool == "." || pool == ".." {
+            return Err(Error::new(ErrorKind::Invalid, format!("`{text}` is a pool, and names no volume"))
+                .hint(format!("write POOL/VOLUME, such as {text}/root")));
+        }
         Ok(VolumeRef { pool: PoolRef::parse_under(pool, base)?, volume: VolumeName::parse(volume)? })
     }
 }
@@ -234,5 +238,7 @@ mod tests {
         for bad in ["v", "/v", "./p/", "p//", "./p/.v", ""] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+        let told = parse("./p").expect_err("a pool").next_step().map(str::to_owned);
+        assert!(told.is_some_and(|hint| hint.contains("./p/root")));
     }
 }

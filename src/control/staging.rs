@@ -150,7 +150,7 @@ fn make_beside(target: &Path, is_name: bool) -> Result<PathBuf> {
     let temporary = parent.join(temporary);
     match fs::create_dir(&temporary) {
         Ok(()) => Ok(temporary),
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound && !parent.exists() => {
             Err(Error::new(ErrorKind::NotFound, format!("the directory {} does not exist", parent.display()))
                 .hint("make it first"))
         }
