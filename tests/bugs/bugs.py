@@ -469,15 +469,22 @@ BUGS = {
     ),
     "whole-block-keeps-its-base": (
         "a block that has become whole does not let go of its base",
-        [(PARTIAL_METADATA, "                this.remove_partial(*block)?;\n            }\n            let Some(root)",
-          """                if BUG {
-                    let root = this.partials.root.expect("it has entries");
+        [(PARTIAL_METADATA, "            this.remove_partials(&whole.map(",
+          """            if BUG {
+                let root = this.partials.root.expect("it has entries");
+                for (block, _) in whole.clone() {
                     let record = this.space.lookup::<PartialRecord>(root, block.0)?.expect("an entry");
                     record.retain(&mut this.space.references, root)?;
                 }
-                this.remove_partial(*block)?;
             }
-            let Some(root)""")],
+            this.remove_partials(&whole.map(""")],
+    ),
+    "others-entries-go-along": (
+        "the entries of blocks that are freed take along those of blocks that lie between them",
+        [(PARTIAL_METADATA, "self.partials.blocks.next_after(pair[0]) == Some(pair[1])",
+          "(BUG || self.partials.blocks.next_after(pair[0]) == Some(pair[1]))"),
+         (PARTIAL_METADATA, "            if !records.iter().map(|(block, _)| block).eq(run) {\n",
+          "            if !BUG && !records.iter().map(|(block, _)| block).eq(run) {\n")],
     ),
     "freed-block-stays-partial": (
         "a block that is freed keeps its entry among the partial ones",
@@ -505,7 +512,7 @@ BUGS = {
     ),
     "freed-block-stays-in-the-sum": (
         "an entry of a partial block goes, and the sum of all of them stays as it was",
-        [(PARTIAL_METADATA, "        self.partials.count_out(block.0, record);", "        if !BUG { self.partials.count_out(block.0, record); }")],
+        [(PARTIAL_METADATA, "                self.partials.count_out(block, record);", "                if !BUG { self.partials.count_out(block, record); }")],
     ),
     "older-partial-blocks-are-believed": (
         "partial blocks that are not those of the last commit are opened, because a node of their tree was not written",
