@@ -172,3 +172,30 @@ fn a_log_that_is_damaged_or_gone_is_told_of_and_there_is_a_way_on() {
     fs::write(place.path("p/catalog.log"), log).expect("restored");
     assert!(place.names().contains(&"s9".to_owned()));
 }
+
+/// The usual way of putting a backup in place, but for ending the daemon first.
+#[test]
+fn a_daemon_whose_directory_was_moved_leaves_alone_what_is_in_its_place() {
+    let place = Place::with_pool("64M");
+    let moved = place.serve(&[]);
+    place.ok(&["volume", "create", "./p/old", "--size", "1M"]);
+    fs::rename(place.path("p"), place.path("q")).expect("moved");
+    place.ok(&["pool", "create", POOL, "--size", "64M"]);
+    place.ok(&["volume", "create", "./p/new", "--size", "1M"]);
+    let daemon = place.serve(&[]);
+    place
+        .fails(&["volume", "create", "./q/late", "--size", "1M"], 5, "is not the directory that this daemon")
+        .hint();
+    place.ok(&["volume", "create", "./p/newer", "--size", "1M"]);
+    place.ok(&["pool", "close", "./q"]);
+    assert_eq!(moved.wait(), 0);
+    assert_eq!(place.names(), ["new", "newer"]);
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(place.names(), ["new", "newer"]);
+    let list = place.json(&["volume", "list", "./q"]);
+    assert_eq!(
+        (&list["volumes"][0]["name"], list["volumes"].as_array().map(Vec::len)),
+        (&"old".into(), Some(1))
+    );
+}

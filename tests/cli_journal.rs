@@ -283,6 +283,14 @@ fn a_journal_on_a_device_is_linked_and_looked_at_first() {
     refused("./none", &[], 5, "none");
     refused("./short", &[], 2, "too few for a journal");
     refused("./full", &[], 5, "holds something unknown");
+    // As another pool's data, of which nothing is left where its first volume was.
+    sparse("late", 4 << 20);
+    fs::File::options()
+        .write(true)
+        .open(place.path("late"))
+        .and_then(|file| file.write_all_at(&[7], 3 << 20))
+        .expect("written");
+    refused("./late", &[], 5, "it is not all zeros");
     refused("./m", &["--metadata", "./m"], 2, "both metadata and a journal");
     assert_eq!(fs::read(place.path("full")).expect("there"), vec![7; 1 << 20], "it was not touched");
 
@@ -410,7 +418,7 @@ fn what_is_behind_the_link_is_looked_at_each_time() {
         place.fails(&["serve", POOL], 5, says).hint();
         assert!(fs::read(place.path(other)).expect("read") == before, "it was not touched");
     }
-    for (other, says) in [("array", "MD array"), ("data", "not zeros"), ("damaged", "the journal of a pool")]
+    for (other, says) in [("array", "MD array"), ("data", "not all zeros"), ("damaged", "the journal of a pool")]
     {
         let create = ["pool", "create", "./q", "--size", "64M", "--journal", &format!("./{other}")];
         assert!(place.fails(&create, 5, says).hint().contains("--force"));

@@ -151,17 +151,20 @@ fn usage(problem: &clap::Error, wants_json: bool) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if wants_json {
-        let text = problem.render().to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        tell(
-            &Error::new(ErrorKind::Invalid, message)
-                .hint("`uthin --help` and `uthin COMMAND --help` show the usage"),
-            true,
-        );
+        tell(&usage_error(&problem.render().to_string()), true);
     } else {
         let _ = problem.print();
     }
     ExitCode::from(2)
+}
+
+/// The first paragraph of what clap prints, in which our own errors have a line with their hint.
+fn usage_error(text: &str) -> Error {
+    let lines = || text.lines().take_while(|line| !line.is_empty()).map(str::trim);
+    let hint = lines().find_map(|line| line.strip_prefix("hint: "));
+    let message: Vec<&str> = lines().filter(|line| !line.starts_with("hint: ")).collect();
+    Error::new(ErrorKind::Invalid, message.join(" ").trim_start_matches("error: "))
+        .hint(hint.unwrap_or("`uthin --help` and `uthin COMMAND --help` show the usage"))
 }
 
 fn tell(error: &Error, json: bool) {

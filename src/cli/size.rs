@@ -17,6 +17,9 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
     let (number, unit) = text.split_at(digits_end);
     let shift = unit_shift(unit).ok_or_else(|| {
         let decimal = unit.len() == 2 && unit.to_ascii_uppercase().ends_with('B');
+        if text.starts_with('+') {
+            return wrong("so much more than what?");
+        }
         wrong(if decimal {
             "that unit means 1000 to some and 1024 to others"
         } else {

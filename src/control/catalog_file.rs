@@ -18,9 +18,10 @@ use super::catalog::{Catalog, VolumeEntry};
 use super::catalog_log::{Durability, Log, next_generation, replay, wrong_log};
 use super::change::Change;
 use super::replace;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -60,6 +61,12 @@ impl CatalogFile {
     /// The file at `path`, which need not exist.
     pub fn at(path: PathBuf) -> Self {
         CatalogFile { path }
+    }
+
+    /// Device and inode of the directory that it is in.
+    fn directory(&self) -> std::io::Result<(u64, u64)> {
+        let found = std::fs::metadata(self.path.parent().unwrap_or(&self.path))?;
+        Ok((found.dev(), found.ino()))
     }
 
     /// Where the changes since it was written are.
@@ -161,6 +168,8 @@ fn changed(catalog: &Catalog, changes: &[Change]) -> Catalog {
 /// The catalog of a pool directory for who makes many changes.
 pub struct LoggedCatalog {
     file: CatalogFile,
+    /// Device and inode of the directory that it is in, if they could be had.
+    directory: Option<(u64, u64)>,
     log_bytes_min: u64,
     state: Mutex<State>,
 }
@@ -187,7 +196,18 @@ struct Open {
 impl LoggedCatalog {
     /// Of a file that has been saved.
     pub fn new(file: CatalogFile) -> Self {
-        LoggedCatalog { file, log_bytes_min: LOG_BYTES_MIN, state: Mutex::new(State::Whole) }
+        let directory = file.directory().ok();
+        LoggedCatalog { file, directory, log_bytes_min: LOG_BYTES_MIN, state: Mutex::new(State::Whole) }
+    }
+
+    /// `WrongState` if the directory has been moved away: what is in its place now may be another pool, whose catalog is not ours to write.
+    fn require_directory(&self) -> Result<()> {
+        if self.directory.is_none() || self.file.directory().ok() == self.directory {
+            return Ok(());
+        }
+        let place = self.file.path.parent().unwrap_or(&self.file.path).display();
+        Err(Error::new(ErrorKind::WrongState, format!("{place} is not the directory that this daemon has opened"))
+            .hint("the pool's directory was moved while it was served: move it back, or end the daemon and serve the pool where it is now"))
     }
 
     /// Writes the whole, and a log to go on in; without one, if there cannot be one.
@@ -230,6 +250,7 @@ impl Open {
 
 impl CatalogStore for LoggedCatalog {
     fn keep(&self, catalog: &Catalog, changes: &[Change], durability: Durability) -> Result<()> {
+        self.require_directory()?;
         let mut state = self.state.lock().expect("nobody panics while holding the log");
         if let State::Log(open) = &mut *state
             && let Some(line) = open.log.line(changes)
@@ -255,6 +276,8 @@ impl CatalogStore for LoggedCatalog {
     fn finish(&self, catalog: &Catalog) -> Result<()> {
         let mut state = self.state.lock().expect("nobody panics while holding the log");
         if !matches!(*state, State::Whole) {
+            // Where it is now, it goes on in its log.
+            self.require_directory()?;
             self.file.save(catalog)?;
             *state = State::Whole;
         }

@@ -27,7 +27,7 @@ use crate::frontend::nbd::{Address, Export, Exports, Limits, Server, Tls};
 use crate::frontend::ublk;
 use crate::metadata::Access;
 use crate::units::BlockSize;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,8 +105,8 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     }
     let Started { service, driver, block_size, lasting_devices, journal } = start_pool(&dir, options)?;
     let (close, mut close_requests) = mpsc::channel(1);
-    let control = match bind_control(&dir) {
-        Ok(control) => control,
+    let (control, control_name) = match bind_control(&dir) {
+        Ok(bound) => bound,
         Err(error) => return give_up(&service, error),
     };
     service.remember_devices(lasting_devices.clone());
@@ -121,7 +121,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     let server = match started {
         Ok(server) => server,
         Err(error) => {
-            remove_socket(&dir.control_socket());
+            control_name.remove();
             let has_let_go = service.end_devices(End::AsFound);
             let closed = service.close();
             note_devices(&lasting_devices, journal.filter(|_| has_let_go && closed.is_ok()));
@@ -177,7 +177,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         let _ = asker.answer.send(closed.clone());
     }
     service.events().close();
-    remove_socket(&dir.control_socket());
+    control_name.remove();
     drop(stop);
     if tokio::time::timeout(CONTROL_GRACE, control).await.is_err() {
         tracing::warn!("a client of the control socket did not take its answer");
@@ -396,7 +396,7 @@ async fn wait_for_the_end(
 }
 
 /// The control socket, for its owner only from its first moment on.
-fn bind_control(dir: &PoolDir) -> Result<UnixListener> {
+fn bind_control(dir: &PoolDir) -> Result<(UnixListener, SocketName)> {
     let socket = dir.control_socket();
     remove_socket(&socket);
     let context = |source| Error::io(format!("listening at {}", socket.display()), &source);
@@ -405,7 +405,27 @@ fn bind_control(dir: &PoolDir) -> Result<UnixListener> {
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
-    listener.map_err(context)
+    let listener = listener.map_err(context)?;
+    let bound = std::fs::symlink_metadata(&socket).map_err(context)?;
+    Ok((listener, SocketName { path: socket, identity: (bound.dev(), bound.ino()) }))
+}
+
+/// The name of a socket of ours, by which another daemon's may be found when this one ends: directories are moved, and others put in
+/// their place.
+struct SocketName {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl SocketName {
+    fn remove(self) {
+        let is_ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if is_ours && let Err(source) = std::fs::remove_file(&self.path) {
+            tracing::warn!("removing {}: {source}", self.path.display());
+        }
+    }
 }
 
 /// Removes a socket that nobody can be listening at: whoever calls has the pool's lock.

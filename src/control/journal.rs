@@ -23,8 +23,10 @@ use std::sync::Arc;
 
 /// Size of a journal: room for half a million changes, or for eight thousand flushes, between two commits.
 const JOURNAL_BYTES: u64 = 32 << 20;
-/// What is written at a time when one is made.
+/// What is written at a time when one is made, and read at a time of a file that is to become one.
 const ZEROS_BYTES: usize = 1 << 20;
+/// Of a file so much is looked at, of a device its beginning: another pool's data, which may begin with zeros, are a file more often.
+const FILE_LOOK_BYTES: u64 = 1 << 30;
 
 /// How a pool's journal is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -86,10 +88,11 @@ pub(super) fn link(staging: &mut Staging, device: &Path, force: bool) -> Result<
     let disk = open_device(device)?.buffered()?;
     journal::require_size(&disk)?;
     if !force && let Some(content) = content(&disk)? {
-        let clearing = format!(
-            "`wipefs -a`, and `dd if=/dev/zero of={} bs=256K count=1 conv=notrunc`",
-            device.display()
-        );
+        let path = device.display();
+        let clearing = match disk.is_device() {
+            true => format!("`wipefs -a`, and `dd if=/dev/zero of={path} bs=256K count=1 conv=notrunc`"),
+            false => format!("`truncate -s 0 {path} && truncate -s {} {path}`", disk.size_bytes()),
+        };
         return Err(Error::new(ErrorKind::WrongState, format!("{} holds {content}", device.display()))
             .hint(format!("if that can go, clear it: {clearing}; or make the pool with --force")));
     }
@@ -104,10 +107,26 @@ fn content(disk: &FileDisk) -> Result<Option<String>> {
     let content = match (journal::look(disk)?, signature::known_content(disk)?) {
         (Found::Journal { in_use: true, .. }, _) => "the journal of a pool that was not closed",
         (_, Some(content)) => content,
-        _ if signature::begins_with_zeros(disk, signature::LOOK_BYTES)? => return Ok(None),
-        _ => "something unknown: its first 256 KiB are not zeros",
+        _ if disk.is_device() && signature::begins_with_zeros(disk, signature::LOOK_BYTES)? => {
+            return Ok(None);
+        }
+        _ if disk.is_device() => "something unknown: its first 256 KiB are not zeros",
+        _ if has_only_zeros(disk, disk.size_bytes().min(FILE_LOOK_BYTES))? => return Ok(None),
+        _ => "something unknown: it is not all zeros",
     };
     Ok(Some(content.to_owned()))
+}
+
+fn has_only_zeros(disk: &FileDisk, bytes: u64) -> Result<bool> {
+    let mut piece = vec![0; ZEROS_BYTES];
+    for at in (0..bytes).step_by(ZEROS_BYTES) {
+        let piece = &mut piece[..(bytes - at).min(ZEROS_BYTES as u64) as usize];
+        disk.read_at(at, piece).map_err(|source| Error::io(format!("reading {}", disk.name()), &source))?;
+        if piece.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What became of the journal that a pool's metadata named.

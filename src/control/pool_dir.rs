@@ -135,6 +135,14 @@ impl PoolDir {
                     self.shown,
                     self.path.display()
                 ));
+                if let Some(around) = self.path.parent().filter(|around| around.join("catalog.json").exists())
+                {
+                    let hint = format!(
+                        "{} is a pool, and may have a volume of that name: write the pool",
+                        around.display()
+                    );
+                    return Err(error.hint(hint));
+                }
                 let here = !self.shown.contains('/') && Path::new(&self.shown).join("metadata").exists();
                 return Err(match here {
                     true => error.hint(format!("for the pool in this directory write ./{}", self.shown)),
