@@ -418,7 +418,8 @@ fn what_is_behind_the_link_is_looked_at_each_time() {
         place.fails(&["serve", POOL], 5, says).hint();
         assert!(fs::read(place.path(other)).expect("read") == before, "it was not touched");
     }
-    for (other, says) in [("array", "MD array"), ("data", "not all zeros"), ("damaged", "the journal of a pool")]
+    for (other, says) in
+        [("array", "MD array"), ("data", "not all zeros"), ("damaged", "the journal of a pool")]
     {
         let create = ["pool", "create", "./q", "--size", "64M", "--journal", &format!("./{other}")];
         assert!(place.fails(&create, 5, says).hint().contains("--force"));
