@@ -15,7 +15,7 @@ pub use memory::MemoryDisk;
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// A place that keeps bytes. All faults of simulated disks hide behind this trait.
 pub trait Disk: Send + Sync {
@@ -132,11 +132,77 @@ impl<T: Disk + ?Sized> Disk for &T {
 }
 
 /// Proof that the data disk was flushed. A metadata commit asks for one, so that the order "data first, then the
-/// mappings that point at it" cannot be forgotten. Made only by [`flush_data`].
+/// mappings that point at it" cannot be forgotten. Made only by [`flush_data`] and [`DataFlushes`].
 #[derive(Debug)]
 pub struct DataFlushed(());
 
 /// Flushes the data disk and returns the proof.
 pub fn flush_data(data: &impl Disk) -> io::Result<DataFlushed> {
     data.flush().map(DataFlushed)
+}
+
+/// Flushes of one data disk by several threads, one after the other. When one has failed, all that follow fail: the system tells only
+/// once of what is lost, and the other thread must not take its own answer for the whole truth.
+#[derive(Debug, Default)]
+pub struct DataFlushes {
+    /// The error that all are told.
+    failed: Mutex<Option<(io::ErrorKind, String)>>,
+}
+
+impl DataFlushes {
+    /// Waits for those before it, flushes the data disk and returns the proof.
+    pub fn flush(&self, data: &impl Disk) -> io::Result<DataFlushed> {
+        let mut failed = self.failed.lock().expect("nobody panics while flushing");
+        if let Some((kind, text)) = &*failed {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
+        let flushed = flush_data(data);
+        if let Err(error) = &flushed {
+            *failed = Some((error.kind(), error.to_string()));
+        }
+        flushed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    /// Fails once, as the system tells of what is lost.
+    struct FailsOnce(AtomicBool);
+
+    impl Disk for FailsOnce {
+        fn size_bytes(&self) -> u64 {
+            0
+        }
+        fn grow(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            if self.0.swap(true, Relaxed) { Ok(()) } else { Err(io::Error::other("lost")) }
+        }
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn name(&self) -> String {
+            "fails once".to_owned()
+        }
+    }
+
+    #[test]
+    fn a_flush_after_one_that_has_failed_is_not_believed() {
+        let disk = FailsOnce(AtomicBool::new(false));
+        let flushes = DataFlushes::default();
+        for _ in 0..2 {
+            assert_eq!(flushes.flush(&disk).expect_err("lost").to_string(), "lost");
+        }
+        assert!(flush_data(&disk).is_ok(), "by itself it would be");
+    }
 }

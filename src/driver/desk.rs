@@ -4,22 +4,23 @@
 //! question takes no I/O (but for metadata that is not in memory) asks on its own thread if nobody else is at the desk, and
 //! otherwise sends it to the inbox. What must hold:
 //!
-//! - Lanes never wait for the desk, and step back when the keeper's thread wants it.
+//! - Lanes never wait for the desk, but for the end of a flush of theirs, and step back when somebody waits for it.
 //! - What waits for the disk (loading of the map, whatever commits), and what the keeper does when it is settled, is left to the
 //!   keeper's thread; a lane that has left something to settle rouses that.
 //! - But for one thing: a flush that is all that a lane has under way is done there, by a commit if it takes one, when flushes have
 //!   been quick of late ([`QUICK`]). Waking and being woken would be a good part of it.
+//! - Whoever flushes and needs no commit leaves the desk while the disks do it: fills go on beside it ([`Desk::flush_beside`]).
 //! - Who panics at the desk leaves it poisoned; the keeper's thread finds that at its next tick at the latest, and ends.
 
 use super::inbox::Control;
 use super::pool::Shared;
 use crate::disk::{Disk, FileDisk};
-use crate::engine::{Answer, Ask, Asker, Keeper, LaneId, OpId, Outbox, Reply, Settled};
+use crate::engine::{Answer, Ask, Asker, FlushJob, Keeper, LaneId, OpId, Outbox, Reply, Settled};
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a flush may take on a lane's own thread. Whoever comes to that lane meanwhile waits for it.
@@ -29,8 +30,8 @@ const QUICK: Duration = Duration::from_micros(500);
 pub(super) struct Desk<M: Disk> {
     /// `None` once it has gone.
     work: Mutex<Option<Work<M>>>,
-    /// The keeper's thread waits for it.
-    wanted: AtomicBool,
+    /// So many wait for it.
+    wanted: AtomicU32,
     /// What flushes take, in nanoseconds: an average in which the last four count most.
     flush_nanos: AtomicU64,
 }
@@ -45,14 +46,18 @@ pub(super) trait AskAtOnce: Send + Sync {
 impl<M: Disk> Desk<M> {
     pub fn new(keeper: Keeper<M, Arc<FileDisk>>, lanes: usize) -> Self {
         let work = Mutex::new(Some(Work::new(keeper, lanes)));
-        Desk { work, wanted: AtomicBool::new(false), flush_nanos: AtomicU64::new(0) }
+        Desk { work, wanted: AtomicU32::new(0), flush_nanos: AtomicU64::new(0) }
     }
 
     /// Keeper's thread: sits down, once the lane that is there has its answer.
     pub fn sit_down(&self) -> MutexGuard<'_, Option<Work<M>>> {
-        self.wanted.store(true, Relaxed);
-        let work = self.work.lock().expect("a lane has panicked at the keeper's desk");
-        self.wanted.store(false, Relaxed);
+        self.wait_for_it().expect("a lane has panicked at the keeper's desk")
+    }
+
+    fn wait_for_it(&self) -> LockResult<MutexGuard<'_, Option<Work<M>>>> {
+        self.wanted.fetch_add(1, Relaxed);
+        let work = self.work.lock();
+        self.wanted.fetch_sub(1, Relaxed);
         work
     }
 
@@ -61,11 +66,37 @@ impl<M: Disk> Desk<M> {
         let (flushes, begun) = (work.keeper.is_asked_to_flush(), Instant::now());
         let settled = work.keeper.settle(&mut work.out);
         if flushes {
-            let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX / 4);
-            let before = self.flush_nanos.load(Relaxed);
-            self.flush_nanos.store(before - before / 4 + nanos / 4, Relaxed);
+            self.flush_took(begun.elapsed());
         }
         settled
+    }
+
+    fn flush_took(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
+        let before = self.flush_nanos.load(Relaxed);
+        self.flush_nanos.store(before - before / 4 + nanos / 4, Relaxed);
+    }
+
+    /// Flushes, while others have their questions answered. Whoever calls has left the desk. If it is one that somebody waits for, what it takes is
+    /// remembered.
+    pub fn flush_beside(&self, shared: &Shared, job: FlushJob<Arc<FileDisk>>, is_asked_for: bool) {
+        let (mut job, mut took) = (Some(job), Duration::ZERO);
+        while let Some(next) = job {
+            let begun = Instant::now();
+            let done = next.run();
+            took += begun.elapsed();
+            // Who waits for a flush that nobody ends is told when the keeper's thread has ended.
+            let Ok(mut work) = self.wait_for_it() else { return };
+            let Some(work) = work.as_mut() else { return };
+            job = work.keeper.flush_ended(done, &mut work.out);
+            work.deliver(shared);
+            if work.keeper.wants_to_settle() {
+                shared.keeper.rouse();
+            }
+        }
+        if is_asked_for {
+            self.flush_took(took);
+        }
     }
 
     fn flushes_are_quick(&self) -> bool {
@@ -81,11 +112,13 @@ impl<M: Disk> Desk<M> {
 impl<M: Disk> AskAtOnce for Desk<M> {
     fn ask_at_once(&self, shared: &Shared, lane: LaneId, asks: &mut Vec<(OpId, Ask)>, is_alone: bool) {
         let flushes = is_alone && matches!(asks[..], [(_, Ask::Flush)]) && self.flushes_are_quick();
-        if self.wanted.load(Relaxed) || !(flushes || asks.iter().any(|(_, ask)| is_answered_at_once(ask))) {
+        if self.wanted.load(Relaxed) > 0 || !(flushes || asks.iter().any(|(_, ask)| is_answered_at_once(ask)))
+        {
             return;
         }
-        let Ok(mut work) = self.work.try_lock() else { return };
-        let Some(work) = work.as_mut() else { return };
+        let Ok(mut desk) = self.work.try_lock() else { return };
+        let Some(work) = desk.as_mut() else { return };
+        let flushes = flushes && !work.keeper.is_flushing();
         asks.retain(|(op, ask)| {
             let at_once = flushes || is_answered_at_once(ask);
             if at_once {
@@ -93,12 +126,17 @@ impl<M: Disk> AskAtOnce for Desk<M> {
             }
             !at_once
         });
-        if flushes {
+        let job = if flushes { work.keeper.begin_flush() } else { None };
+        if flushes && job.is_none() {
             self.settle(work);
         }
         work.deliver(shared);
         if work.keeper.wants_to_settle() {
             shared.keeper.rouse();
+        }
+        drop(desk);
+        if let Some(job) = job {
+            self.flush_beside(shared, job, true);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! An open pool: the keeper on its thread, the seats of its lanes, and the way to both.
 //!
 //! - The keeper's thread drains its inbox, answers each lane in one batch, and lets the keeper settle when nothing is left.
-//!   Lanes may have the keeper answer on their own threads meanwhile ([`super::desk`]).
+//!   Lanes may have the keeper answer on their own threads meanwhile, also while it flushes ([`super::desk`]).
 //!   When that thread panics, whoever waits for it is told: nobody hangs.
 //! - Partial blocks are made whole by a lane of the pool's own ([`super::settler`]), if somebody starts it.
 //! - A pool closes only when no lane holds a seat: then nobody reads a block any more that closing gives back.
@@ -312,8 +312,8 @@ impl<M: Disk> KeeperThread<M> {
         loop {
             let stop = self.shared.keeper.take(&mut self.asks, &mut self.controls, patience);
             let got_something = !(self.asks.is_empty() && self.controls.is_empty());
-            let mut work = self.desk.sit_down();
-            let work = work.as_mut().expect("the keeper is there until its thread ends");
+            let mut desk = self.desk.sit_down();
+            let work = desk.as_mut().expect("the keeper is there until its thread ends");
             for (asker, ask) in self.asks.drain(..) {
                 work.keeper.handle(asker, ask, &mut work.out);
             }
@@ -322,12 +322,25 @@ impl<M: Disk> KeeperThread<M> {
             if let Some(ended) = stop {
                 return ended;
             }
-            if Instant::now() >= next_tick {
+            let is_tick = Instant::now() >= next_tick;
+            let goes_on = got_something && batches < BATCHES_LIMIT;
+            let flush = match is_tick {
+                true => work.keeper.begin_flush_ahead(),
+                false if goes_on => None,
+                false => work.keeper.begin_flush(),
+            };
+            if let Some(job) = flush {
+                drop(desk);
+                self.desk.flush_beside(&self.shared, job, !is_tick);
+                desk = self.desk.sit_down();
+            }
+            let work = desk.as_mut().expect("the keeper is there until its thread ends");
+            if is_tick {
                 work.keeper.tick(&mut work.out);
                 work.deliver(&self.shared);
                 next_tick = Instant::now() + TICK;
             }
-            if got_something && batches < BATCHES_LIMIT {
+            if goes_on {
                 batches += 1;
                 patience = None; // more may have come
                 lanes_wait = LANES_WAIT_LEAST;

@@ -218,3 +218,90 @@ fn many_threads_command_at_once() {
     });
     bench.pool.close().unwrap();
 }
+
+/// A journal's disk of which one flush takes until somebody says so (or much too long).
+struct SlowDisk {
+    inner: MemoryDisk,
+    armed: Arc<AtomicBool>,
+    is_flushing: SyncSender<()>,
+    goes_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Disk for SlowDisk {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        self.inner.grow(size_bytes)
+    }
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset_bytes, buffer)
+    }
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.write_at(offset_bytes, bytes)
+    }
+    fn flush(&self) -> io::Result<()> {
+        if self.armed.swap(false, SeqCst) {
+            self.is_flushing.send(()).unwrap();
+            let _ = self.goes_on.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        }
+        self.inner.flush()
+    }
+    fn discard(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
+        self.inner.discard(offset_bytes, length_bytes)
+    }
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+}
+
+#[test]
+fn first_writes_go_on_while_a_flush_waits_for_the_disk() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let data = Arc::new(FileDisk::create(&directory.path().join("data"), 16 * BLOCK).unwrap());
+    let geometry = crate::metadata::Geometry { block_size: BlockSize::MIN, data_blocks: 16 };
+    let mut metadata = crate::metadata::Metadata::format(MemoryDisk::zeroed(8 << 20), geometry).unwrap();
+    let (is_flushing, flushes) = sync_channel(1);
+    let (go_on, goes_on) = sync_channel(1);
+    let armed = Arc::new(AtomicBool::new(false));
+    let journal = SlowDisk {
+        inner: MemoryDisk::zeroed(1 << 20),
+        armed: armed.clone(),
+        is_flushing,
+        goes_on: Mutex::new(goes_on),
+    };
+    let boot = crate::journal::BootId([1; 16]);
+    let journal = crate::journal::begin(&mut metadata, &data, Arc::new(journal), 7, boot).unwrap();
+    let options = crate::engine::KeeperOptions { lanes: 2, ..Default::default() };
+    let mut keeper = Keeper::new(metadata, data.clone(), options).unwrap();
+    keeper.use_journal(journal);
+    let bench = Bench { pool: Pool::start(keeper, data).unwrap(), directory };
+    bench.create(1, 8 * BLOCK);
+    let lease = bench.pool.open_volume(id(1)).unwrap();
+    let mut writer = bench.client();
+    writer.write(lease.volume(), 4 * BLOCK, &[7; 4096]).unwrap(); // its map is there
+    armed.store(true, SeqCst);
+    std::thread::scope(|scope| {
+        let volume = lease.volume();
+        let flusher = scope.spawn(|| {
+            let mut flusher = bench.client();
+            flusher.write(volume, 0, &[7; 4096]).unwrap();
+            // Two, so that they are not done on this thread.
+            for _ in 0..2 {
+                flusher.begin(volume, Kind::Flush, 0, 0, None);
+            }
+            let finished = flusher.finish_all();
+            flusher.end();
+            finished.iter().all(|flush| flush.result == Ok(()))
+        });
+        flushes.recv_timeout(Duration::from_secs(20)).expect("the journal is being flushed");
+        writer.write(volume, BLOCK, &[8; 4096]).unwrap();
+        writer.write(volume, BLOCK, &[9; 4096]).unwrap();
+        assert!(!flusher.is_finished());
+        go_on.send(()).unwrap();
+        assert!(flusher.join().unwrap());
+    });
+    writer.end();
+    drop(lease);
+    bench.pool.close().unwrap();
+}

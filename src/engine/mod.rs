@@ -18,7 +18,7 @@ mod volume;
 pub use crate::metadata::{Base, Partial};
 pub use command::*;
 pub use epochs::{Epoch, Epochs};
-pub use keeper::{DEFAULT_MAP_BYTES, Keeper, KeeperOptions, Outbox, Pace, Settled};
+pub use keeper::{DEFAULT_MAP_BYTES, FlushDone, FlushJob, Keeper, KeeperOptions, Outbox, Pace, Settled};
 pub use lane::Lane;
 pub use map_table::{Lookup, MapTable};
 pub use origin::{Behind, Origin};

@@ -281,6 +281,11 @@ impl Partials {
         !self.dirty().is_empty()
     }
 
+    /// Whether a block on the dirty list holds all its units: its base loses a reference with the next commit.
+    pub fn has_become_whole(&self) -> bool {
+        self.dirty().iter().any(|number| self.numbered(*number).there.load(Acquire) == self.all_units)
+    }
+
     /// Keeper only: the blocks that units have been added to, with all that they hold now, in ascending order. Whoever flushes
     /// the data disk afterwards makes those units durable.
     pub fn take_dirty(&self) -> Vec<(DataBlock, u64)> {
@@ -334,7 +339,9 @@ impl Partials {
         let stuck = |number| {
             let entry = self.numbered(number);
             let block = entry.block.load(Relaxed);
-            (block != NOBODY && entry.stuck.load(Relaxed) == round).then_some(DataBlock(block))
+            let is_whole = entry.there.load(Acquire) == self.all_units;
+            let is_stuck = block != NOBODY && !is_whole && entry.stuck.load(Relaxed) == round;
+            is_stuck.then_some(DataBlock(block))
         };
         (0..self.stock().made).find_map(stuck)
     }

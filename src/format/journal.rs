@@ -3,6 +3,7 @@
 //!
 //! - A record carries the number of its journal, its generation and its slot, and a checksum over all of it. So it is known
 //!   wherever it is read whether it is one that was written there for this generation: what an older one left behind is none.
+//! - A record that was written while a flush of the journal was under way says so: others show that all before them was durable.
 //! - The header says in which run of the operating system the journal was begun: by that a reader knows whether the records are
 //!   those that were written, or those that a power cut has left of them.
 //! - Reading takes any bytes; what a record says is for whoever carries it out to check.
@@ -10,7 +11,7 @@
 use super::Base;
 use crate::units::{DataBlock, VirtualBlock, VolumeId};
 use std::ops::Range;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute, transmute_ref};
 
 /// Size of a record with all that belongs to it.
@@ -24,7 +25,8 @@ pub const SLOTS_PER_PAGE: u64 = (JOURNAL_PAGE_BYTES / JOURNAL_SLOT_BYTES) as u64
 pub const JOURNAL_HEADER_BYTES: usize = 512;
 
 const MAGIC: [u8; 16] = *b"uthin journal\n\x1a\0";
-const VERSION: u32 = 1;
+/// Version 1 knew neither of `until` nor of flushes that records are written beside: in it both are 0, which says what was so then.
+const VERSION: u32 = 2;
 
 /// One run of the operating system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,8 +96,8 @@ impl JournalHeader {
         if raw.magic != MAGIC {
             return Err("it does not begin as a journal does".to_owned());
         }
-        if raw.version.get() != VERSION {
-            return Err(format!("found version {}, expected {VERSION}", raw.version.get()));
+        if !(1..=VERSION).contains(&raw.version.get()) {
+            return Err(format!("found version {}, expected 1 to {VERSION}", raw.version.get()));
         }
         let sum = crc32fast::hash(RawHeader { checksum: U32::ZERO, ..*raw }.as_bytes());
         if sum != raw.checksum.get() {
@@ -148,15 +150,20 @@ pub enum JournalRecord {
         /// Those that have come.
         units: u64,
     },
-    /// The data that all records before this one name is durable.
-    Flushed,
+    /// The data is durable that all records name which are in slots before this one.
+    Flushed {
+        /// A slot: this record's own, or one before it. 0 is read as its own.
+        until: u64,
+    },
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Raw {
     checksum: U32,
-    kind: U32,
+    kind: U16,
+    /// 1: written beside a flush.
+    flags: U16,
     id: U64,
     generation: U64,
     slot: U32,
@@ -164,15 +171,17 @@ struct Raw {
     fields: [U64; 4],
 }
 
-const MAP: u32 = 1;
-const MAP_PART: u32 = 2;
-const UNMAP: u32 = 3;
-const UNITS: u32 = 4;
-const FLUSHED: u32 = 5;
+const MAP: u16 = 1;
+const MAP_PART: u16 = 2;
+const UNMAP: u16 = 3;
+const UNITS: u16 = 4;
+const FLUSHED: u16 = 5;
+
+const BESIDE_FLUSH: u16 = 1;
 
 impl JournalRecord {
-    /// The slot's bytes.
-    pub fn encode(self, place: JournalPlace) -> [u8; JOURNAL_SLOT_BYTES] {
+    /// The slot's bytes. `beside_flush`: the journal is being flushed, after a record that says so, and it is not known to be over.
+    pub fn encode(self, place: JournalPlace, beside_flush: bool) -> [u8; JOURNAL_SLOT_BYTES] {
         let (kind, volume, fields) = match self {
             JournalRecord::Map { volume, block, target, partial: None } => {
                 (MAP, volume.get(), [block.0, target.0, 0, 0])
@@ -182,11 +191,12 @@ impl JournalRecord {
             }
             JournalRecord::Unmap { volume, blocks } => (UNMAP, volume.get(), [blocks.0, blocks.1, 0, 0]),
             JournalRecord::Units { block, units } => (UNITS, 0, [block.0, units, 0, 0]),
-            JournalRecord::Flushed => (FLUSHED, 0, [0; 4]),
+            JournalRecord::Flushed { until } => (FLUSHED, 0, [until, 0, 0, 0]),
         };
         let mut raw = Raw {
             checksum: U32::ZERO,
-            kind: U32::new(kind),
+            kind: U16::new(kind),
+            flags: U16::new(if beside_flush { BESIDE_FLUSH } else { 0 }),
             id: U64::new(place.id),
             generation: U64::new(place.generation),
             slot: U32::new(u32::try_from(place.slot).expect("a journal has fewer slots")),
@@ -209,6 +219,9 @@ impl JournalRecord {
         }
         let [first, second, third, fourth] = raw.fields.map(U64::get);
         let volume = VolumeId::new(u64::from(raw.volume.get()))?;
+        if raw.flags.get() & !BESIDE_FLUSH != 0 {
+            return None;
+        }
         Some(match raw.kind.get() {
             kind @ (MAP | MAP_PART) => {
                 let partial = (kind == MAP_PART).then_some((Base::unpack(third), fourth));
@@ -216,9 +229,16 @@ impl JournalRecord {
             }
             UNMAP => JournalRecord::Unmap { volume, blocks: (first, second) },
             UNITS => JournalRecord::Units { block: DataBlock(first), units: second },
-            FLUSHED => JournalRecord::Flushed,
+            FLUSHED if first == 0 => JournalRecord::Flushed { until: place.slot },
+            FLUSHED if first <= place.slot => JournalRecord::Flushed { until: first },
             _ => return None,
         })
+    }
+
+    /// Whether these bytes, which are a record's, were written beside a flush.
+    pub fn is_beside_flush(bytes: &[u8; JOURNAL_SLOT_BYTES]) -> bool {
+        let raw: &Raw = transmute_ref!(bytes);
+        raw.flags.get() & BESIDE_FLUSH != 0
     }
 
     /// The generation that these bytes are of, if they are a record that was written to this slot of this journal.
@@ -248,16 +268,17 @@ mod tests {
             JournalRecord::Map { volume, block, target, partial: Some((Base::Origin(block), 0b110)) },
             JournalRecord::unmap(volume, 3..u64::MAX),
             JournalRecord::Units { block: target, units: 1 << 63 },
-            JournalRecord::Flushed,
+            JournalRecord::Flushed { until: 70 },
         ]
     }
 
     #[test]
     fn what_is_written_is_read_at_its_place_and_at_no_other() {
         let place = JournalPlace { id: 9, generation: 3, slot: 70 };
-        for record in records() {
-            let bytes = record.encode(place);
+        for (record, beside_flush) in records().into_iter().zip([false, true].into_iter().cycle()) {
+            let bytes = record.encode(place, beside_flush);
             assert_eq!(JournalRecord::decode(&bytes, place), Some(record));
+            assert_eq!(JournalRecord::is_beside_flush(&bytes), beside_flush);
             assert_eq!(JournalRecord::generation(&bytes, 9, 70), Some(3));
             assert_eq!(
                 (JournalRecord::generation(&bytes, 8, 70), JournalRecord::generation(&bytes, 9, 0)),
@@ -279,7 +300,7 @@ mod tests {
         let place = JournalPlace { id: 9, generation: 3, slot: 70 };
         for record in records() {
             for bit in 0..JOURNAL_SLOT_BYTES * 8 {
-                let mut bytes = record.encode(place);
+                let mut bytes = record.encode(place, false);
                 bytes[bit / 8] ^= 1 << (bit % 8);
                 assert_eq!(JournalRecord::decode(&bytes, place), None, "bit {bit}");
             }
@@ -289,11 +310,26 @@ mod tests {
         let header = JournalHeader { in_use: true, ..header };
         assert_eq!(JournalHeader::decode(&header.encode()), Ok(header));
         assert!(JournalHeader::decode(&JournalHeader { slots: 0, ..header }.encode()).is_err());
+        for (version, is_known) in [(0, false), (1, true), (3, false)] {
+            let mut raw: RawHeader = transmute!(header.encode());
+            (raw.version, raw.checksum) = (U32::new(version), U32::ZERO);
+            raw.checksum = U32::new(crc32fast::hash(raw.as_bytes()));
+            assert_eq!(JournalHeader::decode(&transmute!(raw)) == Ok(header), is_known, "version {version}");
+        }
         for bit in 0..JOURNAL_HEADER_BYTES * 8 {
             let mut bytes = header.encode();
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(JournalHeader::decode(&bytes).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_flush_that_does_not_say_how_far_it_reaches_reaches_up_to_its_own_place() {
+        let place = JournalPlace { id: 9, generation: 3, slot: 70 };
+        let bytes = JournalRecord::Flushed { until: 0 }.encode(place, false);
+        assert_eq!(JournalRecord::decode(&bytes, place), Some(JournalRecord::Flushed { until: 70 }));
+        let later = JournalRecord::Flushed { until: 71 }.encode(place, false);
+        assert_eq!(JournalRecord::decode(&later, place), None, "nobody knows what comes");
     }
 
     #[test]

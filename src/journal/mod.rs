@@ -7,9 +7,10 @@
 //!   death of the process does not reach: in the file's page cache, or further.
 //! - Records follow each other without a gap, and each is known as one of this journal, this generation and this slot. The
 //!   first slot without one is the end, torn or not written.
-//! - A flush first makes the data durable that the records name, then adds a record that says so, then makes that durable. After a
-//!   power cut only what stands before such a record counts: of the rest, the operating system may have written a record of its
+//! - A flush first makes the data durable that the records name, then adds a record that says up to which it is, then makes that durable. After a
+//!   power cut only those count: of the rest, the operating system may have written a record of its
 //!   own accord whose data it had not. After the death of the process alone, all count ([`BootId`]).
+//! - One flush at a time. Records may be added beside it; what they say is not of that flush.
 //! - What a flush has made durable shares its page with nothing that is written later.
 //! - While metadata name a journal, its header says that it is in use, and nobody begins another in its place: two pools may have been given
 //!   one device by mistake. It says so no more shortly before the commit that names it no longer.
@@ -48,8 +49,20 @@ pub struct Journal {
     next: u64,
     /// The page that it is in, as far as it is written.
     page: Box<[u8; JOURNAL_PAGE_BYTES]>,
-    /// There are records behind the last flush.
-    has_unflushed: bool,
+    /// The slot behind the last change that is recorded.
+    end: u64,
+    /// Changes before this slot are durable.
+    durable_end: u64,
+    /// A record says that data are durable up to there, and is not durable itself.
+    marked: Option<FlushPoint>,
+}
+
+/// Up to where a flush reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlushPoint {
+    generation: u64,
+    /// The slot behind the last change.
+    end: u64,
 }
 
 /// `Invalid` for a disk that is too small for a journal.
@@ -131,7 +144,9 @@ pub fn begin<M: Disk>(
         generation: 0,
         next: 0,
         page: Box::new([0; JOURNAL_PAGE_BYTES]),
-        has_unflushed: false,
+        end: 0,
+        durable_end: 0,
+        marked: None,
     };
     metadata.set_journal(Some(journal.mark()));
     let flushed = flush_data(data)
@@ -154,7 +169,7 @@ impl Journal {
     /// The superblock that says so is durable.
     pub fn committed(&mut self) {
         self.generation += 1;
-        (self.next, self.has_unflushed) = (0, false);
+        (self.next, self.end, self.durable_end, self.marked) = (0, 0, 0, None);
     }
 
     /// How many there are.
@@ -187,32 +202,65 @@ impl Journal {
         self.disk.name()
     }
 
-    /// Adds a record, for which there is room. After an error nothing more may be added.
-    pub fn append(&mut self, record: JournalRecord) -> io::Result<()> {
+    /// Adds a change, for which there is room. After an error nothing more may be added.
+    pub fn append(&mut self, change: JournalRecord) -> io::Result<()> {
+        self.write(change)?;
+        self.end = self.next;
+        Ok(())
+    }
+
+    fn write(&mut self, record: JournalRecord) -> io::Result<()> {
         assert!(self.next < self.slots(), "who adds a record has looked whether there is room");
         let place = JournalPlace { id: self.header.id, generation: self.generation, slot: self.next };
         let at = (self.next % SLOTS_PER_PAGE) as usize * JOURNAL_SLOT_BYTES;
         if at == 0 {
             self.page.fill(0);
         }
-        self.page[at..at + JOURNAL_SLOT_BYTES].copy_from_slice(&record.encode(place));
+        self.page[at..at + JOURNAL_SLOT_BYTES].copy_from_slice(&record.encode(place, self.marked.is_some()));
         let sector = at / SECTOR_BYTES * SECTOR_BYTES;
         let offset_bytes = page_offset(self.next) + sector as u64;
         self.disk.write_at(offset_bytes, &self.page[sector..sector + SECTOR_BYTES])?;
         self.next += 1;
-        self.has_unflushed = true;
         Ok(())
     }
 
-    /// Makes durable what it holds; the data that it names is, says `_data_first`. After an error nothing more may be added.
-    pub fn flush(&mut self, _data_first: DataFlushed) -> io::Result<()> {
-        if !self.has_unflushed {
-            return Ok(());
+    /// Up to where a flush reaches that begins now; `None`: all there is is durable.
+    pub fn flush_point(&self) -> Option<FlushPoint> {
+        (self.end > self.durable_end).then_some(FlushPoint { generation: self.generation, end: self.end })
+    }
+
+    /// The data is durable, says `_data_first`, that changes up to `point` name: adds a record of that. Answers the disk that is to be flushed
+    /// now, which makes both durable; `None`: a commit has made the journal empty. After an error nothing more may be added.
+    pub fn mark_flush(
+        &mut self,
+        point: FlushPoint,
+        _data_first: DataFlushed,
+    ) -> io::Result<Option<Arc<dyn Disk>>> {
+        if point.generation != self.generation {
+            return Ok(None);
         }
-        self.append(JournalRecord::Flushed)?;
-        self.disk.flush()?;
-        self.has_unflushed = false;
+        assert!(self.marked.is_none(), "one flush at a time");
+        self.write(JournalRecord::Flushed { until: point.end })?;
+        self.marked = Some(point);
         self.next = self.next.next_multiple_of(SLOTS_PER_PAGE).min(self.slots());
+        Ok(Some(self.disk.clone()))
+    }
+
+    /// The disk was flushed after [`Journal::mark_flush`].
+    pub fn flushed(&mut self, point: FlushPoint) {
+        if self.marked == Some(point) {
+            self.marked = None;
+            self.durable_end = point.end;
+        }
+    }
+
+    /// Makes durable what it holds; the data that it names is, says `data_first`. After an error nothing more may be added.
+    pub fn flush(&mut self, data_first: DataFlushed) -> io::Result<()> {
+        let Some(point) = self.flush_point() else { return Ok(()) };
+        if let Some(disk) = self.mark_flush(point, data_first)? {
+            disk.flush()?;
+            self.flushed(point);
+        }
         Ok(())
     }
 
@@ -229,8 +277,26 @@ impl Journal {
     /// after a power cut.
     pub fn distrust(&mut self) {
         self.header.boot = BootId::UNKNOWN;
+        self.distrust_later().carry_out();
+    }
+
+    /// The same for who has no access to the journal when it comes to that, and tells who has.
+    pub fn distrust_later(&self) -> Distrust {
+        Distrust { disk: self.disk.clone(), header: self.header }
+    }
+}
+
+/// See [`Journal::distrust_later`].
+pub struct Distrust {
+    disk: Arc<dyn Disk>,
+    header: JournalHeader,
+}
+
+impl Distrust {
+    /// What was not flushed counts no more.
+    pub fn carry_out(&self) {
         if let Err(error) = distrust(&*self.disk, self.header) {
-            tracing::error!("{}: records whose data may be lost cannot be marked: {error}", self.name());
+            tracing::error!("{}: records whose data may be lost cannot be marked: {error}", self.disk.name());
         }
     }
 }

@@ -134,7 +134,7 @@ fn scan(
     header: JournalHeader,
     only_flushed: bool,
 ) -> Result<Vec<(u64, JournalRecord)>> {
-    let (mut found, mut flushed) = (Vec::new(), 0);
+    let (mut found, mut flushed_until) = (Vec::new(), 0);
     let mut reader = Reader { disk, mark, page: vec![0; JOURNAL_PAGE_BYTES], at_page: None };
     let slots = u64::from(header.slots);
     reader.require_present()?;
@@ -144,15 +144,15 @@ fn scan(
             reader.require_end(slot, slots, only_flushed)?;
             break;
         };
-        if record == JournalRecord::Flushed {
-            flushed = found.len();
-        } else if slot >= mark.from {
-            found.push((slot, record));
+        match record {
+            JournalRecord::Flushed { until } => flushed_until = until,
+            _ if slot >= mark.from => found.push((slot, record)),
+            _ => {}
         }
         slot = after(slot, record);
     }
     if only_flushed {
-        found.truncate(flushed);
+        found.retain(|(slot, _)| *slot < flushed_until);
     }
     Ok(found)
 }
@@ -160,7 +160,7 @@ fn scan(
 /// The slot that is written after this one.
 fn after(slot: u64, record: JournalRecord) -> u64 {
     match record {
-        JournalRecord::Flushed => (slot + 1).next_multiple_of(SLOTS_PER_PAGE),
+        JournalRecord::Flushed { .. } => (slot + 1).next_multiple_of(SLOTS_PER_PAGE),
         _ => slot + 1,
     }
 }
@@ -210,18 +210,25 @@ impl Reader<'_> {
     }
 
     /// There is no record at `end`. Nothing may follow: each was written when those before it were there. After a power cut
-    /// (`is_torn`) any that were not flushed may be missing, but nothing is written after a flush that is not over.
+    /// (`is_torn`) any that were not flushed may be missing. But what follows the record of a flush was written when that was over, if it does not
+    /// say otherwise.
     fn require_end(&mut self, end: u64, slots: u64, is_torn: bool) -> Result<()> {
-        let mut is_behind_flush = !is_torn;
+        let mut is_behind_flush = false;
         for slot in end + 1..slots.min(end + LOOK_AHEAD_SLOTS) {
             let Some(record) = self.record(slot)? else { continue };
-            if is_behind_flush {
+            if !is_torn || (is_behind_flush && !self.is_beside_flush(slot)) {
                 let what = format!("{}: record {end} is damaged, and {slot} is there", self.disk.name());
                 return Err(Error::new(ErrorKind::Corrupt, what));
             }
-            is_behind_flush |= record == JournalRecord::Flushed;
+            is_behind_flush |= matches!(record, JournalRecord::Flushed { .. });
         }
         Ok(())
+    }
+
+    /// Whether the record in a slot that was just read was written beside a flush.
+    fn is_beside_flush(&self, slot: u64) -> bool {
+        let (bytes, _) = self.page.as_chunks::<JOURNAL_SLOT_BYTES>();
+        JournalRecord::is_beside_flush(&bytes[(slot % SLOTS_PER_PAGE) as usize])
     }
 }
 
@@ -234,6 +241,6 @@ fn carry_out<M: Disk>(metadata: &mut Metadata<M>, record: JournalRecord) -> Resu
         }
         JournalRecord::Unmap { volume, blocks: (begin, end) } => metadata.unmap_again(volume, begin..end),
         JournalRecord::Units { block, units } => metadata.add_units_again(block, units),
-        JournalRecord::Flushed => Ok(()),
+        JournalRecord::Flushed { .. } => Ok(()),
     }
 }

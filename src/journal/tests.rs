@@ -455,3 +455,80 @@ fn metadata_that_are_older_than_the_journal_are_found_out() {
     assert!(refused.message().contains("1 commits older"), "{refused}");
     assert_eq!(pool.recover(BOOT).expect("the right ones").1.map(|it| it.records), Some(1));
 }
+
+/// Of so many records, a flush that begins behind the first ten; the others are written while it goes on, ten before its record and ten
+/// after it.
+fn flushed_beside(pool: &Pool) -> (Journal, FlushPoint) {
+    let mut journal = pool.begin(7);
+    (0..10).for_each(|block| journal.append(map(block)).expect("memory"));
+    let point = journal.flush_point().expect("there is something");
+    (10..20).for_each(|block| journal.append(map(block)).expect("memory"));
+    let data_first = flush_data(&pool.data).expect("memory");
+    assert!(journal.mark_flush(point, data_first).expect("memory").is_some());
+    (20..30).for_each(|block| journal.append(map(block)).expect("memory"));
+    (journal, point)
+}
+
+#[test]
+fn what_is_recorded_beside_a_flush_is_not_of_it() {
+    for (boot, blocks) in [(BOOT, 30), (OTHER_BOOT, 10)] {
+        let pool = Pool::new();
+        let (mut journal, point) = flushed_beside(&pool);
+        journal.flushed(point);
+        assert!(journal.flush_point().is_some_and(|next| next != point));
+        let (mut metadata, recovered) = pool.recover(boot).expect("brought in");
+        assert_eq!(recovered, Some(Recovered { records: blocks, after_power_cut: boot != BOOT }));
+        assert_eq!(mapped(&mut metadata), expected(0..blocks));
+    }
+}
+
+#[test]
+fn records_beside_a_flush_do_not_say_that_it_is_over() {
+    for is_over in [false, true] {
+        let pool = Pool::new();
+        let (mut journal, point) = flushed_beside(&pool);
+        if is_over {
+            journal.flushed(point);
+            journal.append(map(30)).expect("memory");
+        }
+        let mut sector = [0; SECTOR_BYTES];
+        let offset = JOURNAL_PAGE_BYTES as u64;
+        pool.journal.read_at(offset, &mut sector).expect("it is there");
+        sector[3 * JOURNAL_SLOT_BYTES] ^= 1;
+        pool.journal.write_at(offset, &sector).expect("memory");
+        let recovered = pool.recover(OTHER_BOOT).map(|(_, recovered)| recovered.expect("a journal").records);
+        let expected = if is_over { Err(ErrorKind::Corrupt) } else { Ok(0) };
+        assert_eq!(
+            recovered.map_err(|error| error.kind()),
+            expected,
+            "the power may have taken it: {is_over}"
+        );
+    }
+}
+
+#[test]
+fn a_commit_beside_a_flush_leaves_nothing_of_it() {
+    let pool = Pool::new();
+    let mut metadata = pool.open();
+    let mut journal =
+        begin(&mut metadata, &pool.data, Arc::new(pool.journal.clone()), 7, BOOT).expect("begun");
+    let commit_all = |metadata: &mut Metadata<MemoryDisk>, journal: &mut Journal| {
+        metadata.set_journal(Some(journal.next_mark()));
+        commit(metadata, flush_data(&pool.data).expect("memory")).expect("committed");
+        journal.committed();
+    };
+    journal.append(map(0)).expect("memory");
+    let point = journal.flush_point().expect("there is something");
+    commit_all(&mut metadata, &mut journal);
+    journal.append(map(1)).expect("memory");
+    let data_first = flush_data(&pool.data).expect("memory");
+    assert!(journal.mark_flush(point, data_first).expect("memory").is_none());
+    // The same with a flush of the journal under way.
+    let point = journal.flush_point().expect("there is something");
+    let data_first = flush_data(&pool.data).expect("memory");
+    assert!(journal.mark_flush(point, data_first).expect("memory").is_some());
+    commit_all(&mut metadata, &mut journal);
+    journal.append(map(2)).expect("memory");
+    journal.flushed(point);
+    assert!(journal.flush_point().is_some(), "what came after the commit was not flushed");
+}

@@ -88,7 +88,7 @@ impl World {
         self.events.iter().any(|(_, event)| match event {
             Event::Read { lane, .. } | Event::Write { lane, .. } | Event::Reply(lane, ..) => *lane == number,
             Event::Ask(Asker::Lane(lane, _), _) => usize::from(lane.0) == number,
-            Event::Ask(Asker::Command(_), _) => false,
+            Event::Ask(Asker::Command(_), _) | Event::FlushEnds(_) => false,
         })
     }
 

@@ -8,6 +8,7 @@ mod clients;
 mod commands;
 mod disk;
 mod disks;
+mod flushes;
 mod habits;
 mod large;
 mod ledger;
@@ -93,6 +94,7 @@ mod tests {
             return; // somebody looks at a few: they need not show everything
         }
         assert!(total.power_cuts > 0 && total.snapshots > 0 && total.no_space > 0 && total.flushes > 0);
+        assert!(total.flushes_beside > 0);
         assert!(total.roll_backs > 0 && total.grown_blocks > 0 && total.origin_reads > 0);
         assert!(
             total.partial_fills > 0 && total.unit_waits > 0 && total.settled > 0 && total.settled_pools > 0

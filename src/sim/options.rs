@@ -171,6 +171,8 @@ pub struct Outcome {
     pub no_space: u64,
     /// Flushes completed.
     pub flushes: u64,
+    /// Flushes begun beside everything else.
+    pub flushes_beside: u64,
     /// Snapshots taken.
     pub snapshots: u64,
     /// Volumes rolled back.
@@ -259,6 +261,7 @@ impl Outcome {
         self.requests += other.requests;
         self.no_space += other.no_space;
         self.flushes += other.flushes;
+        self.flushes_beside += other.flushes_beside;
         self.snapshots += other.snapshots;
         self.roll_backs += other.roll_backs;
         self.grown_blocks += other.grown_blocks;

@@ -328,6 +328,7 @@ impl World {
                     self.deliver(out)?;
                 }
                 Event::Reply(_, op, reply) => self.lanes[0].reply(op, reply, &mut actions),
+                Event::FlushEnds(flush) => self.flush_ends(flush)?,
                 Event::Write { .. } => return Err("a read wrote".to_owned()),
             }
         }

@@ -4,7 +4,7 @@
 use super::world::World;
 use crate::check::{CheckOptions, Verdict, check};
 use crate::disk::MemoryDisk;
-use crate::engine::{Base, Kind, Outbox, Settled};
+use crate::engine::{Base, Kind, Settled};
 use crate::metadata::{Access, Metadata};
 use crate::units::{DataBlock, Mapping, VolumeId};
 use std::collections::{HashMap, HashSet};
@@ -111,9 +111,7 @@ impl World {
             if !self.events.is_empty() {
                 self.happen()?;
             } else if self.settle()? == Settled::Idle && self.events.is_empty() {
-                let mut out = Outbox::default();
-                self.keeper.tick(&mut out);
-                self.deliver(out)?;
+                self.tick()?;
                 is_through = self.settle()? == Settled::Idle && self.events.is_empty();
                 if is_through {
                     break;

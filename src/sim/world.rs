@@ -4,6 +4,7 @@ use super::chance::Chance;
 use super::clients::is_change;
 use super::commands::UnderWay;
 use super::disk::SimDisk;
+use super::flushes::FlushUnderWay;
 use super::habits::{Habits, Wish};
 use super::large::add_large_volume;
 use super::ledger::{Ledger, Promise};
@@ -37,10 +38,25 @@ const STEPS_AFTER_A_FAULT: u64 = 100;
 
 /// Something that will happen.
 pub(super) enum Event {
-    Read { lane: usize, op: OpId, from: Source, offset_bytes: u64, length_bytes: u64, into: Place },
-    Write { lane: usize, op: OpId, offset_bytes: u64, length_bytes: u64, from: Place },
+    Read {
+        lane: usize,
+        op: OpId,
+        from: Source,
+        offset_bytes: u64,
+        length_bytes: u64,
+        into: Place,
+    },
+    Write {
+        lane: usize,
+        op: OpId,
+        offset_bytes: u64,
+        length_bytes: u64,
+        from: Place,
+    },
     Ask(Asker, Ask),
     Reply(usize, OpId, Reply),
+    /// A flush beside everything else comes to its end.
+    FlushEnds(FlushUnderWay),
 }
 
 /// What is read from.
@@ -341,9 +357,7 @@ impl World {
                 self.settle()?;
             }
             6 if self.chance.one_in(20) => {
-                let mut out = Outbox::default();
-                self.keeper.tick(&mut out);
-                self.deliver(out)?;
+                self.tick()?;
             }
             9 if self.chance.one_in(30) => self.count_shared(),
             10 if self.is_partial() && self.in_flight.len() < 12 => self.begin_settling(),
@@ -435,6 +449,7 @@ impl World {
                 self.keeper.handle(asker, ask, &mut out);
                 return self.deliver(out);
             }
+            Event::FlushEnds(flush) => return self.flush_ends(flush),
         };
         self.note(lane, &actions, whose);
         self.act(lane, actions)
@@ -482,12 +497,13 @@ impl World {
         !self.is_off() && !self.has_failed()
     }
 
-    fn add_event(&mut self, event: Event) {
+    pub(super) fn add_event(&mut self, event: Event) {
         let not_before = match event {
             Event::Read { .. } | Event::Write { .. } if self.chance.one_in(4) => {
                 self.now + self.chance.below(SLOW_STEPS)
             }
             Event::Ask(..) if self.chance.one_in(8) => self.now + self.chance.below(SLOW_STEPS / 4),
+            Event::FlushEnds(_) => self.now + self.chance.below(SLOW_STEPS / 4),
             Event::Read { .. } | Event::Write { .. } | Event::Ask(..) | Event::Reply(..) => self.now,
         };
         self.events.push((not_before, event));
@@ -687,6 +703,12 @@ impl World {
     }
 
     pub(super) fn settle(&mut self) -> Result<Settled, String> {
+        if self.chance.one_in(2)
+            && let Some(job) = self.keeper.begin_flush()
+        {
+            self.outcome.flushes_beside += 1;
+            self.flush_begins(job);
+        }
         let mut out = Outbox::default();
         let settled = self.keeper.settle(&mut out);
         // Seldom: much of what was freed is handed out again before its space goes back.

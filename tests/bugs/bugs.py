@@ -27,6 +27,7 @@ AHEAD = "engine/keeper/ahead.rs"
 FREED = "engine/keeper/freed.rs"
 BUDGET = "metadata/budget.rs"
 JOURNAL_KEEPER = "engine/keeper/journal.rs"
+FLUSH = "engine/keeper/flush.rs"
 
 BUGS = {
     "epochs-not-waited-for": (
@@ -94,15 +95,15 @@ BUGS = {
         "a FLUSH flushes data and forgets the mappings",
         [(KEEPER, "            Ask::Flush => self.flushes.push(from),",
           """            Ask::Flush if BUG => {
-                let _ = flush_data(&self.data);
+                let _ = self.flush_data();
                 out.reply(from, Reply::Done)
             }
             Ask::Flush => self.flushes.push(from),""")],
     ),
     "data-not-flushed": (
         "a commit does not flush the data that its mappings name",
-        [(SETTLE, "        let flushed = flush_data(&self.data).map_err",
-          "        let flushed = (if BUG { flush_data(&crate::disk::MemoryDisk::zeroed(4096)) } else { flush_data(&self.data) }).map_err")],
+        [(SETTLE, "        let flushed = self.flush_data().map_err",
+          "        let flushed = (if BUG { crate::disk::flush_data(&crate::disk::MemoryDisk::zeroed(4096)) } else { self.flush_data() }).map_err")],
     ),
     "metadata-not-flushed": (
         "the superblock is written before the blocks it leads to are durable",
@@ -188,7 +189,7 @@ BUGS = {
     ),
     "flush-answered-twice-never": (
         "of several flushes that one commit serves, one gets no answer",
-        [(SETTLE, "                out.replies.extend(self.flushes.drain(..)", "                if BUG && self.flushes.len() > 1 { self.flushes.pop(); }\n                out.replies.extend(self.flushes.drain(..)")],
+        [(SETTLE, "                out.replies.extend(self.take_flushers().map(|asker| (asker, Reply::Done)));\n                out.answers", "                if BUG && self.flushes.len() > 1 { self.flushes.pop(); }\n                out.replies.extend(self.take_flushers().map(|asker| (asker, Reply::Done)));\n                out.answers")],
     ),
     "snapshot-before-pending": (
         "mappings that wait in memory are not in a snapshot",
@@ -561,12 +562,12 @@ BUGS = {
     ),
     "journal-without-data": (
         "a flush makes records durable, and not the data that they name",
-        [(JOURNAL_KEEPER, "        let data_first = match flush_data(&self.data) {",
-          "        let data_first = match if BUG { flush_data(&crate::disk::MemoryDisk::zeroed(0)) } else { flush_data(&self.data) } {")],
+        [(JOURNAL_KEEPER, "        let data_first = match self.flush_data() {",
+          "        let data_first = match if BUG { crate::disk::flush_data(&crate::disk::MemoryDisk::zeroed(0)) } else { self.flush_data() } {")],
     ),
     "journal-not-flushed": (
         "a flush writes that the records count, and does not flush the journal",
-        [(JOURNAL, "        self.disk.flush()?;\n        self.has_unflushed = false;", "        if !BUG { self.disk.flush()?; }\n        self.has_unflushed = false;")],
+        [(JOURNAL, "            disk.flush()?;\n            self.flushed(point);", "            if !BUG { disk.flush()?; }\n            self.flushed(point);")],
     ),
     "unflushed-records-count": (
         "after a power cut all records count, whether their data got to the disk or not",
@@ -583,7 +584,7 @@ BUGS = {
     ),
     "damaged-record-taken-for-the-end": (
         "a record of the journal is damaged, and those that follow it are left out silently",
-        [(REPLAY, "            if is_behind_flush {", "            if !BUG && is_behind_flush {")],
+        [(REPLAY, "            if !is_torn || (is_behind_flush && !self.is_beside_flush(slot)) {", "            if !BUG && (!is_torn || (is_behind_flush && !self.is_beside_flush(slot))) {")],
         "journal::tests::a_record_that_is_damaged_is_no_end_where_others_follow",
     ),
     "replay-leaves-room-for-others": (
@@ -607,7 +608,7 @@ BUGS = {
     ),
     "replayed-from-the-beginning": (
         "a replay that was cut off begins with records that are in the trees",
-        [(REPLAY, "} else if slot >= mark.from {", "} else if BUG || slot >= mark.from {")],
+        [(REPLAY, "            _ if slot >= mark.from =>", "            _ if BUG || slot >= mark.from =>")],
     ),
     "failed-journal-still-named": (
         "the commit that gives a failed journal up names it all the same",
@@ -632,5 +633,43 @@ BUGS = {
     "closed-with-a-journal": (
         "a pool that is closed goes on to name its journal",
         [(COMMANDS, "        self.end_journal();\n        self.commit(out)?;", "        if BUG { self.journal.journal = None; } else { self.end_journal(); }\n        self.commit(out)?;")],
+    ),
+    "flush-reaches-too-far": (
+        "a flush counts records for flushed that came after it had begun to flush the data",
+        [(JOURNAL, "        self.write(JournalRecord::Flushed { until: point.end })?;",
+          "        self.write(JournalRecord::Flushed { until: if BUG { self.next } else { point.end } })?;")],
+    ),
+    "flush-answered-before-its-journal": (
+        "who waits for a flush is answered when the data is durable and the records that name it are not",
+        [(FLUSH, "                self.flush_beside = Some(FlushBeside { askers, point: Some(point) });",
+          """                let askers = if BUG {
+                    out.replies.extend(askers.into_iter().map(|asker| (asker, Reply::Done)));
+                    Vec::new()
+                } else { askers };
+                self.flush_beside = Some(FlushBeside { askers, point: Some(point) });""")],
+    ),
+    "flush-answers-who-came-later": (
+        "the end of a flush answers those too who have asked for one since it began",
+        [(FLUSH, "                    journal.flushed(point);\n                }\n                out.replies.extend(askers",
+          "                    journal.flushed(point);\n                }\n                let later = if BUG { std::mem::take(&mut self.flushes) } else { Vec::new() };\n                out.replies.extend(later.into_iter().chain(askers)")],
+    ),
+    "flush-beside-without-data": (
+        "a flush beside others does not flush the data",
+        [(FLUSH, "            FlushJob::Data(disk, flushes, journal) => {",
+          "            FlushJob::Data(..) if BUG => FlushDone::Data(crate::disk::flush_data(&crate::disk::MemoryDisk::zeroed(0))),\n            FlushJob::Data(disk, flushes, journal) => {")],
+    ),
+    "flush-of-an-older-generation": (
+        "a flush of the journal that a commit has overtaken counts for what was recorded since",
+        [(JOURNAL, "        if self.marked == Some(point) {", "        if BUG || self.marked == Some(point) {")],
+    ),
+    "records-beside-a-flush-not-known": (
+        "records that were written beside a flush are taken for a sign that it was over",
+        [(JOURNAL, "self.marked.is_some())", "!BUG && self.marked.is_some())")],
+        "journal::tests::records_beside_a_flush_do_not_say_that_it_is_over",
+    ),
+    "failed-flush-believed-by-the-next": (
+        "a flush of the data after one that has failed is believed",
+        [("disk/mod.rs", "            *failed = Some((error.kind(), error.to_string()));", "            if !BUG { *failed = Some((error.kind(), error.to_string())); }")],
+        "disk::tests::a_flush_after_one_that_has_failed",
     ),
 }

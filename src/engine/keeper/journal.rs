@@ -6,7 +6,6 @@
 //! It is written before lanes can see what it says, lest one build on that and be acknowledged first.
 
 use super::*;
-use crate::disk::flush_data;
 use crate::engine::command::JournalStatus;
 use crate::journal::{Journal, JournalRecord};
 
@@ -96,7 +95,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     }
 
     /// Without a journal all is durable with a commit, and this one says that there is none any more. `false`: the pool has stopped.
-    fn give_journal_up(&mut self, error: &std::io::Error, out: &mut Outbox) -> bool {
+    pub(super) fn give_journal_up(&mut self, error: &std::io::Error, out: &mut Outbox) -> bool {
         let Some(name) = self.journal.journal.as_ref().map(Journal::name) else { return !self.is_stopped() };
         tracing::error!("{name}: {error}; the pool goes on without a journal until it is opened again");
         self.journal.has_failed = true;
@@ -120,7 +119,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// Makes everything durable that was acknowledged, without a commit: data first, then the records that name it.
     pub(super) fn flush_journal(&mut self, out: &mut Outbox) -> Result<()> {
-        let data_first = match flush_data(&self.data) {
+        let data_first = match self.flush_data() {
             Ok(data_first) => data_first,
             Err(error) => {
                 let (failure, error) = self.data_flush_failed(&error);
@@ -131,7 +130,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let flushed = self.journal.journal.as_mut().map_or(Ok(()), |journal| journal.flush(data_first));
         match flushed {
             Ok(()) => {
-                out.replies.extend(self.flushes.drain(..).map(|asker| (asker, Reply::Done)));
+                out.replies.extend(self.take_flushers().map(|asker| (asker, Reply::Done)));
                 Ok(())
             }
             // The commit answers those who wait.

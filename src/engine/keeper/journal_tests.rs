@@ -2,7 +2,7 @@
 
 use super::tests::{ask, asker, fill, id, settle};
 use super::*;
-use crate::disk::MemoryDisk;
+use crate::disk::{MemoryDisk, flush_data};
 use crate::journal::{BootId, begin, recover};
 use crate::metadata::{Access, Geometry};
 use crate::units::{BlockSize, TransactionId};
@@ -36,10 +36,26 @@ impl Disks {
         Disks { metadata, data, journal: MemoryDisk::zeroed(64 << 10), options }
     }
 
+    /// The same, as they are now.
+    fn copied(&self) -> Disks {
+        let copy = |disk: &MemoryDisk| MemoryDisk::from_bytes(disk.to_bytes());
+        Disks {
+            metadata: copy(&self.metadata),
+            data: copy(&self.data),
+            journal: copy(&self.journal),
+            options: self.options.clone(),
+        }
+    }
+
     /// As a daemon does it: what there is is brought in, and a journal begun.
     fn open(&self, number: u64) -> Result<Keeper<MemoryDisk, MemoryDisk>> {
+        self.open_in(number, BOOT)
+    }
+
+    /// The same in another run of the system.
+    fn open_in(&self, number: u64, boot: BootId) -> Result<Keeper<MemoryDisk, MemoryDisk>> {
         let mut metadata = Metadata::open(self.metadata.clone(), Access::ReadWrite)?;
-        recover(&mut metadata, &self.data, Some(&self.journal), BOOT)?;
+        recover(&mut metadata, &self.data, Some(&self.journal), boot)?;
         let journal = begin(&mut metadata, &self.data, Arc::new(self.journal.clone()), number, BOOT)?;
         let mut keeper = Keeper::new(metadata, self.data.clone(), self.options.clone())?;
         keeper.use_journal(journal);
@@ -119,4 +135,109 @@ fn a_flush_leaves_the_superblock_and_a_full_journal_does_not() {
     keeper.command(9, Command::Close, &mut out);
     assert_eq!(out.answers, [(9, Ok(Answer::Done))]);
     assert_eq!(disks.metadata.to_bytes()[360..512], [0; 152]);
+}
+
+/// Of the blocks 0 to 2, those that are there when the power has gone now.
+fn left_by_a_power_cut(disks: &Disks) -> Vec<u64> {
+    let mut keeper = disks.copied().open_in(2, BootId([2; 16])).unwrap();
+    (0..3).filter(|block| mapped(&mut keeper, *block).is_some()).collect()
+}
+
+#[test]
+fn fills_go_on_beside_a_flush_and_are_not_of_it() {
+    let disks = Disks::new(8);
+    let mut keeper = disks.open(1).unwrap();
+    let mut out = Outbox::default();
+    write(&mut keeper, 0);
+    assert_eq!(ask(&mut keeper, 3, Ask::Flush), []);
+    let data = keeper.begin_flush().expect("somebody waits");
+    write(&mut keeper, 1);
+    assert_eq!(ask(&mut keeper, 4, Ask::Flush), []);
+    assert!(keeper.begin_flush().is_none(), "one at a time");
+    assert_eq!(settle(&mut keeper), []);
+    let journal = keeper.flush_ended(data.run(), &mut out).expect("the journal is left");
+    assert!(matches!(journal, FlushJob::Journal(_)) && out.replies.is_empty());
+    write(&mut keeper, 2);
+    assert!(keeper.flush_ended(journal.run(), &mut out).is_none());
+    assert_eq!(out.replies, [(asker(3), Reply::Done)]);
+    assert_eq!(left_by_a_power_cut(&disks), [0]);
+    assert_eq!(settle(&mut keeper), [(asker(4), Reply::Done)]);
+    assert_eq!(left_by_a_power_cut(&disks), [0, 1, 2]);
+}
+
+#[test]
+fn a_commit_beside_a_flush_answers_who_waits_for_it() {
+    let disks = Disks::new(8);
+    // While the data disk is flushed, and while the journal's is.
+    for flushes_journal in [false, true] {
+        let mut keeper = disks.copied().open(1).unwrap();
+        let mut out = Outbox::default();
+        write(&mut keeper, 0);
+        ask(&mut keeper, 3, Ask::Flush);
+        let mut job = keeper.begin_flush().expect("somebody waits");
+        if flushes_journal {
+            job = keeper.flush_ended(job.run(), &mut out).expect("the journal is left");
+        }
+        keeper.command(7, Command::Commit, &mut out);
+        keeper.settle(&mut out);
+        assert_eq!((out.replies, out.answers), (vec![(asker(3), Reply::Done)], vec![(7, Ok(Answer::Done))]));
+        write(&mut keeper, 1);
+        let mut out = Outbox::default();
+        assert!(keeper.flush_ended(job.run(), &mut out).is_none() && out.replies.is_empty());
+        // What came after the commit is not durable by that.
+        ask(&mut keeper, 4, Ask::Flush);
+        let data = keeper.begin_flush().expect("somebody waits");
+        let journal = keeper.flush_ended(data.run(), &mut out).expect("the journal is left");
+        assert!(keeper.flush_ended(journal.run(), &mut out).is_none());
+        assert_eq!(out.replies, [(asker(4), Reply::Done)]);
+    }
+}
+
+#[test]
+fn who_waits_for_a_flush_is_told_of_a_failure_once() {
+    let failed = || std::io::Error::other("a fault");
+    let begun = || {
+        let mut keeper = Disks::new(8).open(1).unwrap();
+        write(&mut keeper, 0);
+        ask(&mut keeper, 3, Ask::Flush);
+        let data = keeper.begin_flush().expect("somebody waits");
+        (keeper, data)
+    };
+    let told = [(asker(3), Reply::Failed(IoError::Io))];
+    let (mut keeper, _) = begun();
+    let mut out = Outbox::default();
+    assert!(keeper.flush_ended(FlushDone::Data(Err(failed())), &mut out).is_none());
+    assert_eq!(out.replies, told);
+    assert!(matches!(keeper.status().mode, Mode::ReadOnly(_)));
+    // The journal's: the pool goes on without.
+    let (mut keeper, data) = begun();
+    let mut out = Outbox::default();
+    keeper.flush_ended(data.run(), &mut out).expect("the journal is left");
+    assert!(keeper.flush_ended(FlushDone::Journal(Err(failed())), &mut out).is_none());
+    assert_eq!(out.replies, [(asker(3), Reply::Done)]);
+    assert_eq!(keeper.status().journal, crate::engine::JournalStatus::Failed);
+    // The pool has stopped meanwhile.
+    let (mut keeper, data) = begun();
+    let mut out = Outbox::default();
+    let error = Error::new(ErrorKind::Io, "another fault");
+    keeper.stop(Failure::Metadata, error, &mut out);
+    assert_eq!(out.replies, told);
+    assert!(keeper.flush_ended(data.run(), &mut out).is_none());
+    assert_eq!(out.replies, told);
+}
+
+/// Before a commit that nobody waits for: nothing is answered, and nothing is left.
+#[test]
+fn a_flush_ahead_of_a_commit_is_none_that_anybody_waits_for() {
+    let disks = Disks::new(8);
+    let mut keeper = disks.open(1).unwrap();
+    assert!(keeper.begin_flush_ahead().is_none(), "there is nothing to commit");
+    write(&mut keeper, 0);
+    let data = keeper.begin_flush_ahead().expect("a block was mapped");
+    ask(&mut keeper, 3, Ask::Flush);
+    let mut out = Outbox::default();
+    assert!(keeper.flush_ended(data.run(), &mut out).is_none() && out.replies.is_empty());
+    keeper.tick(&mut out);
+    assert_eq!(out.replies, [(asker(3), Reply::Done)]);
+    assert_eq!(left_by_a_power_cut(&disks), [0]);
 }

@@ -14,10 +14,12 @@
 //! - A snapshot is taken when its origin is frozen and every change that began before has finished. The origin thaws
 //!   when the snapshot is durable.
 //! - With a journal, a change is recorded before a lane can see it (`journal`).
+//! - A flush covers what was acknowledged when it was asked for, also if it is done while the keeper answers others (`flush`).
 //! - After a failed flush or metadata change nothing is acknowledged any more that needs either (`stop`).
 
 mod ahead;
 mod commands;
+mod flush;
 mod freed;
 mod journal;
 mod map_memory;
@@ -36,12 +38,14 @@ use super::map_table::{Lookup, page_of};
 use super::origin::Behind;
 use super::request::{Ask, Asker, FillSource, IoError, Reply};
 use super::volume::Volume;
-use crate::disk::{Disk, flush_data};
+use crate::disk::{DataFlushes, Disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::JournalRecord;
 use crate::metadata::{Base, Metadata, Partial, Progress};
 use crate::units::{BlockSize, DataBlock, Mapping, MetaBlock, VirtualBlock, VolumeId};
 use ahead::Ahead;
+use flush::FlushBeside;
+pub use flush::{FlushDone, FlushJob};
 use freed::FreedRanges;
 pub use freed::Pace;
 use journal::JournalWork;
@@ -226,6 +230,9 @@ pub struct Keeper<M: Disk, D: Disk> {
 
     /// Who gets an answer from the next commit, or flush of the journal.
     flushes: Vec<Asker>,
+    /// A flush that is done while others are answered.
+    flush_beside: Option<FlushBeside>,
+    data_flushes: Arc<DataFlushes>,
     committed_answers: Vec<(u64, Answer)>,
     /// Who waits for free blocks.
     space_waiters: SpaceWaiters,
@@ -324,6 +331,8 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             deletions_stalled: false,
             journal: JournalWork::default(),
             flushes: Vec::new(),
+            flush_beside: None,
+            data_flushes: Arc::default(),
             committed_answers: Vec::new(),
             space_waiters: SpaceWaiters::default(),
             starved: None,

@@ -23,7 +23,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if self.is_stopped() {
             return Settled::Idle; // what was begun must not be committed by what comes next
         }
-        let flushes = !self.flushes.is_empty();
+        let flushes = self.is_asked_to_flush();
         let wanted = !self.committed_answers.is_empty()
             || (flushes && !self.can_flush_journal())
             || self.journal.is_large();
@@ -52,7 +52,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     /// Whether somebody waits for a flush, which the next [`Keeper::settle`] does.
     pub fn is_asked_to_flush(&self) -> bool {
-        !self.flushes.is_empty()
+        !self.flushes.is_empty() && !self.is_flushing()
     }
 
     /// Whether something is there to be settled that the last [`Keeper::settle`] may not have seen.
@@ -60,14 +60,19 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         let is_waited_for = !self.space_waiters.is_empty() || !self.freezes.is_empty();
         is_waited_for
             || self.has_many_pending()
+            || self.is_asked_to_flush()
             || self.journal.is_large()
             || self.what_is_left() == Settled::HasWork
     }
 
-    /// Freed blocks become usable with a commit: worth one when somebody waits for space. Not for units that came to partial blocks, which
-    /// come with every other write: bases that those free are had within a second.
+    /// Freed blocks become usable with a commit: worth one when somebody waits for space.
     fn commits_for_space(&self) -> bool {
-        !self.space_waiters.is_empty() && self.metadata.is_dirty()
+        !self.space_waiters.is_empty() && self.may_free_with_a_commit()
+    }
+
+    /// Not by units that come to partial blocks with every other write, and leave them partial.
+    pub(super) fn may_free_with_a_commit(&self) -> bool {
+        self.metadata.is_dirty() || self.partial.table.has_become_whole()
     }
 
     fn has_many_pending(&self) -> bool {
@@ -129,7 +134,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
     pub(super) fn commit(&mut self, out: &mut Outbox) -> Result<()> {
         // First: the bytes of these units have been written, and the flush makes them durable. Of those that come now, it need not.
         let units = self.partial.table.take_dirty();
-        let flushed = flush_data(&self.data).map_err(|error| self.data_flush_failed(&error));
+        let flushed = self.flush_data().map_err(|error| self.data_flush_failed(&error));
         let empties = self.journal.has_records();
         let freed = flushed.and_then(|data_first| {
             // Before anything is written: a file that was cut off would become as long as before, with a hole in it.
@@ -149,7 +154,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
                     freed.iter().for_each(|range| self.partial.table.freed(range.clone()));
                     self.limbo.push_back((self.epochs.retire(), freed));
                 }
-                out.replies.extend(self.flushes.drain(..).map(|asker| (asker, Reply::Done)));
+                out.replies.extend(self.take_flushers().map(|asker| (asker, Reply::Done)));
                 out.answers
                     .extend(self.committed_answers.drain(..).map(|(number, answer)| (number, Ok(answer))));
                 Ok(())

@@ -208,8 +208,9 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     fn tell_who_waits(&mut self, out: &mut Outbox) {
         let stopped = self.refusal().expect("the pool has just stopped");
+        let flushers = self.take_flushers();
         let mut tell = |asker: Asker| out.fail(asker, IoError::Io, &stopped);
-        self.flushes.drain(..).for_each(&mut tell);
+        flushers.for_each(&mut tell);
         self.space_waiters.take_all().for_each(&mut tell);
         self.partial.take_waiting().for_each(&mut tell);
         self.thaws.drain(..).for_each(|(_, asker)| tell(asker));

@@ -3,7 +3,7 @@
 use super::super::command::{Behaviour, Settling};
 use super::super::epochs::Presence;
 use super::*;
-use crate::disk::MemoryDisk;
+use crate::disk::{MemoryDisk, flush_data};
 use crate::engine::{LaneId, OpId, Origin};
 use crate::metadata::Geometry;
 use crate::units::{BlockSize, TransactionId};
