@@ -53,12 +53,18 @@ impl Service {
     pub(super) fn settle_partial(&self, request: SettlePool) -> Result<PoolSettled> {
         let deadline = Instant::now().checked_add(Duration::from_secs(request.seconds));
         let before = self.pool_status()?.partial_blocks;
-        let settled = self.settle_until(deadline).and_then(|end| match end {
-            End::Stuck(..) if self.reopen_origins()? => self.settle_until(deadline),
+        let mut has_begun = false;
+        let settled = self.settle_until(deadline, &mut has_begun).and_then(|end| match end {
+            // Also where something else fails: that one is found first says nothing of the others.
+            End::Stuck(..) | End::Failing(_) if self.reopen_origins()? => {
+                self.settle_until(deadline, &mut has_begun)
+            }
             end => Ok(end),
         });
-        self.executor.run(Command::Settle(false))?;
-        let (left, why) = match settled? {
+        let taken_back = if has_begun { self.executor.run(Command::Settle(false)).map(drop) } else { Ok(()) };
+        let end = settled?;
+        taken_back?;
+        let (left, why) = match end {
             End::Left(left) => (left, None),
             End::Stuck(left, volume) => (left, Some(self.why_stuck(volume))),
             End::Failing(left) => (left, Some(why_failing())),
@@ -67,7 +73,8 @@ impl Service {
         Ok(PoolSettled { schema: SCHEMA.to_owned(), before, left, problem, hint })
     }
 
-    fn settle_until(&self, deadline: Option<Instant>) -> Result<End> {
+    /// `has_begun`: the keeper was asked to, which is to be taken back.
+    fn settle_until(&self, deadline: Option<Instant>, has_begun: &mut bool) -> Result<End> {
         let mut how = Settling::GetsOn;
         loop {
             let left = self.pool_status()?.partial_blocks;
@@ -79,6 +86,7 @@ impl Service {
             if left == 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(End::Left(left));
             }
+            *has_begun = true;
             if let Answer::Settling(now) = self.executor.run(Command::Settle(true))? {
                 how = now;
             }

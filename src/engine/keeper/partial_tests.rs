@@ -142,6 +142,7 @@ fn what_cannot_be_read_or_written_is_told_from_what_lacks_an_origin() {
 #[test]
 fn who_waits_for_space_has_no_commit_made_for_every_write_of_others() {
     let mut keeper = pool(2, 8 << 20, u64::MAX);
+    keeper.when_full = WhenFull::Queue(60);
     let target = write(&mut keeper, 0).expect("a small write");
     write(&mut keeper, 1);
     keeper.tick(&mut Outbox::default());
@@ -152,11 +153,35 @@ fn who_waits_for_space_has_no_commit_made_for_every_write_of_others() {
     for unit in 1..9 {
         keeper.partial.table.claim(target, 1 << unit);
         keeper.partial.table.put(target, 1 << unit);
-        assert_eq!(settle(&mut keeper), [], "what others do may bring some");
+        assert_eq!(settle(&mut keeper), []);
     }
     assert_eq!(keeper.commits, before);
     let mut out = Outbox::default();
     keeper.tick(&mut out);
     keeper.settle(&mut out);
     assert_eq!((keeper.commits, &out.replies[..]), (before + 1, &[(waiter, Reply::Again)][..]));
+}
+
+#[test]
+fn who_does_not_wait_is_refused_although_others_write_and_served_when_a_block_has_become_whole() {
+    let mut keeper = pool(2, 8 << 20, u64::MAX);
+    keeper.when_full = WhenFull::Error;
+    let target = write(&mut keeper, 0).expect("a small write");
+    write(&mut keeper, 1);
+    keeper.tick(&mut Outbox::default());
+    let waiter = asker(7);
+    let units = |units| {
+        move |keeper: &mut Tested| {
+            keeper.partial.table.claim(target, units);
+            keeper.partial.table.put(target, units);
+            assert_eq!(ask(keeper, 7, Ask::Fill(id(0), VirtualBlock(2))), [(waiter, Reply::NoSpaceNow)]);
+            assert_eq!(ask(keeper, 7, Ask::AwaitSpace(id(0))), []);
+        }
+    };
+    units(0b10)(&mut keeper);
+    assert_eq!(settle(&mut keeper), [(waiter, Reply::Failed(IoError::NoSpace))]);
+    let before = keeper.commits;
+    units((1 << 16) - 4)(&mut keeper);
+    assert_eq!(settle(&mut keeper), [(waiter, Reply::Again)], "its base may be free now");
+    assert_eq!(keeper.commits, before + 1);
 }

@@ -84,7 +84,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
         if self.space_waiters.is_empty() {
             return;
         }
-        let on_its_way = self.is_dirty()
+        let on_its_way = self.may_free_with_a_commit()
             || !self.limbo.is_empty()
             || !self.unmaps.is_empty()
             || self.gets_on_deleting()
