@@ -308,7 +308,12 @@ fn a_journal_on_a_device_is_linked_and_looked_at_first() {
         refused(path, &["--force"], 5, "belongs to the pool");
         refused("file", &["--metadata", path], 5, "belongs to the pool");
     }
-    place.fails(&["pool", "create", POOL, "--data", "./other/data"], 5, "belongs to the pool").hint();
+    // Its own data, and data that it has by a link.
+    sparse("disk", 64 << 20);
+    place.ok(&["pool", "create", "./linked", "--data", "./disk"]);
+    for data in ["./other/data", "./linked/data"] {
+        place.fails(&["pool", "create", POOL, "--data", data], 5, "belongs to the pool").hint();
+    }
 
     place.ok(&create("./j", &["--metadata", "./m"]).split(' ').collect::<Vec<_>>());
     assert_eq!(fs::read_link(place.path("p/journal")).expect("a link"), place.path("j"));

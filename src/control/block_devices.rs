@@ -434,7 +434,9 @@ impl Exported {
 
 impl Drop for Exported {
     fn drop(&mut self) {
-        remove_link(self.link.take());
+        // In its place may be another pool's: directories are moved.
+        let is_ours = |link: &PathBuf| fs::read_link(link).is_ok_and(|to| to == self.device.path());
+        remove_link(self.link.take().filter(is_ours));
         // What is still there, because it does not end, is to be found by the next daemon.
         let noted = self.noted.take().filter(|_| self.is_gone || self.device.has_ended());
         if let Some((noted, mark)) = noted {

@@ -147,7 +147,6 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
     ready();
     tell_supervisor(sd_notify::NotifyState::Ready);
     let asked_by = wait_for_the_end(&mut signals, &mut close_requests).await;
-    watcher.abort();
     tell_supervisor(sd_notify::NotifyState::Stopping);
     let (closing, settle_seconds) = (service.clone(), options.settle_seconds);
     let hands_over = asked_by.as_ref().is_some_and(|asker| asker.how.hand_over);
@@ -155,6 +154,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         let mut server = server;
         if hands_over {
             // Who waits for space goes on waiting with the next daemon.
+            watcher.abort();
             let has_let_go = closing.end_devices(End::LetGo);
             let _ = closing.let_nobody_wait();
             server.stop();
@@ -164,6 +164,7 @@ async fn run(pool: &PoolRef, options: &ServeOptions, ready: impl FnOnce()) -> Re
         }
         // Most of it while clients are served: they need not miss their volumes for so long.
         let left_seconds = closing.settle_before_the_end(settle_seconds);
+        watcher.abort(); // until now clients could be in need of a hook
         // Who waits for space would wait for ever. A pool that has failed has nobody who does.
         let _ = closing.let_nobody_wait();
         closing.end_devices(End::TakeAway);

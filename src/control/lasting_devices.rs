@@ -14,7 +14,7 @@
 use super::catalog::Catalog;
 use super::pool_dir::PoolDir;
 use super::reconcile::{Note, NoteKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::ublk::{BLOCK_DEVICE, Mark, Options};
 use crate::units::VolumeId;
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,7 @@ struct Content {
 /// The file of a pool. Whoever changes it has the pool's lock.
 pub struct LastingDevices {
     path: PathBuf,
+    metadata: PathBuf,
     /// Of the pool's metadata.
     identity: (u64, u64),
     records: Mutex<Vec<Record>>,
@@ -115,8 +116,8 @@ pub struct LastingDevices {
 impl LastingDevices {
     /// What the file says of this pool in this run of the operating system: nothing, if it is of another one, or cannot be read (that is logged).
     pub fn of(dir: &PoolDir) -> LastingDevices {
-        let path = dir.devices();
-        let identity = fs::metadata(dir.metadata()).map_or((0, 0), |found| identity(&found));
+        let (path, metadata) = (dir.devices(), dir.metadata());
+        let identity = identity_of(&metadata);
         let records = load(&path, identity).unwrap_or_else(|what| {
             tracing::warn!(
                 "{}: {what}; block devices that a killed daemon may have left are not known",
@@ -124,7 +125,7 @@ impl LastingDevices {
             );
             Vec::new()
         });
-        LastingDevices { path, identity, records: Mutex::new(records) }
+        LastingDevices { path, metadata, identity, records: Mutex::new(records) }
     }
 
     /// The pool is open, and what the journal `brought_in` held is in its metadata, all of it. `None`: there was none, or not all
@@ -177,6 +178,7 @@ impl LastingDevices {
         let mut changed = records.clone();
         change(&mut changed);
         if changed != *records || (changed.is_empty() && self.path.exists()) {
+            self.require_directory()?;
             save(&self.path, self.identity, &changed).map_err(|source| {
                 Error::io(format!("writing {}", self.path.display()), &source)
                     .hint("see to room and permissions there")
@@ -186,13 +188,24 @@ impl LastingDevices {
         Ok(())
     }
 
+    /// `WrongState` if the pool's directory has been moved away: what is in its place may be another pool, with devices of its own.
+    fn require_directory(&self) -> Result<()> {
+        if identity_of(&self.metadata) == self.identity {
+            return Ok(());
+        }
+        let message = format!("{} is not what this daemon has opened", self.metadata.display());
+        Err(Error::new(ErrorKind::WrongState, message)
+            .hint("the pool's directory was moved while it was served: move it back, or end the daemon and serve the pool where it is now"))
+    }
+
     fn records(&self) -> MutexGuard<'_, Vec<Record>> {
         self.records.lock().expect("nobody panics while holding the records")
     }
 }
 
-/// By what metadata are known from a copy of them.
-fn identity(found: &fs::Metadata) -> (u64, u64) {
+/// By what metadata are known from a copy of them; zeros if they are not there.
+fn identity_of(metadata: &Path) -> (u64, u64) {
+    let Ok(found) = fs::metadata(metadata) else { return (0, 0) };
     if found.file_type().is_block_device() { (0, found.rdev()) } else { (found.dev(), found.ino()) }
 }
 
@@ -340,6 +353,22 @@ mod tests {
             fs::copy(of(&dir), of(&other)).expect("copied");
         }
         assert!(LastingDevices::of(&other).all().is_empty());
+    }
+
+    #[test]
+    fn a_daemon_whose_directory_was_moved_leaves_alone_what_is_in_its_place() {
+        let (_folder, dir) = place();
+        fs::write(dir.metadata(), "").expect("written");
+        let moved = LastingDevices::of(&dir);
+        moved.put(record(3, 5)).expect("written");
+        for of in [PoolDir::metadata, PoolDir::devices] {
+            fs::rename(of(&dir), of(&dir).with_extension("moved")).expect("renamed");
+        }
+        fs::write(dir.metadata(), "another").expect("written");
+        LastingDevices::of(&dir).put(record(4, 6)).expect("written");
+        assert_eq!(moved.put(record(5, 5)).expect_err("refused").kind(), ErrorKind::WrongState);
+        moved.forget(3, 513);
+        assert_eq!(kept(&LastingDevices::of(&dir)), [(4, Kept::Journal(6))]);
     }
 
     #[test]

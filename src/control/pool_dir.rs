@@ -71,10 +71,15 @@ impl PoolDir {
 
     /// The directory of the pool that this file belongs to, if it lies in one.
     pub(super) fn around(file: &Path) -> Option<PathBuf> {
-        let file = file.canonicalize().ok()?;
-        let dir = PoolDir { path: file.parent()?.to_owned(), shown: String::new() };
-        let is_part = [dir.metadata(), dir.data(), dir.journal()].contains(&file);
-        (is_part && dir.catalog().exists()).then_some(dir.path)
+        // It, and what it leads to: a pool's parts may be links.
+        let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let by_name = parent.canonicalize().ok();
+        let by_name = by_name.zip(file.file_name()).map(|(parent, name)| parent.join(name));
+        [by_name, file.canonicalize().ok()].into_iter().flatten().find_map(|file| {
+            let dir = PoolDir { path: file.parent()?.to_owned(), shown: String::new() };
+            let is_part = [dir.metadata(), dir.data(), dir.journal()].contains(&file);
+            (is_part && dir.catalog().exists()).then_some(dir.path)
+        })
     }
 
     /// The metadata's place.
