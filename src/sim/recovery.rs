@@ -120,7 +120,7 @@ impl World {
     }
 
     /// Opens the pool, and reads all the map. A disk that fails on the way is tried again, and so is a power cut or the death of
-    /// the process in the middle of it: nothing may be lost by that. Whether the data disk has done all that it was told.
+    /// the process in the middle of it: nothing may be lost by that. Whether the data disk has done all that it was told, and the journal kept what it held.
     fn recover(&mut self) -> Result<bool, String> {
         let read = |world: &mut Self| {
             world.reopen()?;
@@ -139,18 +139,20 @@ impl World {
             recovered = read(self);
         }
         self.disks().for_each(SimDisk::keep_power);
-        let mut faults = self.data_disk.faults();
+        let mut is_sound = self.data_disk.faults() == 0;
         for _ in 0..OPENINGS_LIMIT {
             if recovered.is_ok() || !self.has_failed_disk() {
                 break;
             }
             self.outcome.cut_openings += u64::from(self.journal_disk.is_some());
             self.begin_again();
+            // Where the journal says that it is over, a flush has failed, and what it held is not brought in: records that nobody had flushed are gone.
+            is_sound &= !self.journal_disk.as_ref().is_some_and(SimDisk::has_doomed);
             self.disks().for_each(SimDisk::forget_failure);
             recovered = read(self);
-            faults += self.data_disk.faults();
+            is_sound &= self.data_disk.faults() == 0;
         }
-        recovered.map(|()| faults == 0)
+        recovered.map(|()| is_sound)
     }
 
     /// Something will go wrong while the pool is opened, perhaps.
