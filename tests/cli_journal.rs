@@ -131,7 +131,20 @@ fn commands_bring_the_journal_in_and_onlookers_say_that_there_is_one() {
     daemon.kill();
     assert!(place.notes().contains("its journal may hold changes"), "{}", place.notes());
     assert_eq!(state(&place), "pending");
+    assert!(place.ok(&["pool", "status", POOL]).contains("not closed, and not served"));
+    // It is not there, and another file is in its place: nobody can serve it so.
+    let (journal, elsewhere) = (place.path("p/journal"), place.path("elsewhere"));
+    fs::rename(&journal, &elsewhere).expect("moved");
+    for says in ["is missing", "is not the one that holds its changes"] {
+        let status = place.json(&["pool", "status", POOL]);
+        assert_eq!((&status["journal"]["state"], &status["health"]), (&"missing".into(), &"critical".into()));
+        assert!(place.notes().contains(says), "{}", place.notes());
+        fs::write(&journal, vec![7; 1 << 20]).expect("written");
+    }
+    fs::rename(&elsewhere, &journal).expect("moved back");
+    assert_eq!(state(&place), "pending");
     place.ok(&["volume", "create", "./p/w", "--size", "1M"]);
+    assert!(place.ok(&["pool", "status", POOL]).contains("when served"));
     assert_eq!(our_bytes(&place), vec![0; 152]);
     assert!(!place.notes().contains("journal"));
     let _daemon = place.serve(&[]);

@@ -10,11 +10,13 @@ use super::{change, dm, docker, look, print, print_json, refuse_table_options, s
 use crate::control::api::{GrowPool, Health, PoolInfo, SCHEMA, SetPool, VolumeList};
 use crate::control::client::Client;
 use crate::control::create::{self, CreatePool};
+use crate::control::journal::JournalState;
 use crate::control::name::{PoolRef, base_directory};
 use crate::control::options::PoolOptions;
 use crate::control::pool_dir::PoolDir;
 use crate::control::settle::SettlePool;
 use crate::disk::OpenMode;
+use crate::engine::JournalMode;
 use crate::error::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -333,11 +335,7 @@ const COLUMNS: &[Column<PoolInfo>] = &[
         by_default: true,
         cell: |pool| Cell::Text(small_writes_word(pool.small_writes).to_owned()),
     },
-    Column {
-        name: "journal",
-        by_default: true,
-        cell: |pool| Cell::Text(pool.journal.state.word().to_owned()),
-    },
+    Column { name: "journal", by_default: true, cell: |pool| Cell::Text(journal(pool).to_owned()) },
     Column { name: "journal_used", by_default: false, cell: |pool| Cell::Bytes(pool.journal.used_bytes) },
     Column { name: "metadata_path", by_default: false, cell: |pool| shown(pool.places.metadata.as_ref()) },
     Column { name: "data_path", by_default: false, cell: |pool| shown(pool.places.data.as_ref()) },
@@ -365,9 +363,18 @@ const COLUMNS: &[Column<PoolInfo>] = &[
 
 fn state(pool: &PoolInfo) -> String {
     pool.served_by.as_ref().map_or_else(
-        || "closed".to_owned(),
+        || match pool.journal.state {
+            JournalState::Pending | JournalState::Missing => "not closed, and not served".to_owned(),
+            JournalState::None | JournalState::On | JournalState::Failed => "closed".to_owned(),
+        },
         |daemon| format!("served by process {} since {}", daemon.pid, daemon.since),
     )
+}
+
+/// A closed pool has none, and those that are made here have one while they are served.
+fn journal(pool: &PoolInfo) -> &'static str {
+    let comes = pool.served_by.is_none() && pool.options.journal == JournalMode::File;
+    if comes && pool.journal.state == JournalState::None { "when served" } else { pool.journal.state.word() }
 }
 
 fn shown(path: Option<&PathBuf>) -> Cell {

@@ -167,7 +167,8 @@ impl PoolInfo {
             Mode::Ro | Mode::OutOfDataSpace | Mode::Fail => false,
         };
         // A pool that nobody serves has no mode that says so.
-        if !works || self.data.free_bytes == 0 || self.metadata.has_none() {
+        let cannot_be_served = self.journal.state == JournalState::Missing;
+        if !works || cannot_be_served || self.data.free_bytes == 0 || self.metadata.has_none() {
             return Health::Critical;
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);

@@ -1,5 +1,6 @@
 //! A pool without a daemon: opened by the command that needs it, for as long as that takes.
 
+use super::journal;
 use super::name::PoolRef;
 use super::open::{OpenPool, open};
 use super::options::PoolOptions;
@@ -22,7 +23,12 @@ pub fn open_to_look(pool: &PoolRef) -> Result<Service> {
     let dir = PoolDir::of(pool);
     let OpenPool { path, metadata, data: _, catalog, notes, lasting_devices } = open(&dir, Access::ReadOnly)?;
     let (deleting, options) = (catalog.deleting.clone(), catalog.options);
-    let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting, options });
+    let journal = match metadata.journal().map(|mark| journal::why_lost(&dir, mark.id)) {
+        None => JournalStatus::Off,
+        Some(None) => JournalStatus::Pending,
+        Some(Some(_)) => JournalStatus::Missing,
+    };
+    let executor = Box::new(Onlooker { metadata: Mutex::new(metadata), deleting, options, journal });
     let service = Service::new(Parts { path, executor, store: Box::new(dir.catalog()), catalog, notes });
     service.remember_devices(Arc::new(lasting_devices));
     Ok(service)
@@ -97,6 +103,7 @@ struct Onlooker {
     metadata: Mutex<Metadata<FileDisk>>,
     deleting: BTreeSet<VolumeId>,
     options: PoolOptions,
+    journal: JournalStatus,
 }
 
 impl Executor for Onlooker {
@@ -158,7 +165,7 @@ impl Onlooker {
             deleting,
             counts: 1,
             map_bytes: 0,
-            journal: metadata.journal().map_or(JournalStatus::Off, |_| JournalStatus::Pending),
+            journal: self.journal,
         })
     }
 

@@ -15,7 +15,6 @@ use super::reconcile::{NoteKind, Reconciled};
 use crate::check::{CheckOptions, MendOptions, Verdict, check, check_and_mend};
 use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::Found;
 use crate::metadata::{Access, Metadata};
 use serde::Serialize;
 use std::os::unix::fs::FileTypeExt;
@@ -281,30 +280,22 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
 
 /// Whether the journal is where it is needed: that of this number, or a place for one.
 fn examine_journal(dir: &PoolDir, needed: Option<u64>) -> Option<Finding> {
-    let found = super::journal::look(dir);
     let problem = |what: String| Finding::new("journal", Severity::Problem, what);
     let Some(id) = needed else {
-        let error = found.err()?;
+        let error = super::journal::look(dir).err()?;
         let hint =
             "attach it; or remove the link `journal` in the pool's directory, to have a file in its place";
         return Some(problem(error.message().to_owned()).hint(hint));
     };
-    let what = match found {
-        Ok(Some(Found::Journal { id: found, .. })) if found == id => {
-            let what = "it was not closed: changes since the last commit are in its journal";
-            return Some(Finding::new("journal", Severity::Note, what).mend(Mend::Open));
-        }
-        Ok(Some(_)) => "it was not closed, and `journal` is not the one that holds its changes".to_owned(),
-        Ok(None) => "it was not closed, and its journal, which holds changes, is missing".to_owned(),
-        Err(error) => format!(
-            "it was not closed, and its journal, which holds changes, cannot be read: {}",
-            error.message()
-        ),
+    let Some(why) = super::journal::why_lost(dir, id) else {
+        let what = "it was not closed: changes since the last commit are in its journal";
+        return Some(Finding::new("journal", Severity::Note, what).mend(Mend::Open));
     };
-    Some(problem(what).hint(
+    Some(problem(format!("it was not closed, and {why}")).hint(format!(
         "put the right file `journal`, or the link to the right device, into the pool's directory; if it is gone for good, `uthin-fsck check \
-         --forget-journal` goes on without what was written since the last commit",
-    ))
+         --forget-journal {}` goes on without what was written since the last commit",
+        dir.metadata().display()
+    )))
 }
 
 /// Whether it can be opened at all.

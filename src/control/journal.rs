@@ -39,6 +39,8 @@ pub enum JournalState {
     On,
     /// The pool is not served and was not closed: it holds changes that are not shown.
     Pending,
+    /// The pool is not served and was not closed, and what holds its last changes is not there or cannot be read: it cannot be served.
+    Missing,
     /// It could not be written, and there is none until the pool is served again.
     Failed,
 }
@@ -60,6 +62,7 @@ impl From<JournalStatus> for JournalInfo {
         match status {
             JournalStatus::Off => JournalInfo::default(),
             JournalStatus::Pending => JournalInfo { state: JournalState::Pending, ..JournalInfo::default() },
+            JournalStatus::Missing => JournalInfo { state: JournalState::Missing, ..JournalInfo::default() },
             JournalStatus::Failed => JournalInfo { state: JournalState::Failed, ..JournalInfo::default() },
             JournalStatus::On { used_bytes, total_bytes } => {
                 JournalInfo { state: JournalState::On, used_bytes, total_bytes }
@@ -75,6 +78,7 @@ impl JournalState {
             JournalState::None => "none",
             JournalState::On => "on",
             JournalState::Pending => "pending",
+            JournalState::Missing => "missing",
             JournalState::Failed => "failed",
         }
     }
@@ -161,9 +165,22 @@ pub(super) fn recover(
 }
 
 /// What somebody has to know who only looks at a pool whose journal was not brought in.
-pub(super) fn not_brought_in() -> Note {
-    let text = "the pool was not closed: its journal may hold changes that are not shown here, until it is served or changed";
-    Note { kind: NoteKind::Journal, text: text.to_owned() }
+pub(super) fn not_brought_in(dir: &PoolDir, id: u64) -> Note {
+    let text = match why_lost(dir, id) {
+        None => "the pool was not closed: its journal may hold changes that are not shown here, until it is served or changed".to_owned(),
+        Some(why) => format!("the pool was not closed, and {why}: it cannot be served (`uthin pool doctor {}` says what to do)", dir.shown()),
+    };
+    Note { kind: NoteKind::Journal, text }
+}
+
+/// Why what the journal of this number holds cannot be brought in, as far as a look at it tells: the rest of a sentence.
+pub(super) fn why_lost(dir: &PoolDir, id: u64) -> Option<String> {
+    match look(dir) {
+        Ok(Some(Found::Journal { id: found, .. })) if found == id => None,
+        Ok(Some(_)) => Some("`journal` is not the one that holds its changes".to_owned()),
+        Ok(None) => Some("its journal, which holds changes, is missing".to_owned()),
+        Err(error) => Some(format!("its journal, which holds changes, cannot be read: {}", error.message())),
+    }
 }
 
 /// Nobody can bring in what is not there.

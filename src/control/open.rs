@@ -91,7 +91,9 @@ fn open_by(
             lasting_devices.judge(brought_in.whole);
             brought_in.note
         }
-        OpenMode::ReadOnly | OpenMode::ReadBeside => metadata.journal().map(|_| journal::not_brought_in()),
+        OpenMode::ReadOnly | OpenMode::ReadBeside => {
+            metadata.journal().map(|mark| journal::not_brought_in(dir, mark.id))
+        }
     };
     let (loaded, Reconciled { catalog, mut notes, lost, keep_copy }) = compare(dir, &mut metadata)?;
     notes.extend(journal_note);

@@ -314,6 +314,8 @@ pub enum JournalStatus {
     },
     /// The pool was not closed, and what its journal holds is not brought in yet.
     Pending,
+    /// The pool was not closed, and its journal is not where it should be.
+    Missing,
     /// None any more: it could not be written.
     Failed,
 }
