@@ -532,3 +532,20 @@ fn a_commit_beside_a_flush_leaves_nothing_of_it() {
     journal.flushed(point);
     assert!(journal.flush_point().is_some(), "what came after the commit was not flushed");
 }
+
+#[test]
+fn records_count_no_more_once_the_data_that_they_name_could_not_be_flushed() {
+    let pool = Pool::new();
+    let mut journal = pool.begin(7);
+    (0..2).for_each(|block| journal.append(map(block)).expect("memory"));
+    pool.flush(&mut journal);
+    (2..4).for_each(|block| journal.append(map(block)).expect("memory"));
+    let data = crate::sim::SimDisk::new("data", 4096, 1);
+    data.fail_after(0, None);
+    let refused =
+        recover(&mut pool.open(), &data, Some(&pool.journal), BOOT).expect_err("nothing is certain");
+    assert_eq!(refused.kind(), ErrorKind::Io);
+    let (mut metadata, recovered) = pool.recover(BOOT).expect("brought in");
+    assert_eq!(recovered, Some(Recovered { records: 2, after_power_cut: true }));
+    assert_eq!(mapped(&mut metadata), expected(0..2));
+}
