@@ -170,7 +170,9 @@ impl Onlooker {
     }
 
     fn volumes(&self, metadata: &mut Metadata<FileDisk>) -> Result<Vec<VolumeInfo>> {
-        let all = metadata.volumes()?.into_iter().filter(|(id, _)| !self.deleting.contains(id));
+        let all = metadata.volumes()?;
+        metadata.look_up_highest(all.iter().map(|(id, _)| *id));
+        let all = all.into_iter().filter(|(id, _)| !self.deleting.contains(id));
         let counted = count_all(metadata).unwrap_or_else(|error| {
             tracing::warn!("what volumes share cannot be counted: {error}");
             BTreeMap::new()

@@ -132,6 +132,7 @@ pub(super) fn compare(
         .map(|(id, details)| FoundVolume { id, created: details.transaction_id })
         .collect();
     let (metadata_id, block_size) = (metadata.transaction_id(), metadata.geometry().block_size);
+    metadata.look_up_highest(found.iter().map(|volume| volume.id));
     let known = loaded.as_ref().map(|loaded| loaded.catalog.clone());
     let reconciled = reconcile(known, metadata_id, &found, block_size, &mut |id| {
         metadata.highest_mapped(id).map_err(named)

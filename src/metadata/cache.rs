@@ -7,6 +7,7 @@
 //!
 //! Left to others: which block numbers are free ([`super::meta_map`]).
 
+use super::ahead;
 use crate::checksum::BlockKind;
 use crate::disk::{AlignedBuffer, Disk};
 use crate::error::{Error, Result};
@@ -138,14 +139,32 @@ impl Cache {
             .map_err(|error| {
                 Error::io(format_args!("cannot read metadata block {number} of {}", disk.name()), &error)
             })
-            .and_then(|()| block.verify(number, kind))
-            .and_then(|()| if kind == BlockKind::Node { require_sound_node(block, number) } else { Ok(()) });
+            .and_then(|()| verify(block, number, kind));
         if let Err(error) = read {
             self.free_slots.push(slot as u32);
             return Err(error);
         }
         self.occupy(slot, number, kind, State::Clean);
         Ok(slot)
+    }
+
+    /// Reads blocks that will be asked for, as many at a time as half of the budget holds: those behind are left to who asks for them, and so is
+    /// whatever cannot be read or is damaged.
+    pub fn read_ahead(&mut self, disk: &impl Disk, numbers: &[MetaBlock], kind: BlockKind) {
+        let is_wanted =
+            |number: &&MetaBlock| number.0 < self.places.len() as u64 && self.find(**number).is_none();
+        let mut wanted: Vec<_> = numbers.iter().filter(is_wanted).copied().collect();
+        wanted.truncate(self.clean_limit / 2);
+        wanted.sort_unstable();
+        wanted.dedup();
+        for (number, block) in ahead::read(disk, &wanted, kind) {
+            while self.clean >= self.clean_limit {
+                self.evict_one();
+            }
+            let slot = self.take_slot();
+            *self.block_mut(slot) = *block;
+            self.occupy(slot, number, kind, State::Clean);
+        }
     }
 
     /// A dirty block to be changed. That it is one is for the caller to know.
@@ -317,7 +336,13 @@ fn limit_of(clean_bytes: usize) -> usize {
     (clean_bytes / META_BLOCK_BYTES).max(LEAST_CLEAN_BLOCKS)
 }
 
-/// What is asked of any node once, when it is read: a header in order, the capacity that we write too, ascending keys.
+/// What is asked of a block when it is read.
+pub(super) fn verify(block: &Block, number: MetaBlock, kind: BlockKind) -> Result<()> {
+    block.verify(number, kind)?;
+    if kind == BlockKind::Node { require_sound_node(block, number) } else { Ok(()) }
+}
+
+/// What is asked of any node: a header in order, the capacity that we write too, ascending keys.
 fn require_sound_node(block: &Block, number: MetaBlock) -> Result<()> {
     let header = NodeHeader::decode(block);
     let kind = header

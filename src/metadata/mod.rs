@@ -13,9 +13,10 @@
 //! - After any other error in a changing method the in-core state is not to be trusted: only [`Metadata::abort`] leads on.
 //!
 //! The files, from the bottom: `cache` (blocks), `meta_map` (metadata counts), `data_log` and `data_map` (data counts),
-//! `space` (shadowing), `tree` (B-trees), `volumes` (what volumes are made of), `partial` (blocks of which only a part is there), `replay` (what a journal says), `sharing` (what is whose), `budget` (worst cases), `backing` (the disk's own space), `open`,
+//! `space` (shadowing), `tree` (B-trees), `ahead` (many blocks read at once), `volumes` (what volumes are made of), `highest` (where volumes end), `partial` (blocks of which only a part is there), `replay` (what a journal says), `sharing` (what is whose), `budget` (worst cases), `backing` (the disk's own space), `open`,
 //! `commit`.
 
+mod ahead;
 mod backing;
 mod block_set;
 mod budget;
@@ -24,6 +25,7 @@ mod commit;
 mod data_log;
 mod data_map;
 mod held;
+mod highest;
 mod meta_map;
 mod open;
 mod partial;
@@ -48,6 +50,7 @@ use backing::Backing;
 use block_set::BlockSet;
 use budget::{Ask, Shape};
 use data_map::{DataMap, bitmaps_for};
+use highest::Highest;
 use partial::Partials;
 pub use partial::{Base, Partial};
 use pending::Pending;
@@ -139,6 +142,7 @@ pub struct Metadata<D: Disk> {
     time: SnapTime,
     transaction_id: TransactionId,
     pending: Pending,
+    highest: Highest,
     partials: Partials,
     shape: Shape,
     /// Reservations that the last check of the budget allows without another one.
@@ -372,14 +376,6 @@ impl<D: Disk> Metadata<D> {
         }
         pending.for_each(|(block, mapping)| visit(VirtualBlock(block), mapping));
         Ok(())
-    }
-
-    /// The highest mapped block.
-    pub fn highest_mapped(&mut self, volume: VolumeId) -> Result<Option<VirtualBlock>> {
-        self.require_sound()?;
-        let root = self.root_of(volume)?;
-        let in_tree = self.space.last_key::<MappingRecord>(root)?;
-        Ok(in_tree.max(self.pending.last(volume)).map(VirtualBlock))
     }
 
     /// Takes a free data block, `wanted` if that is free, in memory only: a crash leaks nothing. Give it to [`Metadata::map`] or

@@ -5,6 +5,7 @@ use super::budget::{Shape, index_nodes_for, reserve};
 use super::cache::{Cache, DEFAULT_CLEAN_BYTES};
 use super::data_log::DataLog;
 use super::data_map::{DataMap, bitmaps_for};
+use super::highest::Highest;
 use super::meta_map::MetaMap;
 use super::partial::Partials;
 use super::pending::Pending;
@@ -52,6 +53,7 @@ pub(super) fn format<D: Disk>(disk: D, geometry: Geometry) -> Result<Metadata<D>
         transaction_id: superblock.transaction_id,
         superblock,
         pending: Pending::default(),
+        highest: Highest::default(),
         partials: Partials::default(),
         shape: Shape::default(),
         checked_reservations: 0,
@@ -214,6 +216,7 @@ fn load<D: Disk>(disk: D, superblock: Superblock, access: Access, cache_bytes: u
         replays: false,
         superblock,
         pending: Pending::default(),
+        highest: Highest::default(),
         partials: Partials::default(),
         shape,
         checked_reservations: 0,
@@ -363,7 +366,7 @@ impl<D: Disk> Metadata<D> {
         (self.time, self.transaction_id) = (self.superblock.time, self.superblock.transaction_id);
         self.held_root = self.superblock.held_root;
         self.journal = self.superblock.journal();
-        self.pending = Pending::default();
+        (self.pending, self.highest) = (Pending::default(), Highest::default());
         (self.checked_reservations, self.checked_partials) = (0, 0);
         self.has_grown = false;
         self.walk = None;

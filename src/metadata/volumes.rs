@@ -305,6 +305,7 @@ impl<D: Disk> Metadata<D> {
 
     /// Makes the way to a volume's entry ours, so that its tree may be changed; the tree's root.
     fn open_root(&mut self, volume: VolumeId) -> Result<MetaBlock> {
+        self.highest.forget(volume);
         let mut inserter = Inserter::<D, RootRecord>::new(&mut self.space, self.mapping_root);
         let record = inserter.prepare(volume.get())?;
         self.mapping_root = inserter.root();
@@ -315,6 +316,7 @@ impl<D: Disk> Metadata<D> {
     }
 
     fn store_root(&mut self, volume: VolumeId, root: MetaBlock) -> Result<()> {
+        self.highest.forget(volume);
         let mut inserter = Inserter::new(&mut self.space, self.mapping_root);
         inserter.insert(volume.get(), RootRecord::new(root))?;
         self.mapping_root = inserter.root();

@@ -28,6 +28,7 @@ FREED = "engine/keeper/freed.rs"
 BUDGET = "metadata/budget.rs"
 JOURNAL_KEEPER = "engine/keeper/journal.rs"
 FLUSH = "engine/keeper/flush.rs"
+HIGHEST = "metadata/highest.rs"
 
 BUGS = {
     "epochs-not-waited-for": (
@@ -596,6 +597,11 @@ BUGS = {
         "the same, when the flush is that of the commit that ends the journal",
         [(JOURNAL_KEEPER, ".or(self.former.as_mut())", ".or(self.former.as_mut().filter(|_| !BUG))")],
         "engine::keeper::stop_tests::records_of_a_journal_that_ends_count_no_more_once_their_data_may_be_lost",
+    ),
+    "end-of-a-volume-that-has-changed": (
+        "the highest block of a volume is remembered although its tree has changed",
+        [(HIGHEST, "        self.0.remove(&volume);", "        if !BUG { self.0.remove(&volume); }")],
+        "metadata::highest::tests::whatever_changes_a_volume_changes_what_is_remembered_of_it",
     ),
     "replay-trusts-a-failed-flush": (
         "the flush of a replay fails, and the next one takes the records for good that it is for",

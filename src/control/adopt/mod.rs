@@ -145,6 +145,7 @@ pub fn adopt(pool: &PoolRef, wanted: &Adopt) -> Result<Adopted> {
     let mut catalog = Catalog::empty(transaction_id);
     catalog.options = plan.options();
     let mut volumes = Vec::with_capacity(found.len());
+    metadata.look_up_highest(found.iter().map(|(id, _)| *id));
     for (id, details) in &found {
         let mapped_end = size_to_show(*id, block_size, &mut |id| metadata.highest_mapped(id))?;
         let (entry, size_from) = plan.entry(*id, details, mapped_end)?;

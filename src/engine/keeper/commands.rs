@@ -543,6 +543,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
 
     pub(super) fn volume_infos(&mut self) -> Result<Vec<VolumeInfo>> {
         let mut infos = Vec::with_capacity(self.volumes.len());
+        self.metadata.look_up_highest(self.volumes.keys().copied());
         for (id, volume) in &self.volumes {
             let details = self.metadata.details(*id)?.expect("every open volume is in the metadata");
             infos.push(VolumeInfo {

@@ -17,7 +17,8 @@ pub(super) mod tests;
 
 pub(super) use insert::Inserter;
 
-use super::space::{References, Space, Span, TreeValue, require_depth};
+use super::space::{DEPTH_LIMIT, References, Space, Span, TreeValue, require_depth};
+use crate::checksum::BlockKind;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::format::{Entries, Node};
@@ -106,6 +107,22 @@ impl<D: Disk> Space<D> {
             }
         }
         unreachable!("the depth limit ends the loop")
+    }
+
+    /// Brings into memory what [`Space::last_key`] of these trees will look at, all of a level at once. What cannot be read is left to that.
+    pub fn read_ahead_last<V: TreeValue>(&mut self, roots: &[MetaBlock]) {
+        let mut level = roots.to_vec();
+        for _ in 0..DEPTH_LIMIT {
+            self.cache.read_ahead(&self.disk, &level, BlockKind::Node);
+            let last_child = |block: MetaBlock| match self.node::<V>(block, Span::ALL) {
+                Ok(Node::Internal(entries)) => Some(MetaBlock(entries.values.last()?.get())),
+                Ok(Node::Leaf(_)) | Err(_) => None,
+            };
+            level = level.into_iter().filter_map(last_child).collect();
+            if level.is_empty() {
+                return;
+            }
+        }
     }
 
     /// Shows `visit` every leaf that has entries in `range`, cut to it, in ascending order, until it breaks off.
