@@ -3,7 +3,7 @@
 mod cli_common;
 mod common;
 
-use cli_common::{POOL, Place};
+use cli_common::{POOL, Place, eventually};
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 
@@ -238,6 +238,45 @@ fn a_pool_that_is_served_or_somebodys() {
     place.fails(&DOCTOR, 6, "is in use").hint();
     drop(lock);
     place.fails(&["pool", "doctor", "./none"], 5, "there is no pool").hint();
+}
+
+#[test]
+fn a_file_that_is_removed_under_its_daemon_is_told_while_something_can_be_saved() {
+    let place = pool_with_volumes();
+    let daemon = place.serve(&[]);
+    place.connect("a").write(0, &[7; 4096]).expect("written");
+    fs::remove_file(place.path("p/data")).expect("there");
+    let outcome = place.run(&["pool", "status", POOL, "--exit-code"]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stdout.contains("its data file was removed"), "{outcome:?}");
+    assert_eq!(place.json(&["pool", "status", POOL])["removed"], serde_json::json!(["data"]));
+    assert_eq!(findings(&place, &[], 4)[0], one("removed", "problem", false)[0]);
+    assert_eq!(place.connect("a").read(0, 4096).expect("read"), [7; 4096], "there is still time to copy it");
+    eventually("it is told", || {
+        fs::read_to_string(place.path("serve.log")).is_ok_and(|log| log.contains("its data file was removed"))
+    });
+    place.ok(&["pool", "close", POOL]);
+    assert_eq!(daemon.wait(), 0);
+    place.fails(&["pool", "status", POOL], 5, "data: there is no such file").hint();
+}
+
+#[test]
+fn an_origin_that_is_gone_is_told_once_for_all_its_volumes() {
+    let place = pool_with_volumes();
+    let origin = place.path("base.img");
+    fs::write(&origin, vec![3; 1 << 20]).expect("written");
+    let origin = origin.to_str().expect("text");
+    for volume in ["./p/x", "./p/y"] {
+        place.ok(&["volume", "create", volume, "--origin", origin]);
+    }
+    fs::remove_file(origin).expect("there");
+    assert_eq!(findings(&place, &[], 4), one("origin", "problem", false));
+    let daemon = place.serve(&[]);
+    let found = findings(&place, &[], 4);
+    assert_eq!(found[0], one("origin", "problem", false)[0], "{found:?}");
+    let outcome = place.run(&DOCTOR);
+    assert!(outcome.stdout.contains("volume `x` and 1 more cannot be served"), "{outcome:?}");
+    drop(daemon);
 }
 
 #[test]

@@ -424,7 +424,8 @@ fn status_text(columns: &[&Column<PoolInfo>], info: &PoolInfo, table: &TableArgs
             text.push_str(&format!("hint: {hint}\n"));
         }
     }
-    info.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
+    let notes = info.removed_words().chain(info.notes.iter().cloned());
+    notes.for_each(|note| text.push_str(&format!("note: {note}\n")));
     text
 }
 

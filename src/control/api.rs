@@ -154,6 +154,9 @@ pub struct PoolInfo {
     pub served_by: Option<ServedBy>,
     /// Where volumes are to be had: one NBD URI for each listener (each volume has URIs of its own).
     pub exports: Vec<String>,
+    /// Of `metadata` and `data` what somebody has removed: it is there only as long as the daemon runs.
+    #[serde(default)]
+    pub removed: Vec<String>,
     /// What had to be put right when the pool was opened.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -168,13 +171,21 @@ impl PoolInfo {
         };
         // A pool that nobody serves has no mode that says so.
         let cannot_be_served = self.journal.state == JournalState::Missing;
-        if !works || cannot_be_served || self.data.free_bytes == 0 || self.metadata.has_none() {
+        let is_lost = !self.removed.is_empty();
+        if !works || cannot_be_served || is_lost || self.data.free_bytes == 0 || self.metadata.has_none() {
             return Health::Critical;
         }
         let low_data = self.data.free_bytes < self.options.low_water.bytes_of(self.data.total_bytes);
         let low_metadata = self.metadata.free_bytes < self.metadata_low_water_bytes();
         let has_no_journal = self.journal.state == JournalState::Failed;
         if low_data || low_metadata || has_no_journal { Health::Low } else { Health::Ok }
+    }
+
+    /// What to say of each part in [`PoolInfo::removed`].
+    pub fn removed_words(&self) -> impl Iterator<Item = String> {
+        self.removed.iter().map(|part| {
+            format!("its {part} file was removed, and is there only until the daemon ends: copy the volumes to another pool before that")
+        })
     }
 
     /// With less free metadata than this the pool asks for attention.

@@ -42,6 +42,7 @@ pub(in super::super) fn sample() -> PoolInfo {
         waiting_for_space: 0,
         map_bytes: 0,
         journal: JournalInfo::default(),
+        removed: Vec::new(),
         places: PoolPlaces::default(),
         options: PoolOptions::default(),
         needs_check: false,
@@ -98,6 +99,8 @@ fn a_pool_asks_for_attention_before_it_is_full() {
     assert_eq!(PoolInfo { needs_check: true, ..sample() }.assess(), Health::Critical);
     let journal = JournalInfo { state: JournalState::Failed, ..JournalInfo::default() };
     assert_eq!(PoolInfo { journal, ..sample() }.assess(), Health::Low);
+    let removed = vec!["data".to_owned()];
+    assert_eq!(PoolInfo { removed, ..sample() }.assess(), Health::Critical);
     let full = DataSpace { free_bytes: 0, ..sample().data };
     assert_eq!(PoolInfo { data: full, ..sample() }.assess(), Health::Critical);
     assert_eq!(FreeSpace::Percent(100).bytes_of(u64::MAX), u64::MAX);

@@ -49,11 +49,12 @@ impl Client {
     /// The daemon that serves the pool; `None` if there is none. A socket without a listener, which a killed daemon leaves
     /// behind, counts as none.
     pub fn find(dir: &PoolDir) -> Result<Option<Self>> {
-        dir.require()?;
         let socket = dir.control_socket();
         match connect(&socket) {
             Ok(_) => {}
             Err(source) => {
+                // Only now: what a daemon serves is a pool, whatever somebody has removed since.
+                dir.require()?;
                 return match source.kind() {
                     io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
                     io::ErrorKind::PermissionDenied => Err(Error::new(

@@ -9,8 +9,8 @@ use super::service::{Executor, Parts, Service};
 use crate::disk::{Disk, FileDisk};
 use crate::driver::blocking::Blocking;
 use crate::engine::{
-    Answer, Command, JournalStatus, Keeper, KeeperOptions, Kind, Mode, PoolStatus, SharingInfo, TimesFull,
-    VolumeInfo, WhenFull,
+    Answer, Command, JournalStatus, Keeper, KeeperOptions, Kind, Mode, PoolStatus, Removed, SharingInfo,
+    TimesFull, VolumeInfo, WhenFull,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Count, Metadata, VolumeSharing};
@@ -166,6 +166,7 @@ impl Onlooker {
             counts: 1,
             map_bytes: 0,
             journal: self.journal,
+            removed: Removed::default(),
         })
     }
 

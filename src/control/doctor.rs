@@ -5,10 +5,10 @@
 //! the flag), and removes what nobody uses; it never guesses about data. After it, the pool is looked at again: what is not
 //! found any more was mended.
 
-use super::api::{Health, PoolApi};
+use super::api::{Health, OriginInfo, PoolApi};
 use super::client::Client;
 use super::direct;
-use super::name::PoolRef;
+use super::name::{PoolRef, VolumeName};
 use super::open::{as_found, compare};
 use super::pool_dir::{PoolDir, PoolDisks};
 use super::reconcile::{NoteKind, Reconciled};
@@ -17,6 +17,7 @@ use crate::disk::{Disk, FileDisk, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metadata::{Access, Metadata};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -209,7 +210,17 @@ fn examine_served(dir: &PoolDir, client: &Client, findings: &mut Vec<Finding>) -
     for note in &info.notes {
         findings.push(Finding::new("opened", Severity::Note, format!("when it was opened: {note}")));
     }
-    space_finding(dir, info.health, info.failure.is_some(), findings);
+    for what in info.removed_words() {
+        let hint =
+            "nbdcopy, or `qemu-img convert`, from its exports; nothing brings back a file that was removed";
+        findings.push(Finding::new("removed", Severity::Problem, what).hint(hint));
+    }
+    let volumes = client.volumes()?.volumes;
+    let on_origins =
+        volumes.iter().filter_map(|volume| Some((&volume.name, volume.external_origin.as_ref()?)));
+    origin_findings(dir, on_origins.map(|(name, origin)| (name, origin.clone())), findings);
+    let is_stopped = info.failure.is_some() || !info.removed.is_empty();
+    space_finding(dir, info.health, is_stopped, findings);
     if let Ok(file) = std::fs::metadata(dir.data())
         && file.is_file()
         && file.len() < info.data.total_bytes
@@ -266,6 +277,10 @@ fn examine_disks(dir: &PoolDir, disks: PoolDisks, findings: &mut Vec<Finding>) {
                 findings.push(Finding::new("no-name", Severity::Note, what).hint(hint));
             }
             examine_catalog(&reconciled, findings);
+            let volumes = reconciled.catalog.volumes.iter();
+            let on_origins =
+                volumes.filter_map(|entry| Some((&entry.name, entry.external_origin.as_ref()?.info())));
+            origin_findings(dir, on_origins, findings);
         }
         Err(error) => findings.push(Finding::of_error("catalog", &error)),
     }
@@ -430,6 +445,32 @@ fn space_finding(dir: &PoolDir, health: Health, is_stopped: bool, findings: &mut
         "`uthin pool status {}` has the figures, `uthin pool grow` adds to them",
         dir.shown()
     )));
+}
+
+/// External origins that are not there, or not what they were: one finding for each, however many volumes stand on it.
+fn origin_findings<'a>(
+    dir: &PoolDir,
+    on_origins: impl Iterator<Item = (&'a VolumeName, OriginInfo)>,
+    findings: &mut Vec<Finding>,
+) {
+    let mut lacking: BTreeMap<(String, String), Vec<&VolumeName>> = BTreeMap::new();
+    for (name, origin) in on_origins {
+        let Some(problem) = origin.problem else { continue };
+        lacking.entry((origin.path, problem)).or_default().push(name);
+    }
+    for ((path, problem), names) in lacking {
+        let others = match names.len() {
+            1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
+        let what =
+            format!("volume `{}`{others} cannot be served: external origin {path}: {problem}", names[0]);
+        findings.push(Finding::new("origin", Severity::Problem, what).hint(format!(
+            "bring it back as it was; if it is elsewhere now, or was changed and is right: `uthin volume set {}/{} --origin FILE`",
+            dir.shown(),
+            names[0]
+        )));
+    }
 }
 
 fn stale_sockets(dir: &PoolDir, findings: &mut Vec<Finding>) {

@@ -35,6 +35,8 @@ pub enum Kind {
     MetadataOk,
     /// The pool is in another mode.
     Mode,
+    /// Somebody has removed the metadata's or the data's file: it is there only until the daemon ends.
+    Removed,
     /// A volume or snapshot was made.
     VolumeCreated,
     /// A volume was deleted.
@@ -54,6 +56,7 @@ impl Kind {
             Kind::MetadataFull => "metadata-full",
             Kind::MetadataOk => "metadata-ok",
             Kind::Mode => "mode",
+            Kind::Removed => "removed",
             Kind::VolumeCreated => "volume-created",
             Kind::VolumeDeleted => "volume-deleted",
             Kind::Closing => "closing",
@@ -183,6 +186,7 @@ struct Seen {
     data: SeenSpace,
     metadata: SeenSpace,
     mode: Mode,
+    removed: usize,
 }
 
 struct Ring {
@@ -200,7 +204,8 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        let seen = Seen { data: SeenSpace::default(), metadata: SeenSpace::default(), mode: Mode::Rw };
+        let seen =
+            Seen { data: SeenSpace::default(), metadata: SeenSpace::default(), mode: Mode::Rw, removed: 0 };
         let ring = Ring { kept: VecDeque::new(), last: 0, seen };
         Events { ring: Mutex::new(ring), more: Condvar::new(), last: watch::Sender::new(0) }
     }
@@ -245,6 +250,11 @@ impl Events {
         if mode != ring.seen.mode {
             ring.seen.mode = mode;
             self.emit(&mut ring, Event { mode: Some(mode), ..Event::new(Kind::Mode) });
+        }
+        if info.removed.len() > ring.seen.removed {
+            ring.seen.removed = info.removed.len();
+            info.removed_words().for_each(|words| tracing::error!("{words}"));
+            self.emit(&mut ring, Event::new(Kind::Removed));
         }
         if mode == Mode::Fail {
             return; // its figures are those of an earlier moment

@@ -598,6 +598,10 @@ impl PoolApi for Service {
             needs_check: status.needs_check,
             served_by: self.serving.get().map(|(served_by, _)| served_by.clone()),
             exports: self.uris(""),
+            removed: [("metadata", status.removed.metadata), ("data", status.removed.data)]
+                .into_iter()
+                .filter_map(|(part, is_removed)| is_removed.then(|| part.to_owned()))
+                .collect(),
             notes: self.notes.iter().map(|note| note.text.clone()).collect(),
         };
         info.notes.extend(self.device_notes(&catalog));

@@ -279,6 +279,7 @@ fn status_of(world: &World) -> PoolStatus {
         counts: 0,
         map_bytes: 0,
         journal: engine::JournalStatus::Off,
+        removed: engine::Removed::default(),
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -302,6 +302,10 @@ impl Disk for FileDisk {
         let message =
             format!("the file has {size_bytes} bytes now and had {expected}: somebody has truncated it");
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))
+    }
+
+    fn is_removed(&self) -> bool {
+        !self.is_device && self.file.metadata().is_ok_and(|file| file.nlink() == 0)
     }
 
     fn into_file(self: Arc<Self>) -> Option<Arc<FileDisk>> {

@@ -56,6 +56,11 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
+    /// Whether it has lost its name, so that its bytes are gone as soon as nobody has it open any more.
+    fn is_removed(&self) -> bool {
+        false
+    }
+
     /// The open file, for a driver that does its I/O by itself; `None` for a disk that is none.
     fn into_file(self: Arc<Self>) -> Option<Arc<FileDisk>> {
         None
@@ -93,6 +98,9 @@ impl<T: Disk + ?Sized> Disk for Arc<T> {
     fn check_size(&self) -> io::Result<()> {
         (**self).check_size()
     }
+    fn is_removed(&self) -> bool {
+        (**self).is_removed()
+    }
     fn name(&self) -> String {
         (**self).name()
     }
@@ -125,6 +133,9 @@ impl<T: Disk + ?Sized> Disk for &T {
     }
     fn check_size(&self) -> io::Result<()> {
         (**self).check_size()
+    }
+    fn is_removed(&self) -> bool {
+        (**self).is_removed()
     }
     fn name(&self) -> String {
         (**self).name()

@@ -297,6 +297,17 @@ pub struct PoolStatus {
     pub map_bytes: u64,
     /// Whether changes are recorded in a journal.
     pub journal: JournalStatus,
+    /// Files that are there only as long as the pool has them open.
+    pub removed: Removed,
+}
+
+/// Which of a pool's files have lost their names: somebody has removed them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Removed {
+    /// The metadata.
+    pub metadata: bool,
+    /// The data.
+    pub data: bool,
 }
 
 /// What a pool has of a journal.

@@ -217,6 +217,11 @@ impl<D: Disk> Metadata<D> {
         self.space.disk.check_size()
     }
 
+    /// See [`Disk::is_removed`].
+    pub fn is_disk_removed(&self) -> bool {
+        self.space.disk.is_removed()
+    }
+
     /// Block size and number of data blocks.
     pub fn geometry(&self) -> Geometry {
         let block_size = self.superblock.data_block_size().expect("checked when the superblock was read");

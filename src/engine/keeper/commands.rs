@@ -1,6 +1,6 @@
 //! The control plane's commands: volumes come and go, snapshots are taken of frozen volumes, the pool tells its state.
 
-use super::super::command::Behaviour;
+use super::super::command::{Behaviour, Removed};
 use super::*;
 use crate::engine::origin::Origin;
 use crate::units::{META_BLOCK_BYTES, SnapTime};
@@ -538,6 +538,7 @@ impl<M: Disk, D: Disk> Keeper<M, D> {
             deleting: self.deletions.iter().copied().collect(),
             counts: self.sharing_counts(),
             journal: self.journal.status(),
+            removed: Removed { metadata: self.metadata.is_disk_removed(), data: self.data.is_removed() },
         }
     }
 
