@@ -37,6 +37,7 @@ fn a_pool_that_is_being_served_is_checked_as_it_is_at_this_moment() {
     assert_eq!(report["volumes"][0]["mapped_blocks"], 16, "what was written a moment ago: {report}");
     let said = place.ok(&["pool", "check", POOL, "--online"]);
     assert!(said.contains("data      not counted\n"), "counts change all the time: {said}");
+    assert!(!said.contains("journal") && said.ends_with("\nclean\n"), "it is all of that moment: {said}");
     let held = |place: &Place| place.json(&["pool", "status", POOL])["held_root"].clone();
     assert!(held(&place).is_null(), "it is released");
 

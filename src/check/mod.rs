@@ -120,6 +120,9 @@ fn look(disk: &dyn Disk, options: &CheckOptions) -> Result<Looked> {
 fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) -> Result<Looked> {
     let mut findings = Findings::new(options.findings_limit);
     let stored = open::read_superblock(disk, &mut findings)?;
+    if !options.metadata_snapshot {
+        open::note_journal(&stored, &mut findings);
+    }
     let mut superblock = stored.clone();
     superblock.mapping_root = options.mapping_root.unwrap_or(superblock.mapping_root);
     superblock.details_root = options.details_root.unwrap_or(superblock.details_root);
@@ -158,7 +161,7 @@ fn look_in_order(disk: &dyn Disk, options: &CheckOptions, judges_ahead: bool) ->
         data: outcome.data,
         metadata: outcome.metadata,
         partial_blocks: outcome.partials.blocks,
-        journal: superblock.journal().is_some(),
+        journal: superblock.journal().is_some() && !options.metadata_snapshot,
         nodes,
         findings,
         findings_omitted,

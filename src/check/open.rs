@@ -62,6 +62,18 @@ pub(super) fn too_small(name: &str, size_bytes: u64) -> Error {
         .hint("metadata is many blocks of 4096 bytes; was the right file given, and copied in full?")
 }
 
+/// There are changes on top of this commit. (A metadata snapshot is what it is.)
+pub(super) fn note_journal(superblock: &Superblock, findings: &mut Findings) {
+    if let Some(journal) = superblock.journal() {
+        let message = format!(
+            "a journal holds changes on top of this commit (number {:#x}, generation {}): the pool was not closed. Serving it \
+             brings them in",
+            journal.id, journal.generation
+        );
+        findings.note(Severity::Note, Some(MetaBlock::SUPERBLOCK), "superblock", message);
+    }
+}
+
 /// What is unusual and wrong for nobody.
 fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
     let extended = superblock.partial_tree().is_some();
@@ -71,14 +83,6 @@ fn notes(block: &Block, superblock: &Superblock, findings: &mut Findings) {
             "names a tree of partial blocks, at {partial_root}, without the feature that goes with it"
         );
         findings.note(Severity::Damage, Some(MetaBlock::SUPERBLOCK), "superblock", message);
-    }
-    if let Some(journal) = superblock.journal() {
-        let message = format!(
-            "a journal holds changes on top of this commit (number {:#x}, generation {}): the pool was not closed. Serving it \
-             brings them in",
-            journal.id, journal.generation
-        );
-        findings.note(Severity::Note, Some(MetaBlock::SUPERBLOCK), "superblock", message);
     }
     let mut note = |message: String| {
         findings.note(Severity::Note, Some(MetaBlock::SUPERBLOCK), "superblock", message);

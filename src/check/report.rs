@@ -136,7 +136,7 @@ pub struct Report {
     pub metadata: Space,
     /// Blocks of which only a part is there: a pool that was not settled (`uthin pool settle`).
     pub partial_blocks: u64,
-    /// Whether a journal holds changes on top of what was checked: a pool that was not closed.
+    /// Whether a journal holds changes on top of the commit that was checked: a pool that was not closed.
     pub journal: bool,
     /// Distinct B-tree nodes read.
     pub nodes: u64,

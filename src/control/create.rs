@@ -184,8 +184,9 @@ fn make_data(
         && !size_bytes.is_multiple_of(SECTOR_BYTES)
     {
         let message = format!("a pool cannot have {size_bytes} bytes: sizes are multiples of {SECTOR_BYTES}");
-        return Err(Error::new(ErrorKind::Invalid, message)
-            .hint(format!("{} would do", size_bytes / SECTOR_BYTES * SECTOR_BYTES)));
+        return Err(
+            Error::new(ErrorKind::Invalid, message).hint(super::service::size_that_would_do(size_bytes))
+        );
     }
     let blocks_in = |size_bytes: u64, notes: &mut Vec<String>| {
         let blocks = block_size.whole_blocks_in(size_bytes);

@@ -158,11 +158,20 @@ impl PoolDir {
         }
         for (path, what) in [(self.metadata(), "metadata"), (self.data(), "data")] {
             match std::fs::metadata(&path) {
+                Ok(found) if found.is_dir() => {
+                    let message = format!("{} is not a pool: {what} is a directory", self.path.display());
+                    return Err(Error::new(ErrorKind::WrongState, message).hint(format!(
+                        "a pool's directory has files (or links) `metadata` and `data`; put back `{what}`"
+                    )));
+                }
                 Ok(_) => {}
-                Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
-                    let gone = std::fs::symlink_metadata(&path).is_ok();
-                    let problem =
-                        if gone { "the device behind it is missing" } else { "there is no such file" };
+                Err(source) if is_not_there(&source) => {
+                    let is_link = std::fs::symlink_metadata(&path).is_ok();
+                    let problem = match source.kind() {
+                        std::io::ErrorKind::NotFound if is_link => "the device behind it is missing",
+                        std::io::ErrorKind::NotFound => "there is no such file",
+                        _ => "it is a link that leads back to itself",
+                    };
                     return Err(not_found(format!(
                         "{} is not a pool: {what}: {problem}",
                         self.path.display()
@@ -194,6 +203,12 @@ impl PoolDir {
             }
         }
     }
+}
+
+/// Also a link to itself leads nowhere.
+fn is_not_there(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 /// A path to the socket `path` that fits into a socket address. For a long one that is a way through the open directory,
@@ -231,6 +246,16 @@ mod tests {
         std::fs::write(directory.path().join("metadata"), "").expect("written");
         std::os::unix::fs::symlink("/nowhere/disk", directory.path().join("data")).expect("linked");
         assert!(problem(directory.path()).message().contains("data: the device behind it is missing"));
+        std::fs::remove_file(directory.path().join("data")).expect("there");
+        std::os::unix::fs::symlink("data", directory.path().join("data")).expect("linked");
+        assert!(problem(directory.path()).message().contains("data: it is a link that leads back to itself"));
+        std::fs::remove_file(directory.path().join("data")).expect("there");
+        std::fs::create_dir(directory.path().join("data")).expect("made");
+        let error = problem(directory.path());
+        assert_eq!(
+            (error.kind(), error.message().contains("data is a directory")),
+            (ErrorKind::WrongState, true)
+        );
     }
 
     #[test]

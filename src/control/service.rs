@@ -600,7 +600,8 @@ impl PoolApi for Service {
             exports: self.uris(""),
             removed: [("metadata", status.removed.metadata), ("data", status.removed.data)]
                 .into_iter()
-                .filter_map(|(part, is_removed)| is_removed.then(|| part.to_owned()))
+                .filter(|(_, is_removed)| *is_removed)
+                .map(|(part, _)| part.to_owned())
                 .collect(),
             notes: self.notes.iter().map(|note| note.text.clone()).collect(),
         };
@@ -838,12 +839,19 @@ fn check_group(request: &SnapshotGroup) -> Result<()> {
     Ok(())
 }
 
+/// Who forgets the unit gets few bytes.
+pub(super) fn size_that_would_do(size_bytes: u64) -> String {
+    match size_bytes {
+        0..SECTOR_BYTES => "give it with a unit, as in 10G".to_owned(),
+        _ => format!("{} would do", size_bytes / SECTOR_BYTES * SECTOR_BYTES),
+    }
+}
+
 pub(super) fn check_volume_size(size_bytes: u64, limit_bytes: u64) -> Result<()> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         let message =
             format!("a volume cannot have {size_bytes} bytes: sizes are multiples of {SECTOR_BYTES}, not 0");
-        let below = (size_bytes / SECTOR_BYTES).max(1) * SECTOR_BYTES;
-        return Err(Error::new(ErrorKind::Invalid, message).hint(format!("{below} would do")));
+        return Err(Error::new(ErrorKind::Invalid, message).hint(size_that_would_do(size_bytes)));
     }
     if size_bytes > limit_bytes {
         let message =
