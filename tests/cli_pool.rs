@@ -196,7 +196,8 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
     };
     create(&[], 2, "--size");
     create(&["--size", "10GB"], 2, "10GB");
-    create(&["--size", "-1"], 2, "-1");
+    create(&["--size", "-1"], 2, "`-1` is no size: it is less than nothing");
+    create(&["--size", "--journal", "none"], 2, "");
     create(&["--size", "1000"], 2, "multiples of 512");
     let outcome = place.fails(&["pool", "create", POOL, "--size", "10"], 2, "multiples of 512");
     assert_eq!(outcome.hint(), "give it with a unit, as in 10G");

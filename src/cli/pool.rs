@@ -67,10 +67,10 @@ pub(super) enum Verb {
         #[arg(value_parser = PoolRef::parse)]
         pool: PoolRef,
         /// Space for data in all, or `+SIZE` for so much more [default: all of its file or device]
-        #[arg(long, value_parser = NewSize::parse)]
+        #[arg(long, value_parser = NewSize::parse, allow_hyphen_values = true)]
         size: Option<NewSize>,
         /// Space for metadata, likewise [default: all of its file or device]
-        #[arg(long, value_parser = NewSize::parse)]
+        #[arg(long, value_parser = NewSize::parse, allow_hyphen_values = true)]
         metadata_size: Option<NewSize>,
     },
     /// Make whole blocks of partial ones (see --small-writes), in use or not
@@ -142,7 +142,7 @@ pub(super) struct CreateArgs {
     #[arg(value_parser = PoolRef::parse)]
     pool: PoolRef,
     /// Space for data; what is no whole block at its end stays unused [default: all of --data]
-    #[arg(long, value_parser = size::parse, required_unless_present = "data")]
+    #[arg(long, value_parser = size::parse, allow_hyphen_values = true, required_unless_present = "data")]
     size: Option<u64>,
     /// Keep the data on this block device or existing file
     #[arg(long, value_name = "DEVICE")]

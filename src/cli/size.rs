@@ -17,8 +17,10 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
     let (number, unit) = text.split_at(digits_end);
     let shift = unit_shift(unit).ok_or_else(|| {
         let decimal = unit.len() == 2 && unit.to_ascii_uppercase().ends_with('B');
-        if text.starts_with('+') {
-            return wrong("so much more than what?");
+        match text.chars().next() {
+            Some('+') => return wrong("so much more than what?"),
+            Some('-') => return wrong("it is less than nothing"),
+            Some(_) | None => {}
         }
         wrong(if decimal {
             "that unit means 1000 to some and 1024 to others"
@@ -58,6 +60,11 @@ impl NewSize {
     pub(crate) fn parse(text: &str) -> Result<Self> {
         match text.strip_prefix('+') {
             Some(more) => parse(more).map(NewSize::By),
+            None if text.starts_with('-') => {
+                let message = format!("`{text}`: nothing is taken away from a size");
+                Err(Error::new(ErrorKind::Invalid, message)
+                    .hint("give the size that it is to have, such as 20G"))
+            }
             None => parse(text).map(NewSize::To),
         }
     }
@@ -134,6 +141,7 @@ mod tests {
     fn so_much_more_is_a_size_to_have() {
         let bytes = |text, now| NewSize::parse(text).and_then(|size| size.bytes(|| Ok(now)));
         assert_eq!((bytes("5G", 1 << 30), bytes("+5G", 1 << 30)), (Ok(5 << 30), Ok(6 << 30)));
+        assert!(bytes("-1G", 2 << 30).expect_err("negative").message().contains("nothing is taken away"));
         assert!(bytes("+1", u64::MAX).is_err() && bytes("++1", 0).is_err() && bytes("+", 0).is_err());
     }
 

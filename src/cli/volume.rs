@@ -24,7 +24,7 @@ pub(super) enum Verb {
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         volume: VolumeRef,
         /// Its size, a multiple of 512 bytes; it takes space only as it is written [default: that of --origin]
-        #[arg(long, value_parser = size::parse, required_unless_present = "origin")]
+        #[arg(long, value_parser = size::parse, allow_hyphen_values = true, required_unless_present = "origin")]
         size: Option<u64>,
         /// A raw file or block device outside the pool that shows wherever the volume was not written; it is only read, and
         /// must stay where and as it is
@@ -111,7 +111,7 @@ pub(super) enum Verb {
         #[arg(value_name = "POOL/VOLUME", value_parser = VolumeRef::parse)]
         volume: VolumeRef,
         /// The size that it is to have, a multiple of 512 bytes, or `+SIZE` for so much more
-        #[arg(long, value_parser = NewSize::parse)]
+        #[arg(long, value_parser = NewSize::parse, allow_hyphen_values = true)]
         size: NewSize,
         /// Drop what it holds past the new end
         #[arg(long)]
