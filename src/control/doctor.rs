@@ -465,7 +465,7 @@ fn origin_findings<'a>(
         };
         let what =
             format!("volume `{}`{others} cannot be served: external origin {path}: {problem}", names[0]);
-        findings.push(Finding::new("origin", Severity::Problem, what).hint(format!(
+        findings.push(Finding::new("origin", Severity::Warning, what).hint(format!(
             "bring it back as it was; if it is elsewhere now, or was changed and is right: `uthin volume set {}/{} --origin FILE`",
             dir.shown(),
             names[0]
